@@ -1,0 +1,50 @@
+"""Paceline: installs local language-model engines, pairs draft with main models, serves them through one API.
+
+These are the names a plugin may use. Everything else is the host's own.
+"""
+
+from paceline.engine import Engine, ModelFormat, python_worker
+from paceline.errors import ModelFileError, PacelineError
+from paceline.hookspecs import API_VERSION, hookimpl
+from paceline.types import (
+    Compatibility,
+    GpuRequirement,
+    Model,
+    ModelFacts,
+    ModelKind,
+    Package,
+    PairStatus,
+    PairVerdict,
+    Recipe,
+    Release,
+    Requirements,
+    Runtime,
+    Verdict,
+    WorkerSpec,
+)
+
+__all__ = [
+    "API_VERSION",
+    "Compatibility",
+    "Engine",
+    "GpuRequirement",
+    "Model",
+    "ModelFacts",
+    "ModelFileError",
+    "ModelFormat",
+    "ModelKind",
+    "PacelineError",
+    "Package",
+    "PairStatus",
+    "PairVerdict",
+    "Recipe",
+    "Release",
+    "Requirements",
+    "Runtime",
+    "Verdict",
+    "WorkerSpec",
+    "hookimpl",
+    "python_worker",
+]
+
+__version__ = "0.1.0"

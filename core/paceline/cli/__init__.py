@@ -1,0 +1,70 @@
+"""The command line. One file per command; a command's module is imported when the command is used."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import NoReturn
+
+import click
+
+import paceline
+from paceline.errors import PacelineError
+
+# name -> (module, attribute, help line). The help line is repeated here so that `--help` imports no command.
+COMMANDS = {
+    "demo": ("paceline.cli.demo", "demo", "Install the best runtime and generate with the sample pair."),
+    "serve": ("paceline.cli.serve", "serve", "Serve the models of the library through the local API."),
+    "ls": ("paceline.cli.models", "ls", "List the models of the library."),
+    "pairs": ("paceline.cli.models", "pairs", "List draft/main pairs, each with its verdict and reason."),
+    "runtime": ("paceline.cli.runtime", "runtime", "Install, select, remove and survey runtimes."),
+    "plugins": ("paceline.cli.plugins", "plugins", "List engine plugins and why one is not active."),
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(paceline.__version__, prog_name="paceline")
+def cli() -> None:
+    """Paceline runs local language models: it installs their engines, pairs draft with main models for
+    speculative decoding, and serves them through one local API."""
+
+
+def main() -> NoReturn:
+    """Entry point of the `paceline` command."""
+    try:
+        status = cli.main(standalone_mode=False)
+    except PacelineError as error:
+        _complain(error)
+        sys.exit(error.exit_status)
+    except click.exceptions.Abort:
+        click.echo("cancelled", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _complain(error: PacelineError) -> None:
+    click.echo(f"error: {error.message}", err=True)
+    if error.help:
+        click.echo(f"help: {error.help}", err=True)

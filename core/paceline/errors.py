@@ -1,0 +1,116 @@
+"""Every error Paceline raises on purpose.
+
+PacelineError
+  + UsageError            what the user asked for makes no sense
+  + NotFoundError         a model, release or runtime of that name does not exist
+  + AmbiguousError        a name means several things
+  + PluginError           a plugin broke its contract
+  + RegistryError         the registry cannot be read
+  + InstallError          a runtime could not be installed
+      + IncompatibleError     this machine cannot run the release
+      + BuildError            the packages could not be built or fetched
+      + SmokeTestError        the installed engine does not start
+  + StoreError            the state on disk cannot be read or written
+  + InUseError            what should change is in use
+  + ModelFileError        a model file is truncated, hostile or of an unknown format
+  + PairError             the draft cannot propose for the main model
+  + RequestError          a generation request the model cannot serve
+  + TemplateError         the chat template failed or refused the messages
+  + WorkerError           a worker did not do what the protocol says
+      + WorkerDied            its process ended
+
+Each carries a sentence for people (`message`), the way out (`help`, may be None) and, where a client can
+act on it, a machine-readable `code` and the request field it is about (`param`).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class PacelineError(Exception):
+    """Base of the tree. `str(error)` is the message alone; callers print `help` on a line of its own."""
+
+    code: ClassVar[str] = "paceline_error"
+    exit_status: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, help: str | None = None, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.help = help
+        self.param = param
+
+
+class UsageError(PacelineError):
+    code = "invalid_request"
+    exit_status = 2
+
+
+class NotFoundError(PacelineError):
+    code = "not_found"
+
+
+class AmbiguousError(PacelineError):
+    code = "ambiguous"
+
+
+class PluginError(PacelineError):
+    code = "plugin_error"
+
+
+class RegistryError(PacelineError):
+    code = "registry_error"
+
+
+class InstallError(PacelineError):
+    code = "install_failed"
+
+
+class IncompatibleError(InstallError):
+    code = "incompatible"
+
+
+class BuildError(InstallError):
+    code = "build_failed"
+
+
+class SmokeTestError(InstallError):
+    code = "smoke_test_failed"
+
+
+class StoreError(PacelineError):
+    code = "store_error"
+
+
+class InUseError(PacelineError):
+    code = "in_use"
+
+
+class ModelFileError(PacelineError):
+    code = "model_file_error"
+
+
+class PairError(PacelineError):
+    code = "incompatible_draft"
+
+
+class RequestError(PacelineError):
+    code = "invalid_request"
+
+
+class TemplateError(PacelineError):
+    code = "chat_template_error"
+
+
+class WorkerError(PacelineError):
+    code = "worker_error"
+
+
+class WorkerDied(WorkerError):
+    """The worker's process ended. `log_tail` holds the last lines it wrote to stderr."""
+
+    code = "worker_died"
+
+    def __init__(self, message: str, *, log_tail: str = "", help: str | None = None) -> None:
+        super().__init__(message, help=help)
+        self.log_tail = log_tail

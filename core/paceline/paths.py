@@ -1,0 +1,62 @@
+"""Where Paceline keeps things. The environment decides first, then the platform's own folders.
+
+    PACELINE_HOME           runtimes, selection, models     (default: the user's data folder)
+    PACELINE_CACHE          downloads, built wheels, index  (default: the user's cache folder)
+    PACELINE_MODELS         the models folder               (default: <home>/models)
+    PACELINE_EXTRA_MODELS   more folders, separated like PATH
+"""
+
+from __future__ import annotations
+
+import os
+from importlib import resources
+from pathlib import Path
+
+
+def home() -> Path:
+    """The folder of everything that must be kept."""
+    return _from_environment("PACELINE_HOME") or _platform("data")
+
+
+def cache() -> Path:
+    """The folder of what can be made or fetched again."""
+    return _from_environment("PACELINE_CACHE") or _platform("cache")
+
+
+def models() -> Path:
+    return _from_environment("PACELINE_MODELS") or home() / "models"
+
+
+def extra_models() -> tuple[Path, ...]:
+    value = os.environ.get("PACELINE_EXTRA_MODELS", "")
+    return tuple(Path(p).expanduser().absolute() for p in value.split(os.pathsep) if p)
+
+
+def samples() -> Path:
+    """The models that ship with the package."""
+    return _package_path("samples")
+
+
+def registry_file() -> Path:
+    return _package_path("registry.json")
+
+
+def worker_root() -> Path:
+    """The folder that holds the first-party workers' packages, and nothing of the host."""
+    return _package_path("_runtimes")
+
+
+def _package_path(name: str) -> Path:
+    return Path(str(resources.files("paceline"))) / name
+
+
+def _from_environment(variable: str) -> Path | None:
+    value = os.environ.get(variable)
+    return Path(value).expanduser().absolute() if value else None
+
+
+def _platform(kind: str) -> Path:
+    import platformdirs
+
+    path = platformdirs.user_data_path if kind == "data" else platformdirs.user_cache_path
+    return path("paceline", appauthor=False)
