@@ -6,6 +6,7 @@ These are the names a plugin may use. Everything else is the host's own.
 from paceline.engine import Engine, ModelFormat, python_worker
 from paceline.errors import ModelFileError, PacelineError
 from paceline.hookspecs import API_VERSION, hookimpl
+from paceline.paths import worker_root
 from paceline.types import (
     Compatibility,
     GpuRequirement,
@@ -45,6 +46,7 @@ __all__ = [
     "WorkerSpec",
     "hookimpl",
     "python_worker",
+    "worker_root",
 ]
 
 __version__ = "0.1.0"
