@@ -1,0 +1,1 @@
+"""The worker of the echo engine: pure standard library, speaks Paceline's worker protocol."""
