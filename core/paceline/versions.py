@@ -1,0 +1,42 @@
+"""Order versions by meaning, never as text: `b10000` is newer than `b9999`, driver 535.104 newer than 535.9."""
+
+from __future__ import annotations
+
+import re
+
+from packaging.version import InvalidVersion, Version
+
+_NUMBERS = re.compile(r"\d+(?:\.\d+)*")
+_CHUNKS = re.compile(r"(\d+)|([^\W\d_]+)")
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """The dotted number that `text` starts with, without trailing zeros: `6.1.0-13-amd64` gives (6, 1).
+
+    For facts of the machine (drivers, kernels, C libraries), which follow no version scheme. Raises ValueError
+    for a text that does not start with a digit.
+    """
+    found = _NUMBERS.match(text.strip())
+    if found is None:
+        raise ValueError(f"{text!r} does not start with a version number")
+    parts = [int(part) for part in found.group().split(".")]
+    while len(parts) > 1 and parts[-1] == 0:
+        parts.pop()
+    return tuple(parts)
+
+
+def at_least(found: str, floor: str) -> bool:
+    """Whether the version `found` is `floor` or newer. Raises ValueError like `numbers`."""
+    return numbers(found) >= numbers(floor)
+
+
+def order(version: str) -> tuple[int, Version] | tuple[int, tuple[tuple[int, int, str], ...]]:
+    """A sort key for versions of releases: PEP 440 where it applies, else numbers by value and words by letter.
+
+    The two families never compare with each other: every PEP 440 version is the newer one.
+    """
+    try:
+        return 1, Version(version)
+    except InvalidVersion:
+        chunks = _CHUNKS.findall(version.lower())
+        return 0, tuple((1, int(number), "") if number else (0, 0, word) for number, word in chunks)
