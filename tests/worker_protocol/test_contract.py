@@ -1,0 +1,392 @@
+"""docs/worker-protocol.md as tests: whatever worker `candidate` is, these hold."""
+
+import itertools
+import json
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+GREEDY = {"temperature": 0}
+STOP_REASONS = {"eosFound", "stopStringFound", "maxPredictedTokensReached", "contextLengthReached", "userStopped"}
+
+
+# Rules of the process
+
+
+def test_end_of_input_ends_an_idle_worker(loaded):
+    loaded.hang_up()
+
+
+def test_end_of_input_in_the_middle_of_a_line_ends_it(worker):
+    worker.send(b'{"jsonrpc": "2.0", "id": 9')
+    worker.hang_up()
+
+
+def test_end_of_input_ends_a_worker_that_generates(loaded, candidate):
+    running = loaded.begin("generate", prompt=candidate.prompt, ignore_eos=True)
+    loaded.begin("generate", prompt=candidate.prompt, ignore_eos=True)
+    loaded.first_tokens(running)
+    loaded.hang_up()
+
+
+def test_no_worker_outlives_a_killed_host(candidate, eventually):
+    host = (
+        "import subprocess, sys, time; argv = sys.argv[1:]; "
+        "worker = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL); "
+        'worker.stdin.write(b\'{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocol":1}}\\n\'); '
+        "worker.stdin.flush(); worker.stdout.readline(); print(worker.pid, flush=True); time.sleep(600)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", host, *candidate.argv], stdout=subprocess.PIPE)
+    with process:
+        worker = psutil.Process(int(process.stdout.readline()))
+        process.kill()
+    assert eventually(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE, 3)
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        (b"hello", -32700),
+        (b"", -32700),
+        (b'{"jsonrpc": "2.0", "id": 1', -32700),
+        (b"\xff\xfe", -32700),
+        (b"[" * 100_000, -32700),
+        (b"[]", -32600),
+        (b"17", -32600),
+        (b"{}", -32600),
+        (b'{"jsonrpc": "1.0", "id": 1, "method": "health"}', -32600),
+        (b'{"jsonrpc": "2.0", "id": "one", "method": "health"}', -32600),
+        (b'{"jsonrpc": "2.0", "id": true, "method": "health"}', -32600),
+        (b'{"jsonrpc": "2.0", "id": 1, "method": 7}', -32600),
+        (b'{"jsonrpc": "2.0", "id": 1, "method": "health", "params": [1]}', -32600),
+        (b'[{"jsonrpc": "2.0", "id": 1, "method": "health"}]', -32600),
+    ],
+    ids=lambda value: repr(value[:24]) if isinstance(value, bytes) else None,
+)
+def test_what_is_no_request_is_answered_and_skipped(worker, line, code, refused):
+    worker.send(line + b"\n")
+    with pytest.raises(refused) as error:
+        worker.answer(None)
+    assert error.value.code == code
+    assert worker.call("health")["state"] == "idle"
+    assert worker.errors() == [code]
+
+
+def test_a_frame_over_64_MiB_is_refused_and_skipped(worker):
+    frame = {"jsonrpc": "2.0", "id": 77, "method": "tokenize", "params": {"text": "a" * (64 * 1024 * 1024)}}
+    worker.send(json.dumps(frame).encode() + b"\n")
+    assert worker.call("health")["state"] == "idle"
+    assert worker.errors() in ([-32600], [-32700])
+
+
+def test_an_unknown_method_is_refused(worker, refused):
+    with pytest.raises(refused) as error:
+        worker.call("make_coffee")
+    assert error.value.code == -32601
+
+
+def test_a_method_outside_the_features_is_refused(worker, refused):
+    features = worker.call("initialize", protocol=1)["features"]
+    if "embed" in features:
+        pytest.skip("this worker embeds")
+    with pytest.raises(refused):
+        worker.call("embed", inputs=["a"])
+    assert worker.call("health")["state"] == "idle"
+
+
+# initialize, load, unload
+
+
+def test_initialize(bare, candidate):
+    answer = bare.call("initialize", protocol=1, host="contract test")
+    assert answer["protocol"] == 1
+    assert answer["engine"] == candidate.engine
+    assert answer["version"]
+    assert {"generate"} <= set(answer["features"]) <= {"generate", "draft", "embed", "tokenize"}
+    assert answer["devices"]
+    assert all(device["name"] and device["kind"] for device in answer["devices"])
+    assert answer["slots"] >= 1
+
+
+def test_an_unknown_protocol_version_is_refused(bare, refused):
+    with pytest.raises(refused, match="999"):
+        bare.call("initialize", protocol=999)
+
+
+@pytest.mark.parametrize("method", ["generate", "tokenize", "detokenize"])
+def test_nothing_is_loaded_at_first(worker, refused, method):
+    with pytest.raises(refused) as error:
+        worker.call(method, prompt="a", text="a", tokens=[1])
+    assert (error.value.code, error.value.kind) == (-32000, "not_loaded")
+
+
+def test_load_says_what_was_loaded(worker, candidate):
+    answer = worker.call("load", role="main", path=str(candidate.main), context_length=512)
+    assert answer["context_length"] == 512
+    assert answer["vocabulary"] > 256
+    assert answer["load_s"] >= 0
+
+
+def test_a_model_that_cannot_be_loaded_is_refused_and_the_worker_lives(worker, candidate, tmp_path, refused):
+    half = tmp_path / candidate.main.name
+    half.write_bytes(candidate.main.read_bytes()[:100])
+    for path in (half, tmp_path / "absent"):
+        with pytest.raises(refused) as error:
+            worker.call("load", role="main", path=str(path))
+        assert (error.value.code, error.value.kind) == (-32000, "load_failed")
+    worker.call("load", role="main", path=str(candidate.main), context_length=512)
+    assert worker.generate(prompt=candidate.prompt, max_tokens=2).result["completion_tokens"] == 2
+
+
+def test_unloading_the_main_model_unloads_both(paired, candidate, refused):
+    assert paired.call("unload", role="main") == {}
+    with pytest.raises(refused) as error:
+        paired.call("generate", prompt=candidate.prompt)
+    assert error.value.kind == "not_loaded"
+    paired.call("load", role="main", path=str(candidate.main), context_length=512)
+    answer = paired.generate(prompt=candidate.prompt, max_tokens=4, draft={})
+    assert answer.result["acceptance"] is None
+    assert answer.result["draft_skipped"]
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "name"),
+    [
+        ("load", {"role": "captain", "path": "/x"}, "role"),
+        ("load", {"role": "main", "path": 7}, "path"),
+        ("generate", {}, "prompt"),
+        ("generate", {"prompt": {"a": 1}}, "prompt"),
+        ("generate", {"prompt": [-1]}, "prompt"),
+        ("generate", {"prompt": [10**12]}, "prompt"),
+        ("generate", {"prompt": "a", "max_tokens": "many"}, "max_tokens"),
+        ("generate", {"prompt": "a", "max_tokens": -1}, "max_tokens"),
+        ("generate", {"prompt": "a", "stop": 7}, "stop"),
+        ("tokenize", {}, "text"),
+        ("detokenize", {"tokens": ["a"]}, "tokens"),
+        ("cancel", {}, "request"),
+    ],
+)
+def test_bad_parameters_are_named(loaded, refused, method, params, name):
+    with pytest.raises(refused) as error:
+        loaded.call(method, **params)
+    assert error.value.code == -32602
+    assert error.value.kind == "invalid_request"
+    assert error.value.data["param"] == name
+    assert loaded.call("health")["state"] == "idle"
+
+
+# generate
+
+
+def test_the_pieces_are_the_whole_output(loaded, candidate):
+    answer = loaded.generate(prompt=candidate.prompt, sampling=GREEDY, max_tokens=64)
+    result = answer.result
+    assert len(answer.pieces) == result["completion_tokens"] >= 12
+    assert answer.text
+    assert result["stop_reason"] in STOP_REASONS
+    assert result["prompt_tokens"] == len(loaded.call("tokenize", text=candidate.prompt, add_special=True)["tokens"])
+    assert 0 <= result["cached_tokens"] <= result["prompt_tokens"]
+    assert min(result["queue_s"], result["prompt_s"], result["generation_s"]) >= 0
+    assert result["acceptance"] is None
+    assert answer.drafted == 0
+
+
+def test_notifications_come_before_the_answer(loaded, candidate):
+    id = loaded.begin("generate", prompt=candidate.prompt, max_tokens=8)
+    loaded.answer(id)
+    about = [f for f in loaded.frames if f.get("params", {}).get("request") == id or f.get("id") == id]
+    assert [f.get("method") for f in about[:-1] if f.get("method") != "prompt"] == ["tokens"] * (len(about) - 1)
+    assert "result" in about[-1]
+
+
+def test_max_tokens(loaded, candidate):
+    answer = loaded.generate(prompt=candidate.prompt, max_tokens=5)
+    assert answer.result["stop_reason"] == "maxPredictedTokensReached"
+    assert answer.result["completion_tokens"] == len(answer.pieces) == 5
+
+
+def test_generation_ends_before_the_first_stop_string(loaded, candidate):
+    text = loaded.generate(prompt=candidate.prompt, sampling=GREEDY, max_tokens=64).text
+    middle = len(text) // 2
+    stop, later = text[middle : middle + 5], text[middle + 7 : middle + 10]
+    answer = loaded.generate(prompt=candidate.prompt, sampling=GREEDY, max_tokens=64, stop=[later, "\0never\0", stop])
+    assert answer.result["stop_reason"] == "stopStringFound"
+    assert answer.result["stop_string"] in (stop, later)
+    assert answer.text == text[: min(text.index(stop), text.index(later))]
+    assert len(answer.pieces) == answer.result["completion_tokens"]
+
+
+def test_text_that_only_looked_like_a_stop_string_is_not_lost(loaded, candidate):
+    text = loaded.generate(prompt=candidate.prompt, sampling=GREEDY, max_tokens=64).text
+    nearly = [text[-8:] + "\0", text[10:15] + "\0", text[3:4] + "\0"]
+    answer = loaded.generate(prompt=candidate.prompt, sampling=GREEDY, max_tokens=64, stop=nearly)
+    assert answer.text == text
+    assert answer.result["stop_reason"] != "stopStringFound"
+
+
+def test_a_prompt_may_be_token_ids(loaded, candidate):
+    text = loaded.generate(prompt=candidate.prompt, sampling=GREEDY, max_tokens=16)
+    ids = loaded.call("tokenize", text=candidate.prompt, add_special=True)["tokens"]
+    assert loaded.generate(prompt=ids, sampling=GREEDY, max_tokens=16).tokens == text.tokens
+
+
+def test_tokens_and_text_are_the_same_thing(loaded, candidate):
+    ids = loaded.call("tokenize", text=candidate.prompt, add_special=False)["tokens"]
+    assert loaded.call("detokenize", tokens=ids)["text"].strip() == candidate.prompt.strip()
+
+
+def test_a_prompt_that_does_not_fit_is_refused(worker, candidate, refused):
+    worker.call("load", role="main", path=str(candidate.main), context_length=64)
+    tokens = len(worker.call("tokenize", text=candidate.prompt * 40, add_special=True)["tokens"])
+    with pytest.raises(refused) as error:
+        worker.call("generate", prompt=candidate.prompt * 40)
+    assert error.value.kind == "context_exceeded"
+    assert error.value.data["prompt_tokens"] == tokens
+    assert error.value.data["context_length"] == 64
+
+
+@pytest.mark.parametrize("draft", [None, {"exact_tokens": 7}])
+def test_a_full_context_ends_the_generation(worker, candidate, draft):
+    worker.call("load", role="main", path=str(candidate.main), context_length=128)
+    worker.call("load", role="draft", path=str(candidate.draft), context_length=128)
+    answer = worker.generate(prompt=candidate.prompt, ignore_eos=True, draft=draft)
+    assert answer.result["stop_reason"] == "contextLengthReached"
+    assert answer.result["prompt_tokens"] + answer.result["completion_tokens"] <= 128 + 1
+
+
+# Several at a time, and cancelling
+
+
+def test_concurrent_requests_are_all_served_and_do_not_mix(loaded, candidate):
+    alone = loaded.generate(prompt=candidate.prompt, sampling=GREEDY, max_tokens=24)
+    ids = [
+        loaded.begin("generate", prompt=candidate.prompt, sampling=GREEDY, max_tokens=24 if n % 2 else 6)
+        for n in range(8)
+    ]
+    for n, id in enumerate(ids):
+        assert loaded.generated(id).tokens == alone.tokens[: 24 if n % 2 else 6]
+
+
+def test_health_tells_what_runs_and_what_waits(loaded, candidate, eventually, refused):
+    slots = loaded.call("initialize", protocol=1)["slots"]
+    ids = [loaded.begin("generate", prompt=candidate.prompt, ignore_eos=True) for _ in range(slots + 2)]
+    for id in ids[:slots]:
+        loaded.first_tokens(id)
+    health = loaded.call("health")
+    assert health["state"] == "busy"
+    assert sorted(health["running"]) == ids[:slots]
+    assert health["waiting"] == ids[slots:]
+    for id in reversed(ids):
+        loaded.call("cancel", request=id)
+    for id in ids[slots:]:
+        with pytest.raises(refused) as error:
+            loaded.answer(id)
+        assert error.value.kind == "cancelled"
+    for id in ids[:slots]:
+        assert loaded.answer(id)["stop_reason"] == "userStopped"
+    assert eventually(lambda: loaded.call("health") == {"state": "idle", "running": [], "waiting": []})
+
+
+@pytest.mark.parametrize("draft", [None, {"exact_tokens": 4}])
+def test_cancel_ends_a_generation_between_two_steps(paired, candidate, draft):
+    id = paired.begin("generate", prompt=candidate.prompt, ignore_eos=True, draft=draft)
+    paired.first_tokens(id)
+    assert paired.call("cancel", request=id) == {}
+    answer = paired.generated(id)
+    assert answer.result["stop_reason"] == "userStopped"
+    assert len(answer.pieces) == answer.result["completion_tokens"]
+    if draft:
+        _adds_up(answer)
+    again = paired.generate(prompt=candidate.prompt, max_tokens=3)
+    assert again.result["stop_reason"] == "maxPredictedTokensReached"
+
+
+def test_cancelling_what_has_ended_is_no_error(loaded, candidate):
+    id = loaded.begin("generate", prompt=candidate.prompt, max_tokens=1)
+    loaded.answer(id)
+    assert loaded.call("cancel", request=id) == {}
+    assert loaded.call("cancel", request=999_999) == {}
+
+
+# The draft
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, {"temperature": 0.9, "seed": 7}], ids=["greedy", "seeded"])
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {},
+        {"max_tokens": 3},
+        {"max_tokens": 16, "min_probability": 0.0},
+        {"exact_tokens": 1},
+        {"exact_tokens": 8},
+        {"max_tokens": 2, "min_tokens": 3, "min_probability": 0.0},
+    ],
+    ids=json.dumps,
+)
+def test_a_draft_changes_nothing_but_the_speed(paired, candidate, knobs, sampling):
+    request = {"prompt": candidate.prompt, "max_tokens": 40, "sampling": sampling}
+    plain = paired.generate(**request)
+    answer = paired.generate(**request, draft=knobs)
+    assert answer.tokens == plain.tokens
+    assert answer.text == plain.text
+    for key in ("stop_reason", "stop_string", "prompt_tokens", "completion_tokens"):
+        assert answer.result[key] == plain.result[key]
+    _adds_up(answer)
+
+
+def test_a_fixed_draft_length_is_kept(paired, candidate):
+    answer = paired.generate(prompt=candidate.prompt, max_tokens=30, sampling=GREEDY, draft={"exact_tokens": 3})
+    record = _adds_up(answer)
+    assert record["accepted"] > 0
+    assert len(record["drafted_per_position"]) <= 3
+    assert record["drafted"] <= 3 * (record["rounds"] + 1)
+
+
+def test_drafts_that_are_too_short_are_ignored(paired, candidate):
+    knobs = {"max_tokens": 2, "min_tokens": 3, "min_probability": 0.0}
+    answer = paired.generate(prompt=candidate.prompt, max_tokens=20, sampling=GREEDY, draft=knobs)
+    record = _adds_up(answer)
+    assert record["drafted"] == record["ignored"] > 0
+    assert record["rounds"] == 0
+    assert answer.drafted == 0
+
+
+def test_a_draft_takes_part_only_when_asked(paired, candidate):
+    answer = paired.generate(prompt=candidate.prompt, max_tokens=20)
+    assert answer.result["acceptance"] is None
+    assert answer.result["draft_skipped"] is None
+    assert answer.drafted == 0
+
+
+def test_without_a_draft_model_the_answer_says_so(loaded, candidate):
+    answer = loaded.generate(prompt=candidate.prompt, max_tokens=6, draft={"max_tokens": 4})
+    assert answer.result["completion_tokens"] == 6
+    assert answer.result["acceptance"] is None
+    assert answer.result["draft_skipped"]
+
+
+def test_stop_strings_and_drafts_together(paired, candidate):
+    request = {"prompt": candidate.prompt, "sampling": GREEDY, "max_tokens": 64}
+    text = paired.generate(**request).text
+    middle = len(text) // 2
+    answer = paired.generate(**request, stop=[text[middle : middle + 5]], draft={"exact_tokens": 8})
+    assert answer.text == text[: text.index(text[middle : middle + 5])]
+    _adds_up(answer)
+
+
+def _adds_up(answer):
+    """The acceptance record of an answer, its meaning checked against the marks on the tokens."""
+    record = answer.result["acceptance"]
+    assert record["drafted"] == record["accepted"] + record["rejected"] + record["ignored"]
+    assert record["accepted"] == answer.drafted == sum(record["accepted_per_position"])
+    verified, accepted = record["drafted_per_position"], record["accepted_per_position"]
+    assert len(accepted) <= len(verified)
+    assert all(a <= v for a, v in zip(accepted, verified, strict=False))
+    assert all(later <= earlier for earlier, later in itertools.pairwise(verified))
+    assert all(later <= earlier for earlier, later in itertools.pairwise(accepted))
+    assert record["rounds"] == (verified[0] if verified else 0)
+    assert record["accepted"] + record["rejected"] <= sum(verified) <= record["drafted"]
+    return record
