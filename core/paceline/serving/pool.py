@@ -1,0 +1,341 @@
+"""Which models are loaded, with which runtime and draft.
+
+A model loads when it is first asked for and stays until it was idle for its time to live, until another needs its
+place, or until it is unloaded. Each has a worker of its own, so one that dies takes no other with it and the next
+request starts a new one. Nothing that runs is ever interrupted to make room: whoever needs a place waits for one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from paceline.errors import InUseError, NotFoundError, PacelineError, PairError, RequestError, WorkerDied
+from paceline.serving.client import WorkerClient, WorkerInfo
+from paceline.serving.generation import Completion, GenerateParams, TokenBatch
+from paceline.serving.launcher import Launcher, LocalLauncher
+from paceline.types import Model, ModelKind, Runtime
+
+if TYPE_CHECKING:
+    from paceline.library import Library
+    from paceline.library.pairs import PairIndex
+    from paceline.plugins import Plugins
+    from paceline.store import Store
+
+DEFAULT_TTL_S = 3600.0
+"""Idle time after which a model that a request loaded is unloaded; LM Studio's default."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A loaded model as lists show it."""
+
+    model: Model
+    runtime: Runtime
+    context_length: int
+    draft: Model | None
+    load_s: float
+    running: int
+    """Requests that hold it now."""
+
+
+class Serving:
+    """The loaded models. All methods belong to one event loop."""
+
+    def __init__(
+        self,
+        *,
+        plugins: Plugins,
+        library: Library,
+        pairs: PairIndex,
+        store: Store,
+        launcher: Launcher | None = None,
+        max_loaded: int = 3,
+        ttl_s: float | None = DEFAULT_TTL_S,
+    ) -> None:
+        """`max_loaded` bounds the models that requests load by themselves; those loaded by `load` do not count."""
+        self._plugins = plugins
+        self._library = library
+        self._pairs = pairs
+        self._store = store
+        self._launcher = launcher or LocalLauncher()
+        self._max_loaded = max_loaded
+        self._ttl_s = ttl_s
+        self._places: dict[str, _Place] = {}
+        self._loading = asyncio.Lock()  # one model loads at a time, so that the places are counted right
+        self._released = asyncio.Condition()
+
+    @asynccontextmanager
+    async def lease(
+        self, model: Model, *, draft: Model | None = None, ttl_s: float | None = None
+    ) -> AsyncIterator[Lease]:
+        """Hold `model` loaded while the block runs. Loads it first if need be.
+
+        Raises PairError when `draft` cannot propose for it, NotFoundError when no runtime serves its format, and
+        WorkerError when the engine refuses it.
+        """
+        await self._check(model, draft)
+        place = self._place(model)
+        async with place.entry, place.lock:
+            await self._ensure_loaded(place)
+            place.leases += 1
+            place.rest(None)
+        if ttl_s is not None:
+            place.ttl_s = ttl_s
+        try:
+            yield Lease(self, place, draft)
+        finally:
+            await self._release(place)
+
+    def loaded(self) -> tuple[LoadedModel, ...]:
+        return tuple(place.describe() for place in self._places.values() if place.worker and place.worker.client.alive)
+
+    async def load(self, model: Model, *, context_length: int | None = None, ttl_s: float | None = None) -> LoadedModel:
+        """Load a model to stay: it makes no room for others. Changing its context waits for its requests."""
+        await self._check(model, None)
+        place = self._place(model)
+        async with place.entry:
+            if context_length is not None and place.worker and place.worker.context_length != context_length:
+                await self._drained(place)
+                await self._stop(place)
+            if context_length is not None:
+                place.wanted_context = context_length
+            async with place.lock:
+                place.kept = True
+                try:
+                    await self._ensure_loaded(place)
+                finally:
+                    place.kept = place.worker is not None
+            place.ttl_s = ttl_s
+            if place.leases == 0:
+                place.rest(self._expiry(place))
+            return place.describe()
+
+    async def unload(self, model_id: str) -> None:
+        """Unload a model once its running requests are done."""
+        place = self._places.get(model_id)
+        if place is None or place.worker is None:
+            loaded = ", ".join(m.model.id for m in self.loaded()) or "none"
+            raise NotFoundError(f"model {model_id!r} is not loaded (loaded: {loaded})", param="instance_id")
+        async with place.entry:
+            await self._drained(place)
+            await self._forget(place)
+
+    async def close(self) -> None:
+        """End every worker, whatever it is doing."""
+        places = list(self._places.values())
+        for place in places:
+            place.rest(None)
+        await asyncio.gather(*(self._stop(place) for place in places))
+
+    # --- loading ---------------------------------------------------------------------------------------------------
+
+    async def _check(self, model: Model, draft: Model | None) -> None:
+        if model.facts.kind is ModelKind.EMBEDDINGS:
+            raise RequestError(f"{model.id} makes embeddings and generates no text", param="model")
+        if draft is None:
+            return
+        verdict = await asyncio.to_thread(self._pairs.judge, model, draft)
+        if not verdict.ok:
+            raise PairError(
+                f"{draft.id} cannot be the draft of {model.id}: {verdict.message}",
+                help=verdict.help or f"`paceline pairs {model.id}` lists drafts that can",
+                param="draft_model",
+            )
+
+    def _place(self, model: Model) -> _Place:
+        return self._places.setdefault(model.id, _Place(model, self._ttl_s))
+
+    async def _ensure_loaded(self, place: _Place) -> _Worker:
+        """The place's worker, started and loaded if it is not. The caller holds the place's lock."""
+        if place.worker is not None:
+            if place.worker.client.alive:
+                return place.worker
+            await self._stop(place)
+        async with self._loading:
+            if not place.kept:
+                await self._make_room()
+            place.worker = await self._start(place)
+        return place.worker
+
+    async def _start(self, place: _Place) -> _Worker:
+        model = place.model
+        runtime = self._store.selected(model.format, model.id)
+        if runtime is None:
+            raise NotFoundError(
+                f"no runtime is selected for {model.format} models, so {model.id} cannot be loaded",
+                help="`paceline runtime get` installs the best one for this machine",
+            )
+        spec = self._plugins.engine(runtime.engine).worker(runtime)
+        started = time.monotonic()
+        client = WorkerClient(await self._launcher.launch(spec))
+        try:
+            info = await client.initialize()
+            params: dict[str, object] = {"role": "main", "path": str(model.path), "threads": _threads()}
+            if place.wanted_context is not None:
+                params["context_length"] = place.wanted_context
+            result = await client.call("load", params)
+        except BaseException:
+            await asyncio.shield(client.close())
+            raise
+        return _Worker(client, info, runtime, int(result["context_length"]), time.monotonic() - started)
+
+    async def _make_room(self) -> None:
+        """Wait until one more model may be loaded, unloading the longest unused idle one. Holds the loading lock."""
+        while True:
+            taken = [p for p in self._places.values() if p.worker is not None and not p.kept]
+            if len(taken) < self._max_loaded:
+                return
+            idle = [p for p in taken if p.leases == 0 and not p.entry.locked()]
+            if idle:
+                await self._stop(min(idle, key=lambda p: p.last_used))
+                continue
+            async with self._released:
+                await self._released.wait()
+
+    async def _ensure_draft(self, place: _Place, worker: _Worker, draft: Model) -> str | None:
+        """Have `draft` loaded beside the main model; why it is not, if the engine refuses it."""
+        if worker.draft is not None and worker.draft.id == draft.id:
+            return None
+        if "draft" not in worker.info.features:
+            return f"the engine {worker.info.engine} {worker.info.version} cannot use a draft model"
+        worker.draft = None
+        try:
+            await worker.client.call("load", {"role": "draft", "path": str(draft.path), "threads": _threads()})
+        except WorkerDied:
+            raise
+        except PacelineError as error:
+            return f"the draft {draft.id} could not be loaded: {error.message}"
+        worker.draft = draft
+        return None
+
+    # --- unloading -------------------------------------------------------------------------------------------------
+
+    async def _release(self, place: _Place) -> None:
+        place.leases -= 1
+        place.last_used = time.monotonic()
+        if place.leases == 0:
+            place.rest(self._expiry(place))
+        async with self._released:
+            self._released.notify_all()
+
+    def _expiry(self, place: _Place) -> asyncio.TimerHandle | None:
+        if place.ttl_s is None:
+            return None
+        return asyncio.get_running_loop().call_later(place.ttl_s, self._expire, place)
+
+    def _expire(self, place: _Place) -> None:
+        async def unload() -> None:
+            async with place.entry:
+                if place.leases == 0:
+                    await self._forget(place)
+
+        place.expiring = asyncio.get_running_loop().create_task(unload())
+
+    async def _forget(self, place: _Place) -> None:
+        """Unload an idle model and whatever was asked for when it was loaded."""
+        place.kept = False
+        place.ttl_s = self._ttl_s
+        place.wanted_context = None
+        await self._stop(place)
+
+    async def _drained(self, place: _Place) -> None:
+        async with self._released:
+            await self._released.wait_for(lambda: place.leases == 0)
+
+    async def _stop(self, place: _Place) -> None:
+        worker, place.worker = place.worker, None
+        if worker is not None:
+            await worker.client.close()
+
+
+class Lease:
+    """A loaded model, held by one request."""
+
+    def __init__(self, serving: Serving, place: _Place, draft: Model | None) -> None:
+        self._serving = serving
+        self._place = place
+        worker = place.worker
+        assert worker is not None
+        self.model = place.model
+        self.runtime = worker.runtime
+        self.context_length = worker.context_length
+        self.draft = draft
+
+    async def generate(self, params: GenerateParams) -> AsyncIterator[TokenBatch | Completion]:
+        """Stream the tokens, then the completion. Leaving early cancels the generation in the worker.
+
+        Raises RequestError for a prompt that does not fit and WorkerDied when the worker ends on the way.
+        """
+        skipped = None
+        # Under the place's lock from the draft to the request: no other request can change the draft between them.
+        async with self._place.lock:
+            worker = await self._serving._ensure_loaded(self._place)
+            if self.draft is not None and params.draft is not None:
+                skipped = await self._serving._ensure_draft(self._place, worker, self.draft)
+                if skipped is not None:
+                    params = replace(params, draft=None)
+            stream = await worker.client.begin(params)
+        try:
+            async for item in stream:
+                if isinstance(item, Completion) and skipped is not None:
+                    item = replace(item, draft_skipped=skipped)
+                yield item
+        finally:
+            await stream.aclose()
+
+
+@dataclass
+class _Worker:
+    client: WorkerClient
+    info: WorkerInfo
+    runtime: Runtime
+    context_length: int
+    load_s: float
+    draft: Model | None = None
+
+
+class _Place:
+    """One model's place: its worker if it is loaded, and who holds it."""
+
+    def __init__(self, model: Model, ttl_s: float | None) -> None:
+        self.model = model
+        self.ttl_s = ttl_s
+        # Taken before `lock`: who enters holds it until the lease is counted, who unloads until the last lease ended.
+        self.entry = asyncio.Lock()
+        # Held while the worker or its draft changes and while a request is sent.
+        self.lock = asyncio.Lock()
+        self.worker: _Worker | None = None
+        self.wanted_context: int | None = None
+        self.kept = False
+        self.leases = 0
+        self.last_used = time.monotonic()
+        self.expiring: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def rest(self, timer: asyncio.TimerHandle | None) -> None:
+        """Replace the timer that ends an idle time."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = timer
+
+    def describe(self) -> LoadedModel:
+        worker = self.worker
+        if worker is None:
+            raise InUseError(f"{self.model.id} was unloaded meanwhile")
+        return LoadedModel(self.model, worker.runtime, worker.context_length, worker.draft, worker.load_s, self.leases)
+
+
+def _threads() -> int:
+    """Threads a worker computes with: the physical cores this process may use."""
+    import psutil
+
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError):
+        return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
+    return usable

@@ -1,0 +1,82 @@
+"""What an engine side implements. All of it is called from one thread, the engine's."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from paceline_worker.output import Output
+from paceline_worker.request import GenerateRequest
+from paceline_worker.speculation import Acceptance
+
+
+@dataclass
+class Generation:
+    """One running generation. The backend adds its own state in a subclass."""
+
+    request: GenerateRequest
+    output: Output
+    prompt_tokens: int
+    cached_tokens: int = 0
+    prompt_done: int = 0
+    """Prompt tokens whose state is there; the output begins when it reaches `prompt_tokens`."""
+    acceptance: Acceptance | None = None
+    draft_skipped: str | None = None
+
+
+@dataclass(frozen=True)
+class LoadRequest:
+    path: str
+    context_length: int | None
+    threads: int | None
+    options: Mapping[str, Any]
+
+
+class Backend(ABC):
+    """An engine with at most one main and one draft model."""
+
+    engine: str
+    version: str
+    features: tuple[str, ...]
+    slots: int = 1
+    """How many generations `step` can advance together."""
+
+    @abstractmethod
+    def devices(self) -> list[dict[str, Any]]:
+        """Name, kind (`cpu`, `gpu`) and memory in bytes (or None) of every device the engine sees."""
+
+    @abstractmethod
+    def load(self, role: str, request: LoadRequest, progress: Callable[[float], None]) -> dict[str, Any]:
+        """Load the `main` or `draft` model, replacing the one there; returns the protocol's result without times."""
+
+    @abstractmethod
+    def unload(self, role: str) -> None:
+        """Forget a model. Unloading the main model unloads the draft too."""
+
+    @abstractmethod
+    def open(self, request: GenerateRequest) -> Generation:
+        """Begin a generation: tokenize, check that it fits, reuse what the cache holds. Computes nothing yet."""
+
+    @abstractmethod
+    def step(self, generations: Sequence[Generation]) -> None:
+        """Advance each by one chunk of its prompt or one decode step, pushing what is committed to its output."""
+
+    @abstractmethod
+    def close(self, generation: Generation) -> None:
+        """The generation ended or was cancelled."""
+
+    @abstractmethod
+    def tokenize(self, text: str, add_special: bool) -> list[int]:
+        """Token ids of `text`; special tokens written out are recognized."""
+
+    @abstractmethod
+    def detokenize(self, tokens: Sequence[int]) -> bytes:
+        """The bytes of the tokens."""
+
+    def embed(self, inputs: Sequence[str]) -> tuple[list[list[float]], int]:
+        """One vector per input, and the number of tokens read."""
+        from paceline_worker.protocol import Fault
+
+        raise Fault("unsupported", f"the {self.engine} worker makes no embeddings")

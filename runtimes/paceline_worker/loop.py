@@ -1,0 +1,280 @@
+"""The worker's two threads: one reads requests and answers what needs no engine, one drives the engine.
+
+A generation is advanced step by step; between two steps the engine's thread looks at what was cancelled and what
+arrived. Loading and unloading wait until the running generations are done, and nothing that came after them starts
+before, so requests take effect in the order they came.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from paceline_worker.backend import Backend, Generation, LoadRequest
+from paceline_worker.output import StopReason
+from paceline_worker.protocol import INTERNAL_ERROR, METHOD_NOT_FOUND, VERSION, Fault, Wire
+from paceline_worker.request import parse_generate
+
+_BARRIERS = ("load", "unload")
+
+
+def run(make_backend: Callable[[], Backend], output_fd: int) -> None:
+    """Serve until stdin ends; never returns. `output_fd` is what `take_stdout` gave."""
+    wire = Wire(output_fd)
+    engine = _Engine(wire, make_backend)
+    threading.Thread(target=engine.run, name="engine", daemon=True).start()
+    for frame in wire.requests():
+        engine.receive(frame["id"], frame["method"], frame["params"])
+    sys.stderr.flush()
+    os._exit(0)  # the host is gone: end now, also in the middle of a computation
+
+
+@dataclass
+class _Job:
+    id: Any
+    method: str
+    params: Mapping[str, Any]
+    arrived: float
+
+
+@dataclass
+class _Running:
+    job: _Job
+    generation: Generation
+    started: float
+    prompt_done_at: float | None = None
+    reported: int = 0
+
+
+class _Engine:
+    def __init__(self, wire: Wire, make_backend: Callable[[], Backend]) -> None:
+        self._wire = wire
+        self._make_backend = make_backend
+        self._wake = threading.Condition()
+        self._waiting: deque[_Job] = deque()
+        self._running: list[_Running] = []
+        self._cancelled: set[Any] = set()
+
+    # --- the protocol's thread -------------------------------------------------------------------------------------
+
+    def receive(self, request_id: Any, method: str, params: Mapping[str, Any]) -> None:
+        """Take one request; answers at once what must not wait for the engine."""
+        if method == "health":
+            with self._wake:
+                running = [r.job.id for r in self._running]
+                waiting = [job.id for job in self._waiting]
+            state = "busy" if running or waiting else "idle"
+            self._wire.answer(request_id, {"state": state, "running": running, "waiting": waiting})
+        elif method == "cancel":
+            self._cancel(params.get("request"))
+            self._wire.answer(request_id, {})
+        elif method in ("initialize", "load", "unload", "generate", "tokenize", "detokenize", "embed"):
+            with self._wake:
+                self._waiting.append(_Job(request_id, method, params, time.monotonic()))
+                self._wake.notify()
+        else:
+            self._wire.fail(request_id, Fault("unsupported", f"no method {method!r}", code=METHOD_NOT_FOUND))
+
+    def _cancel(self, target: Any) -> None:
+        with self._wake:
+            for job in self._waiting:
+                if job.id == target and job.method == "generate":
+                    self._waiting.remove(job)
+                    self._wire.fail(job.id, Fault("cancelled", "cancelled before it began"))
+                    return
+            if any(r.job.id == target for r in self._running):
+                self._cancelled.add(target)
+
+    # --- the engine's thread ---------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        try:
+            self._backend = self._make_backend()
+            while True:
+                self._admit()
+                if self._running:
+                    self._step()
+        except BaseException:
+            # Whatever broke the engine's thread leaves its state unknown: the host replaces the process.
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(70)
+
+    def _admit(self) -> None:
+        """Start what may start now; sleeps while there is nothing to do.
+
+        Looks at no more than what waits when it begins, so that a flood of short requests cannot hold up a generation.
+        """
+        with self._wake:
+            while not self._waiting and not self._running:
+                self._wake.wait()
+            waiting = len(self._waiting)
+        for _ in range(waiting):
+            with self._wake:
+                job = self._next()
+            if job is None:
+                return
+            try:
+                self._start(job)
+            except Fault as fault:
+                self._wire.fail(job.id, fault)
+            except Exception as error:
+                traceback.print_exc()
+                self._wire.fail(job.id, Fault("engine_failed", f"{type(error).__name__}: {error}", code=INTERNAL_ERROR))
+
+    def _next(self) -> _Job | None:
+        """The oldest request that may start beside what runs."""
+        for i, job in enumerate(self._waiting):
+            if job.method in _BARRIERS:
+                if self._running or i > 0:
+                    return None
+            elif job.method == "generate" and len(self._running) >= self._backend.slots:
+                continue
+            del self._waiting[i]
+            return job
+        return None
+
+    def _start(self, job: _Job) -> None:
+        if job.method == "generate":
+            request = parse_generate(job.params)
+            generation = self._backend.open(request)
+            with self._wake:
+                self._running.append(_Running(job, generation, time.monotonic()))
+            return
+        self._wire.answer(job.id, getattr(self, "_" + job.method)(job))
+
+    def _step(self) -> None:
+        self._end_cancelled()
+        if not self._running:
+            return
+        self._backend.step([r.generation for r in self._running])
+        now = time.monotonic()
+        for running in list(self._running):
+            generation = running.generation
+            if running.prompt_done_at is None:
+                if generation.prompt_done >= generation.prompt_tokens:
+                    running.prompt_done_at = now
+                elif generation.prompt_done != running.reported:
+                    running.reported = generation.prompt_done
+                    progress = {"request": running.job.id, "done": running.reported, "total": generation.prompt_tokens}
+                    self._wire.notify("prompt", progress)
+            pieces = generation.output.take()
+            if pieces:
+                self._wire.notify("tokens", {"request": running.job.id, "pieces": pieces})
+            if generation.output.stop_reason is not None:
+                self._finish(running, generation.output.stop_reason, now)
+
+    def _end_cancelled(self) -> None:
+        with self._wake:
+            ended = [r for r in self._running if r.job.id in self._cancelled]
+            self._cancelled.clear()
+        for running in ended:
+            self._finish(running, StopReason.USER_STOPPED, time.monotonic())
+
+    def _finish(self, running: _Running, reason: StopReason, now: float) -> None:
+        with self._wake:
+            self._running.remove(running)
+        generation = running.generation
+        self._backend.close(generation)
+        prompt_end = running.prompt_done_at if running.prompt_done_at is not None else now
+        acceptance = generation.acceptance
+        self._wire.answer(
+            running.job.id,
+            {
+                "stop_reason": reason,
+                "stop_string": generation.output.stop_string,
+                "prompt_tokens": generation.prompt_tokens,
+                "cached_tokens": generation.cached_tokens,
+                "completion_tokens": generation.output.count,
+                "queue_s": running.started - running.job.arrived,
+                "prompt_s": prompt_end - running.started,
+                "generation_s": now - prompt_end,
+                "acceptance": None if acceptance is None else acceptance.frame(),
+                "draft_skipped": generation.draft_skipped,
+            },
+        )
+
+    # --- requests that are answered in one go ----------------------------------------------------------------------
+
+    def _initialize(self, job: _Job) -> dict[str, Any]:
+        spoken = job.params.get("protocol")
+        if spoken != VERSION:
+            raise Fault("unsupported", f"this worker speaks protocol {VERSION}, the host {spoken!r}")
+        backend = self._backend
+        return {
+            "protocol": VERSION,
+            "engine": backend.engine,
+            "version": backend.version,
+            "features": list(backend.features),
+            "devices": backend.devices(),
+            "slots": backend.slots,
+        }
+
+    def _load(self, job: _Job) -> dict[str, Any]:
+        role = _role(job.params)
+        path = job.params.get("path")
+        if not isinstance(path, str):
+            raise Fault.invalid("path", "path must be a string")
+        request = LoadRequest(
+            path=path,
+            context_length=_positive(job.params, "context_length"),
+            threads=_positive(job.params, "threads"),
+            options=job.params.get("options") or {},
+        )
+        started = time.monotonic()
+        told = -1.0
+
+        def progress(fraction: float) -> None:
+            nonlocal told
+            if fraction - told >= 0.01 or fraction >= 1.0:
+                told = fraction
+                self._wire.notify("progress", {"request": job.id, "fraction": round(fraction, 4)})
+
+        result = self._backend.load(role, request, progress)
+        return {**result, "load_s": time.monotonic() - started}
+
+    def _unload(self, job: _Job) -> dict[str, Any]:
+        self._backend.unload(_role(job.params))
+        return {}
+
+    def _tokenize(self, job: _Job) -> dict[str, Any]:
+        text = job.params.get("text")
+        if not isinstance(text, str):
+            raise Fault.invalid("text", "text must be a string")
+        return {"tokens": self._backend.tokenize(text, job.params.get("add_special", True) is not False)}
+
+    def _detokenize(self, job: _Job) -> dict[str, Any]:
+        tokens = job.params.get("tokens")
+        if not isinstance(tokens, list) or not all(type(t) is int for t in tokens):
+            raise Fault.invalid("tokens", "tokens must be an array of token ids")
+        return {"text": self._backend.detokenize(tokens).decode("utf-8", errors="replace")}
+
+    def _embed(self, job: _Job) -> dict[str, Any]:
+        inputs = job.params.get("inputs")
+        if not isinstance(inputs, list) or not all(isinstance(t, str) for t in inputs):
+            raise Fault.invalid("inputs", "inputs must be an array of strings")
+        vectors, prompt_tokens = self._backend.embed(inputs)
+        return {"embeddings": vectors, "prompt_tokens": prompt_tokens}
+
+
+def _role(params: Mapping[str, Any]) -> str:
+    role = params.get("role")
+    if role not in ("main", "draft"):
+        raise Fault.invalid("role", f"role must be main or draft, not {role!r}")
+    return str(role)
+
+
+def _positive(params: Mapping[str, Any], name: str) -> int | None:
+    value = params.get(name)
+    if value is None:
+        return None
+    if type(value) is not int or value < 1:
+        raise Fault.invalid(name, f"{name} must be a positive whole number")
+    return value

@@ -1,0 +1,96 @@
+"""Frames of the worker protocol: one JSON object a line, requests on stdin, answers on what was stdout."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+VERSION = 1
+MAX_FRAME = 64 * 1024 * 1024
+
+PARSE_ERROR = -32700
+INVALID_REQUEST = -32600
+METHOD_NOT_FOUND = -32601
+INVALID_PARAMS = -32602
+INTERNAL_ERROR = -32603
+WORKER_ERROR = -32000
+
+
+class Fault(Exception):
+    """An error the host is told: a kind of docs/worker-protocol.md, a sentence, and data."""
+
+    def __init__(self, kind: str, message: str, *, code: int = WORKER_ERROR, **data: object) -> None:
+        super().__init__(message)
+        self.code = code
+        self.data = {"kind": kind, **{k: v for k, v in data.items() if v is not None}}
+
+    @classmethod
+    def invalid(cls, param: str, message: str) -> Fault:
+        return cls("invalid_request", message, code=INVALID_PARAMS, param=param)
+
+
+def take_stdout() -> int:
+    """Keep file descriptor 1 for the protocol and send every other print to stderr; call before loading an engine."""
+    sys.stdout.flush()
+    protocol_fd = os.dup(1)
+    os.dup2(2, 1)
+    return protocol_fd
+
+
+class Wire:
+    """Both directions of the protocol. Writing is safe from any thread."""
+
+    def __init__(self, output_fd: int) -> None:
+        self._fd = output_fd
+        self._lock = threading.Lock()
+
+    def answer(self, request_id: object, result: Mapping[str, Any]) -> None:
+        self._write({"jsonrpc": "2.0", "id": request_id, "result": result})
+
+    def fail(self, request_id: object, fault: Fault) -> None:
+        error = {"code": fault.code, "message": str(fault), "data": fault.data}
+        self._write({"jsonrpc": "2.0", "id": request_id, "error": error})
+
+    def notify(self, method: str, params: Mapping[str, Any]) -> None:
+        self._write({"jsonrpc": "2.0", "method": method, "params": params})
+
+    def requests(self) -> Iterator[dict[str, Any]]:
+        """Yield well-formed requests until stdin ends; answer the others with an error."""
+        stdin = sys.stdin.buffer
+        while line := stdin.readline(MAX_FRAME + 1):
+            if len(line) > MAX_FRAME and not line.endswith(b"\n"):
+                while (rest := stdin.readline(MAX_FRAME)) and not rest.endswith(b"\n"):
+                    pass
+                self._refuse(None, INVALID_REQUEST, f"the frame is longer than {MAX_FRAME} bytes")
+                continue
+            if not line.strip():
+                continue
+            try:
+                frame = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                self._refuse(None, PARSE_ERROR, f"not JSON: {error}")
+                continue
+            if not isinstance(frame, dict) or not isinstance(frame.get("method"), str) or "id" not in frame:
+                request_id = frame.get("id") if isinstance(frame, dict) else None
+                self._refuse(request_id, INVALID_REQUEST, "not a JSON-RPC request with id and method")
+                continue
+            if not isinstance(frame.setdefault("params", {}), dict):
+                self._refuse(frame["id"], INVALID_PARAMS, "params must be an object")
+                continue
+            yield frame
+
+    def _refuse(self, request_id: object, code: int, message: str) -> None:
+        self.fail(request_id, Fault("invalid_request", message, code=code))
+
+    def _write(self, frame: Mapping[str, Any]) -> None:
+        data = memoryview(json.dumps(frame, separators=(",", ":")).encode() + b"\n")
+        with self._lock:
+            try:
+                while data:
+                    data = data[os.write(self._fd, data) :]
+            except OSError:
+                os._exit(1)  # the host no longer listens

@@ -1,0 +1,157 @@
+"""A generation request, checked field by field before the engine sees it."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from paceline_worker.protocol import Fault
+
+MAX_DRAFT = 64
+"""Longest run of drafted tokens a backend must be able to verify in one batch."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repeat_last_n: int = 64
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int = 0
+
+    @property
+    def penalizes(self) -> bool:
+        penalties = self.repeat_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+        return penalties and self.repeat_last_n != 0
+
+
+@dataclass(frozen=True)
+class DraftKnobs:
+    max_tokens: int = 16
+    min_tokens: int = 0
+    min_probability: float = 0.75
+    exact_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    prompt: str | tuple[int, ...]
+    add_special: bool
+    max_tokens: int | None
+    stop: tuple[str, ...]
+    ignore_eos: bool
+    sampling: Sampling
+    draft: DraftKnobs | None
+
+
+def parse_generate(params: Mapping[str, Any]) -> GenerateRequest:
+    """The request in `params`; raises Fault naming the first field that is wrong."""
+    prompt = params.get("prompt")
+    if isinstance(prompt, list) and all(_is_int(t) for t in prompt):
+        prompt = tuple(prompt)
+    elif not isinstance(prompt, str):
+        raise Fault.invalid("prompt", "prompt must be a string or an array of token ids")
+    stop = params.get("stop") or []
+    if not isinstance(stop, list) or not all(isinstance(s, str) and s for s in stop):
+        raise Fault.invalid("stop", "stop must be an array of non-empty strings")
+    draft = params.get("draft")
+    return GenerateRequest(
+        prompt=prompt,
+        add_special=_flag(params, "add_special", True),
+        max_tokens=_optional_integer(params, "max_tokens", least=1),
+        stop=tuple(stop),
+        ignore_eos=_flag(params, "ignore_eos", False),
+        sampling=_sampling(_mapping(params, "sampling")),
+        draft=None if draft is None else _draft(_mapping(params, "draft")),
+    )
+
+
+def _sampling(values: Mapping[str, Any]) -> Sampling:
+    default = Sampling()
+    seed = _optional_integer(values, "seed", least=-(2**63))
+    bias = _mapping(values, "logit_bias")
+    try:
+        logit_bias = tuple(sorted((int(token), float(value)) for token, value in bias.items()))
+    except (TypeError, ValueError):
+        raise Fault.invalid("logit_bias", "logit_bias maps token ids to numbers") from None
+    if any(not math.isfinite(value) for _, value in logit_bias):
+        raise Fault.invalid("logit_bias", "logit_bias values must be finite")
+    return Sampling(
+        temperature=_number(values, "temperature", default.temperature, least=0.0),
+        top_k=_integer(values, "top_k", default.top_k, least=0),
+        top_p=_number(values, "top_p", default.top_p, least=0.0, most=1.0),
+        min_p=_number(values, "min_p", default.min_p, least=0.0, most=1.0),
+        repeat_penalty=_number(values, "repeat_penalty", default.repeat_penalty, least=1e-6),
+        presence_penalty=_number(values, "presence_penalty", default.presence_penalty),
+        frequency_penalty=_number(values, "frequency_penalty", default.frequency_penalty),
+        repeat_last_n=_integer(values, "repeat_last_n", default.repeat_last_n, least=-1),
+        logit_bias=logit_bias,
+        seed=random.getrandbits(32) if seed is None else seed & 0xFFFFFFFF,
+    )
+
+
+def _draft(values: Mapping[str, Any]) -> DraftKnobs:
+    default = DraftKnobs()
+    return DraftKnobs(
+        max_tokens=_integer(values, "max_tokens", default.max_tokens, least=0, most=MAX_DRAFT),
+        min_tokens=_integer(values, "min_tokens", default.min_tokens, least=0, most=MAX_DRAFT),
+        min_probability=_number(values, "min_probability", default.min_probability, least=0.0, most=1.0),
+        exact_tokens=_optional_integer(values, "exact_tokens", least=1, most=MAX_DRAFT),
+    )
+
+
+def _mapping(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = values.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise Fault.invalid(name, f"{name} must be an object")
+    return value
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _flag(values: Mapping[str, Any], name: str, default: bool) -> bool:
+    value = values.get(name, default)
+    if not isinstance(value, bool):
+        raise Fault.invalid(name, f"{name} must be true or false")
+    return value
+
+
+def _number(
+    values: Mapping[str, Any], name: str, default: float, *, least: float = -math.inf, most: float = math.inf
+) -> float:
+    value = values.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise Fault.invalid(name, f"{name} must be a finite number")
+    if not least <= value <= most:
+        raise Fault.invalid(name, f"{name} must lie between {least} and {most}, not {value}")
+    return float(value)
+
+
+def _integer(values: Mapping[str, Any], name: str, default: int, *, least: int, most: int = 2**31 - 1) -> int:
+    value = _optional_integer(values, name, least=least, most=most)
+    return default if value is None else value
+
+
+def _optional_integer(values: Mapping[str, Any], name: str, *, least: int, most: int = 2**63 - 1) -> int | None:
+    value = values.get(name)
+    if value is None:
+        return None
+    if not _is_int(value):
+        raise Fault.invalid(name, f"{name} must be a whole number")
+    if not least <= value <= most:
+        raise Fault.invalid(name, f"{name} must lie between {least} and {most}, not {value}")
+    return int(value)
