@@ -20,6 +20,8 @@ class ModelFormat(ABC):
 
     name: str
     """`gguf`, `mlx`, ..."""
+    version: int = 1
+    """Raised when `read` says something else about the same files: what was remembered of them is read again."""
 
     @abstractmethod
     def find(self, folder: Path) -> Iterable[Path]:

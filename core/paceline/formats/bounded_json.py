@@ -1,0 +1,41 @@
+"""Read a JSON object from a file that is not trusted."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+from paceline.errors import ModelFileError
+
+_HELP = "the file is damaged or was not downloaded completely; download it again"
+
+
+def read_json(path: Path, limit: int) -> dict[str, Any]:
+    """The object in `path`, a regular file of at most `limit` bytes. Raises `ModelFileError` for anything else."""
+    name = f"{path.parent.name}/{path.name}"
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ModelFileError(f"{name} is not a regular file")
+        if status.st_size > limit:
+            raise ModelFileError(f"{name} has {status.st_size} bytes; at most {limit} make sense", help=_HELP)
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise ModelFileError(f"{name} cannot be read: {error.strerror or error}") from error
+    return parse_json(data, name)
+
+
+def parse_json(data: bytes, name: str) -> dict[str, Any]:
+    """The object `data` holds, UTF-8. Raises `ModelFileError` that calls it `name`."""
+    try:
+        value = json.loads(data.decode("utf-8"))
+    except RecursionError:
+        raise ModelFileError(f"{name} is nested too deeply", help=_HELP) from None
+    except ValueError as error:
+        raise ModelFileError(f"{name} is not JSON: {error}", help=_HELP) from None
+    if not isinstance(value, dict):
+        raise ModelFileError(f"{name} holds no JSON object", help=_HELP)
+    return value
