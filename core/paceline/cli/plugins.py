@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from paceline.cli import output
+
+if TYPE_CHECKING:
+    from paceline.plugins import Plugin
 
 
 @click.command()
@@ -17,11 +22,16 @@ def plugins(as_json: bool) -> None:
     if as_json:
         output.as_json_text(found)
         return
-    rows = [
-        [p.name, p.state.value, f"{p.distribution or '?'} {p.version or ''}".strip(), ", ".join(p.engines + p.formats)]
-        for p in found
-    ]
-    output.table(["PLUGIN", "STATE", "DISTRIBUTION", "PROVIDES"], rows)
+    output.table(["PLUGIN", "STATE", "DISTRIBUTION", "ENGINES", "FORMATS"], [_row(p) for p in found])
     for p in found:
         if p.error:
-            click.echo(f"{p.name} ({p.distribution} {p.version}): {p.error}", err=True)
+            origin = f" ({_origin(p)})" if p.distribution else ""
+            click.echo(f"\n{p.name}{origin}: {p.error}")
+
+
+def _row(p: Plugin) -> list[str]:
+    return [p.name, p.state.value, _origin(p), ", ".join(p.engines), ", ".join(p.formats)]
+
+
+def _origin(p: Plugin) -> str:
+    return f"{p.distribution or ''} {p.version or ''}".strip()
