@@ -1,0 +1,89 @@
+"""The acceptance record adds up, and the knobs bound the draft."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from paceline_worker.protocol import Fault
+from paceline_worker.request import DraftKnobs, parse_generate
+from paceline_worker.speculation import Acceptance, draft_limit, keeps_drafting, worth_verifying
+
+ROUND = st.integers(0, 8).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.booleans()))
+
+
+@given(st.lists(ROUND, max_size=30), st.lists(st.integers(0, 5), max_size=5))
+def test_every_drafted_token_is_accepted_rejected_or_ignored(rounds, dropped):
+    record = Acceptance()
+    for drafted, accepted, ended in rounds:
+        record.verified(drafted, accepted, ended=ended)
+    for drafted in dropped:
+        record.unverified(drafted)
+    frame = record.frame()
+    assert frame["drafted"] == sum(r[0] for r in rounds) + sum(dropped)
+    assert frame["drafted"] == frame["accepted"] + frame["rejected"] + frame["ignored"]
+    assert frame["accepted"] == sum(frame["accepted_per_position"]) == sum(r[1] for r in rounds)
+    assert frame["rounds"] == sum(1 for r in rounds if r[0])
+    assert len(frame["drafted_per_position"]) == len(frame["accepted_per_position"])
+    assert all(a <= d for a, d in zip(frame["accepted_per_position"], frame["drafted_per_position"], strict=True))
+
+
+@given(st.integers(0, 64), st.integers(0, 64), st.integers(-5, 100))
+def test_a_draft_never_exceeds_the_room_or_the_knobs(max_tokens, min_tokens, room):
+    knobs = DraftKnobs(max_tokens=max_tokens, min_tokens=min_tokens)
+    limit = draft_limit(knobs, room)
+    assert 0 <= limit <= max(0, room)
+    assert limit <= max_tokens
+
+
+def test_an_exact_length_overrules_the_other_knobs():
+    knobs = DraftKnobs(max_tokens=2, min_tokens=9, min_probability=1.0, exact_tokens=5)
+    assert draft_limit(knobs, 100) == 5
+    assert keeps_drafting(knobs, 0.01)
+    assert worth_verifying(knobs, 1)
+
+
+def test_drafting_stops_below_the_least_probability_and_short_drafts_are_dropped():
+    knobs = DraftKnobs(min_tokens=3, min_probability=0.75)
+    assert keeps_drafting(knobs, 0.75)
+    assert not keeps_drafting(knobs, 0.7499)
+    assert not worth_verifying(knobs, 2)
+    assert worth_verifying(knobs, 3)
+    assert not worth_verifying(DraftKnobs(), 0)
+
+
+@pytest.mark.parametrize(
+    ("params", "param"),
+    [
+        ({}, "prompt"),
+        ({"prompt": 3}, "prompt"),
+        ({"prompt": [1, "x"]}, "prompt"),
+        ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
+        ({"prompt": "a", "max_tokens": 1.5}, "max_tokens"),
+        ({"prompt": "a", "max_tokens": True}, "max_tokens"),
+        ({"prompt": "a", "stop": [""]}, "stop"),
+        ({"prompt": "a", "stop": "x"}, "stop"),
+        ({"prompt": "a", "sampling": {"temperature": -1}}, "temperature"),
+        ({"prompt": "a", "sampling": {"temperature": float("nan")}}, "temperature"),
+        ({"prompt": "a", "sampling": {"temperature": "hot"}}, "temperature"),
+        ({"prompt": "a", "sampling": {"top_p": 1.5}}, "top_p"),
+        ({"prompt": "a", "sampling": {"repeat_penalty": 0}}, "repeat_penalty"),
+        ({"prompt": "a", "sampling": {"logit_bias": {"x": 1}}}, "logit_bias"),
+        ({"prompt": "a", "sampling": {"logit_bias": {"5": float("inf")}}}, "logit_bias"),
+        ({"prompt": "a", "sampling": []}, "sampling"),
+        ({"prompt": "a", "draft": {"max_tokens": 65}}, "max_tokens"),
+        ({"prompt": "a", "draft": {"exact_tokens": 0}}, "exact_tokens"),
+        ({"prompt": "a", "draft": 3}, "draft"),
+    ],
+)
+def test_a_wrong_field_is_named(params, param):
+    with pytest.raises(Fault) as caught:
+        parse_generate(params)
+    assert caught.value.data["param"] == param
+
+
+def test_a_seed_outside_32_bits_is_folded_and_an_absent_one_is_drawn():
+    def seed(value):
+        return parse_generate({"prompt": "a", "sampling": {"seed": value}}).sampling.seed
+
+    assert seed(7) == 7
+    assert seed(-1) == 2**32 - 1
+    assert len({seed(None) for _ in range(8)}) > 1
