@@ -7,10 +7,10 @@ whose sizes differ by no more than that agree on all common tokens exactly if th
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 MAX_SIZE_DIFFERENCE = 128
 """llama.cpp's SPEC_VOCAB_MAX_SIZE_DIFFERENCE."""
@@ -21,6 +21,9 @@ _CHARS = 16  # 12 bytes are 16 characters of base64, so one digest is a slice of
 
 def prefix_digests(texts: Sequence[bytes], first: int = 0) -> str:
     """The 129 digests of `texts`, as one string of base64. No text may hold a NUL byte: it separates them."""
+    import base64  # here, because engine plugins import this module when the host starts
+    import hashlib
+
     size = len(texts)
     shortest = size - MAX_SIZE_DIFFERENCE
     digest = hashlib.blake2b(digest_size=_BYTES)
@@ -42,6 +45,9 @@ def same_tokens(a: str, a_size: int, b: str, b_size: int) -> bool:
 
 def pairing_key(facts: Mapping[str, object]) -> str:
     """A digest of all pairing facts: models with equal keys are interchangeable to the pair rules."""
+    import hashlib
+    import json
+
     text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 

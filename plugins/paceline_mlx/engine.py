@@ -1,0 +1,25 @@
+"""The engine: which format it serves, how its worker is started, which pairs work."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from paceline import Engine, python_worker, worker_root
+from paceline_mlx.pairs import RULES, judge
+
+if TYPE_CHECKING:
+    from paceline import Model, PairVerdict, Runtime, WorkerSpec
+
+
+class Mlx(Engine):
+    """MLX through mlx-lm: Apple's GPUs, or the CPU and CUDA builds on Linux, as the runtime was built."""
+
+    name = "mlx"
+    formats = ("mlx",)
+    pair_rules = RULES
+
+    def worker(self, runtime: Runtime) -> WorkerSpec:
+        return python_worker(runtime.python, "paceline_mlx_worker", worker_root())
+
+    def judge_pair(self, main: Model, draft: Model, rules: str) -> PairVerdict:
+        return judge(main, draft, rules)
