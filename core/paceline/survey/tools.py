@@ -24,6 +24,7 @@ KNOWN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "gcc": ((), ("gcc",)),
     "clang": ((), ("clang",)),
     "cl": ((), ("cl",)),
+    "clang-cl": ((), ("clang-cl",)),
     "cmake": ((), ("cmake",)),
     "ninja": ((), ("ninja", "ninja-build")),
     "make": ((), ("make", "gmake", "nmake")),
