@@ -174,9 +174,9 @@ def _gpu(release: Release, survey: Survey) -> Verdict | None:
     if not found.value:
         return Verdict(
             Compatibility.GPU_REQUIRED_BUT_NONE_FOUND,
-            f"{release.id} needs {_article(make)} GPU; none was found ({found.source})",
+            f"{release.id} needs {_article(make)} GPU; none was found",
             f"install the {make} driver if there is such a card (in a container, pass the GPU through), "
-            "or choose a release for the CPU",
+            "or choose a release for the CPU; `paceline runtime survey` shows where was looked",
         )
     candidates = [gpu for gpu in found.value if gpu.make == needed.make]
     if not candidates:
