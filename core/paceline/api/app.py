@@ -1,0 +1,73 @@
+"""The API as one ASGI application."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI
+
+import paceline
+from paceline.api import errors, lmstudio, openai
+from paceline.api.completions import Completions
+from paceline.api.security import LocalOnly
+from paceline.chat import Renderer
+
+if TYPE_CHECKING:
+    from paceline.library import Library
+    from paceline.serving.pool import Serving
+
+
+def create_app(
+    serving: Serving,
+    library: Library,
+    *,
+    bind: str = "127.0.0.1",
+    allowed_hosts: Iterable[str] = (),
+    allowed_origins: Iterable[str] = (),
+) -> FastAPI:
+    """The application that serves `library` through `serving`; it closes `serving` when it shuts down.
+
+    `bind` is the address the server will listen on: on loopback, the Host header must name loopback or one of
+    `allowed_hosts`. Scripts of web pages get in from loopback origins and `allowed_origins` (`https://host[:port]`).
+    """
+    renderer = Renderer()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await renderer.start()
+        try:
+            yield
+        finally:
+            await renderer.close()
+            await serving.close()
+
+    app = FastAPI(title="Paceline", version=paceline.__version__, lifespan=lifespan, openapi_url=None)
+    errors.install(app)
+    app.add_middleware(LocalOnly, bind=bind, hosts=tuple(allowed_hosts), origins=tuple(allowed_origins))
+    completions = Completions(serving, library, renderer)
+    app.include_router(openai.routes(completions, library))
+    app.include_router(lmstudio.v0_routes(completions, library, serving))
+    app.include_router(lmstudio.v1_routes(library, serving))
+
+    @app.get("/health")
+    async def health() -> dict[str, Any]:
+        """That the server answers, and what it has loaded."""
+        return {
+            "status": "ok",
+            "version": paceline.__version__,
+            "loaded": [
+                {
+                    "model": entry.model.id,
+                    "draft": entry.draft.id if entry.draft else None,
+                    "runtime": entry.runtime.id,
+                    "context_length": entry.context_length,
+                    "load_s": entry.load_s,
+                    "running": entry.running,
+                }
+                for entry in serving.loaded()
+            ],
+        }
+
+    return app

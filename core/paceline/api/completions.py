@@ -1,0 +1,239 @@
+"""One flow for all four completion routes: request to prompt, prompt to tokens, tokens to bytes.
+
+    read and check the body -> find the models -> render the prompt -> lease the model -> relay its tokens
+
+The answer is an ASGI response that generates while it is sent, so that one task watches the client for the whole
+time: when the client goes away, the generation is cancelled, whether it streams, collects or still loads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from paceline.api import sse
+from paceline.api.body import read_object, validate
+from paceline.api.errors import as_api_error
+from paceline.api.lookup import find_language_model
+from paceline.api.schemas import ChatRequest, CompletionRequest, GenerationRequest, refuse_unserved
+from paceline.api.shapes import CHAT, TEXT, Dialect, Shape, draft_runs
+from paceline.errors import WorkerError
+from paceline.serving.generation import Completion, GenerateParams, TokenBatch
+from paceline.types import Model
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from paceline.chat import Renderer
+    from paceline.library import Library
+    from paceline.serving.pool import Lease, Serving
+
+log = logging.getLogger(__name__)
+
+
+class Completions:
+    """Answers completion requests."""
+
+    def __init__(self, serving: Serving, library: Library, renderer: Renderer) -> None:
+        self._serving = serving
+        self._library = library
+        self._renderer = renderer
+
+    async def chat(self, request: Request, dialect: Dialect) -> Response:
+        received = time.perf_counter()
+        body = await read_object(request)
+        refuse_unserved(body)
+        wanted = validate(ChatRequest, body)
+        model, draft = self._models(wanted)
+        prompt = await self._renderer.prompt(model, [message.plain() for message in wanted.messages])
+        return self._answer(wanted, model, draft, prompt, CHAT, dialect, received)
+
+    async def text(self, request: Request, dialect: Dialect) -> Response:
+        received = time.perf_counter()
+        body = await read_object(request)
+        refuse_unserved(body)
+        wanted = validate(CompletionRequest, body)
+        model, draft = self._models(wanted)
+        return self._answer(wanted, model, draft, wanted.prompt, TEXT, dialect, received)
+
+    def _models(self, wanted: GenerationRequest) -> tuple[Model, Model | None]:
+        model = find_language_model(self._library, wanted.model)
+        draft = wanted.draft_model
+        return model, find_language_model(self._library, draft, "draft_model") if draft else None
+
+    def _answer(
+        self,
+        wanted: GenerationRequest,
+        model: Model,
+        draft: Model | None,
+        prompt: str,
+        shape: Shape,
+        dialect: Dialect,
+        received: float,
+    ) -> Response:
+        job = _Job(
+            serving=self._serving,
+            model=model,
+            draft=draft,
+            params=wanted.params(prompt),
+            ttl_s=wanted.ttl,
+            include_usage=bool(wanted.stream_options and wanted.stream_options.include_usage),
+            mark_drafted=bool(wanted.speculative and wanted.speculative.mark_drafted),
+            shape=shape,
+            dialect=dialect,
+            received=received,
+            envelope={
+                "id": f"{shape.id_prefix}-{uuid.uuid4().hex}",
+                "object": shape.chunk_object if wanted.stream else shape.object,
+                "created": int(time.time()),
+                "model": model.id,
+            },
+        )
+        return _StreamedAnswer(job) if wanted.stream else _WholeAnswer(job)
+
+
+@dataclass(frozen=True)
+class _Job:
+    serving: Serving
+    model: Model
+    draft: Model | None
+    params: GenerateParams
+    ttl_s: float | None
+    include_usage: bool
+    mark_drafted: bool
+    shape: Shape
+    dialect: Dialect
+    received: float
+    """On `time.perf_counter`'s clock: when the request came."""
+    envelope: dict[str, Any]
+
+    async def run(self) -> AsyncGenerator[tuple[Lease, TokenBatch | Completion], None]:
+        """Lease the model and generate. Closing it cancels the generation and gives the lease back."""
+        async with self.serving.lease(self.model, draft=self.draft, ttl_s=self.ttl_s) as lease:
+            items = cast("AsyncGenerator[TokenBatch | Completion, None]", lease.generate(self.params))
+            async with aclosing(items):
+                async for item in items:
+                    yield lease, item
+                    if isinstance(item, Completion):
+                        return
+        raise WorkerError("the worker ended a generation without saying how")
+
+
+class _Answer(Response):
+    """Generates under the eyes of a task that waits for the client to go away."""
+
+    def __init__(self, job: _Job) -> None:
+        super().__init__()
+        self._job = job
+        self._first_token: float | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await _until_client_leaves(receive, self._respond(send))
+
+    async def _respond(self, send: Send) -> None:
+        raise NotImplementedError
+
+    def _note(self, item: TokenBatch) -> None:
+        if self._first_token is None and item.pieces:
+            self._first_token = time.perf_counter() - self._job.received
+
+
+class _WholeAnswer(_Answer):
+    async def _respond(self, send: Send) -> None:
+        job = self._job
+        batches: list[TokenBatch] = []
+        async with aclosing(job.run()) as items:
+            async for lease, item in items:
+                if isinstance(item, TokenBatch):
+                    self._note(item)
+                    batches.append(item)
+                    continue
+                choice = job.shape.choice("".join(b.text for b in batches), item.stop_reason.finish_reason)
+                if job.mark_drafted:
+                    choice["drafted"] = draft_runs(piece for batch in batches for piece in batch.pieces)
+                facts = job.dialect.facts(lease, item, self._first_token)
+                body = {**job.envelope, "choices": [choice], "usage": job.dialect.usage(item), **facts}
+        await _send_start(send, 200, ((b"content-type", b"application/json"),))
+        await send({"type": "http.response.body", "body": sse.dumps(body)})
+
+
+class _StreamedAnswer(_Answer):
+    async def _respond(self, send: Send) -> None:
+        # The headers wait for the first item: whatever fails before it still gets its own HTTP status.
+        async with aclosing(self._job.run()) as items:
+            lease, item = await anext(items)
+            await _send_start(send, 200, sse.HEADERS)
+            try:
+                await self._relay(send, items, lease, item)
+            except Exception as error:
+                await _send_body(send, sse.event(as_api_error(error).body()))
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _relay(
+        self,
+        send: Send,
+        items: AsyncGenerator[tuple[Lease, TokenBatch | Completion], None],
+        lease: Lease,
+        item: TokenBatch | Completion,
+    ) -> None:
+        job = self._job
+        place = uuid.uuid4().hex
+        texts = sse.TextEvents({**job.envelope, "choices": [job.shape.chunk_choice(place)]}, place)
+        if job.shape.opening is not None:
+            await _send_body(send, sse.event({**job.envelope, "choices": [job.shape.opening]}))
+        while isinstance(item, TokenBatch):
+            self._note(item)
+            text = item.text
+            if text and job.mark_drafted:
+                choice = {**job.shape.chunk_choice(text), "drafted": draft_runs(item.pieces)}
+                await _send_body(send, sse.event({**job.envelope, "choices": [choice]}))
+            elif text:
+                await _send_body(send, texts.event(text))
+            _, item = await anext(items)
+        last = job.shape.chunk_choice(None, item.stop_reason.finish_reason)
+        facts = job.dialect.facts(lease, item, self._first_token)
+        end = sse.event({**job.envelope, "choices": [last], **facts})
+        if job.include_usage:
+            end += sse.event({**job.envelope, "choices": [], "usage": job.dialect.usage(item)})
+        await _send_body(send, end + sse.DONE)
+
+
+async def _send_start(send: Send, status: int, headers: tuple[tuple[bytes, bytes], ...]) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": list(headers)})
+
+
+async def _send_body(send: Send, body: bytes) -> None:
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+async def _until_client_leaves(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Run `work` to its end, or cancel it when the client disconnects."""
+    working = asyncio.create_task(work)
+    watching = asyncio.create_task(_disconnected(receive))
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+        else:
+            log.info("the client went away; its generation is cancelled")
+    finally:
+        for task in (working, watching):
+            task.cancel()
+        # Waits for the generators to close, so the lease is back when this returns.
+        for task in (working, watching):
+            with suppress(asyncio.CancelledError, Exception):
+                await task
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

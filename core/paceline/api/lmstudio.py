@@ -1,0 +1,87 @@
+"""LM Studio's routes: /api/v0, and loading, unloading and listing of /api/v1."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from paceline.api.body import read_object, validate
+from paceline.api.errors import ApiError
+from paceline.api.lookup import find_model
+from paceline.api.schemas import LoadRequest, UnloadRequest, refuse_unserved
+from paceline.api.shapes import LMSTUDIO, lmstudio_model, lmstudio_v1_model, lmstudio_v1_type
+from paceline.errors import NotFoundError
+
+if TYPE_CHECKING:
+    from paceline.api.completions import Completions
+    from paceline.library import Library
+    from paceline.serving.pool import LoadedModel, Serving
+
+
+def v0_routes(completions: Completions, library: Library, serving: Serving) -> APIRouter:
+    router = APIRouter(prefix="/api/v0")
+
+    @router.get("/models")
+    async def models() -> dict[str, Any]:
+        known, loaded = await asyncio.to_thread(library.models), _loaded(serving)
+        return {"object": "list", "data": [lmstudio_model(m, loaded.get(m.id)) for m in known]}
+
+    @router.get("/models/{model_id:path}")
+    async def model(model_id: str) -> dict[str, Any]:
+        found = await asyncio.to_thread(find_model, library, model_id)
+        return lmstudio_model(found, _loaded(serving).get(found.id))
+
+    @router.post("/chat/completions", response_model=None)
+    async def chat(request: Request) -> Response:
+        return await completions.chat(request, LMSTUDIO)
+
+    @router.post("/completions", response_model=None)
+    async def text(request: Request) -> Response:
+        return await completions.text(request, LMSTUDIO)
+
+    return router
+
+
+def v1_routes(library: Library, serving: Serving) -> APIRouter:
+    router = APIRouter(prefix="/api/v1")
+
+    @router.get("/models")
+    async def models() -> dict[str, Any]:
+        known, loaded = await asyncio.to_thread(library.models), _loaded(serving)
+        return {"models": [lmstudio_v1_model(m, loaded.get(m.id)) for m in known]}
+
+    @router.post("/models/load")
+    async def load(request: Request) -> dict[str, Any]:
+        """Load a model ahead of its first use; answers when it is loaded."""
+        body = await read_object(request)
+        refuse_unserved(body)
+        wanted = validate(LoadRequest, body)
+        model = find_model(library, wanted.model)
+        loaded = await serving.load(model, context_length=wanted.context_length, ttl_s=wanted.ttl)
+        answer: dict[str, Any] = {
+            "type": lmstudio_v1_type(model),
+            "instance_id": model.id,
+            "load_time_seconds": loaded.load_s,
+            "status": "loaded",
+        }
+        if wanted.echo_load_config:
+            answer["load_config"] = {"context_length": loaded.context_length}
+        return answer
+
+    @router.post("/models/unload")
+    async def unload(request: Request) -> dict[str, Any]:
+        wanted = validate(UnloadRequest, await read_object(request))
+        try:
+            await serving.unload(wanted.instance_id)
+        except NotFoundError as error:
+            raise ApiError(404, error.message, code="model_not_found", param="instance_id") from error
+        return {"instance_id": wanted.instance_id}
+
+    return router
+
+
+def _loaded(serving: Serving) -> dict[str, LoadedModel]:
+    return {entry.model.id: entry for entry in serving.loaded()}

@@ -1,0 +1,265 @@
+"""The requests of the API, and what of them the host can serve. pydantic lives here and nowhere behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from paceline.api.errors import ApiError
+from paceline.serving.generation import DraftKnobs, GenerateParams, Sampling
+
+MAX_MESSAGES = 10_000
+MAX_STOPS = 64
+MAX_BIASES = 10_000
+_INT32 = 2**31 - 1
+
+Count = Annotated[int, Field(le=_INT32)]
+
+
+class _Schema(BaseModel):
+    # Unknown fields are ignored, as OpenAI's clients expect; those that would change the answer are refused below.
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, hide_input_in_errors=True)
+
+
+class StreamOptions(_Schema):
+    include_usage: bool | None = None
+
+
+class Speculative(_Schema):
+    """The classic draft knobs under LM Studio's names, and a wish to see which tokens were drafted."""
+
+    max_tokens: Annotated[int, Field(alias="maxTokensToDraft", ge=1, le=1024)] = 16
+    min_tokens: Annotated[int, Field(alias="minDraftLengthToConsider", ge=0, le=1024)] = 0
+    min_probability: Annotated[float, Field(alias="minContinueDraftingProbability", ge=0, le=1)] = 0.75
+    exact_tokens: Annotated[int | None, Field(alias="numDraftTokensExact", ge=1, le=1024)] = None
+    mark_drafted: bool = False
+
+    def knobs(self) -> DraftKnobs:
+        return DraftKnobs(self.max_tokens, self.min_tokens, self.min_probability, self.exact_tokens)
+
+
+class GenerationRequest(_Schema):
+    """What chat and plain completions have in common. Null means absent."""
+
+    model: Annotated[str, Field(min_length=1, max_length=1024)]
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: Count | None = None
+    stop: tuple[str, ...] = ()
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=_INT32)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    repeat_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    logit_bias: dict[int, float] | None = None
+    draft_model: Annotated[str, Field(max_length=1024)] | None = None
+    ttl: Annotated[int, Field(ge=1, le=_INT32)] | None = None
+    speculative: Speculative | None = None
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _stops(cls, value: Any) -> tuple[str, ...]:
+        stops = [value] if isinstance(value, str) else [] if value is None else value
+        if not isinstance(stops, list) or not all(isinstance(s, str) for s in stops):
+            raise PydanticCustomError("stop_type", "Input should be a string or a list of strings")
+        if len(stops) > MAX_STOPS or any(len(s) > 4096 for s in stops):
+            raise PydanticCustomError(
+                "stop_size", f"At most {MAX_STOPS} strings of 4096 characters each"
+            )
+        # An empty stop string would end every answer before it begins; clients send it to mean none.
+        return tuple(s for s in stops if s)
+
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _biases(cls, value: Any) -> dict[int, float] | None:
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise PydanticCustomError("logit_bias_type", "Input should be an object of token ids and numbers")
+        if len(value) > MAX_BIASES:
+            raise PydanticCustomError("logit_bias_size", f"At most {MAX_BIASES} tokens can be biased")
+        biases: dict[int, float] = {}
+        for key, bias in value.items():
+            if not (key.isascii() and key.isdigit() and len(key) <= 10 and int(key) <= _INT32):
+                raise PydanticCustomError("logit_bias_key", f"{key[:50]!r} is not a token id")
+            if isinstance(bias, bool) or not isinstance(bias, (int, float)) or not -100 <= bias <= 100:
+                raise PydanticCustomError("logit_bias_value", f"The bias of token {key} should be from -100 to 100")
+            biases[int(key)] = float(bias)
+        return biases
+
+    @model_validator(mode="after")
+    def _lengths(self) -> GenerationRequest:
+        for name in ("max_tokens", "max_completion_tokens"):
+            value = getattr(self, name, None)
+            if value is not None and value != -1 and value < 1:
+                raise ApiError(
+                    400, f"{name}: Input should be at least 1, or -1 for no limit.", code="invalid_value", param=name
+                )
+        return self
+
+    @property
+    def token_limit(self) -> int | None:
+        """The most tokens wanted; None is without limit."""
+        return None if self.max_tokens in (None, -1) else self.max_tokens
+
+    def params(self, prompt: str) -> GenerateParams:
+        """As the serving room takes it. Sampling fields that are absent have `Sampling`'s defaults."""
+        wanted = {
+            "temperature": self.temperature,
+            "top_k": None if self.top_k is None else max(self.top_k, 0),
+            "top_p": self.top_p,
+            "min_p": self.min_p,
+            "repeat_penalty": self.repeat_penalty,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "logit_bias": self.logit_bias,
+            # -1 is llama.cpp's and LM Studio's way to ask for a random seed.
+            "seed": None if self.seed == -1 else self.seed,
+        }
+        given: dict[str, Any] = {name: value for name, value in wanted.items() if value is not None}
+        return GenerateParams(
+            prompt=prompt,
+            max_tokens=self.token_limit,
+            stop=self.stop,
+            sampling=Sampling(**given),
+            draft=(self.speculative or Speculative()).knobs() if self.draft_model else None,
+        )
+
+
+class ChatMessage(_Schema):
+    """One message; `content` is a string or a list of `{"type": "text", "text": …}`."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[dict[str, str]]
+    name: str | None = None
+    reasoning_content: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _content(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        if value.get("role") in ("tool", "function") or value.get("tool_calls") or value.get("function_call"):
+            raise PydanticCustomError("not_served", "Messages of tools and tool calls are not served yet")
+        content = value.get("content")
+        if content is None and value.get("role") == "assistant":
+            content = ""
+        if isinstance(content, list):
+            content = [_part(part, index) for index, part in enumerate(content)]
+        return {**value, "content": content} if content is not None else value
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _content_type(cls, value: Any) -> Any:
+        if not isinstance(value, (str, list)):
+            raise PydanticCustomError("content_type", "Input should be a string or a list of text parts")
+        return value
+
+    def plain(self) -> dict[str, Any]:
+        """As chat templates take it: what is absent is not there."""
+        return self.model_dump(exclude_none=True)
+
+
+class ChatRequest(GenerationRequest):
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+    max_completion_tokens: Count | None = None
+
+    @property
+    def token_limit(self) -> int | None:
+        limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        return None if limit == -1 else limit
+
+
+class CompletionRequest(GenerationRequest):
+    prompt: str
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _one_prompt(cls, value: Any) -> Any:
+        if isinstance(value, list):
+            if len(value) == 1 and isinstance(value[0], str):
+                return value[0]
+            if value and not all(isinstance(v, str) for v in value):
+                raise PydanticCustomError("prompt_type", "Prompts of token ids are not served; send a string")
+            raise PydanticCustomError("prompt_count", "Input should be a string or a list with exactly one string")
+        return value
+
+
+class LoadRequest(_Schema):
+    model: Annotated[str, Field(min_length=1, max_length=1024)]
+    context_length: Annotated[int, Field(ge=1, le=_INT32)] | None = None
+    echo_load_config: bool | None = None
+    ttl: Annotated[int, Field(ge=1, le=_INT32)] | None = None
+
+
+class UnloadRequest(_Schema):
+    instance_id: Annotated[str, Field(min_length=1, max_length=1024)]
+
+
+def refuse_unserved(data: Mapping[str, Any]) -> None:
+    """A 400 for the first field whose value would change the answer and that is not served."""
+    for name, harmless in _UNSERVED.items():
+        value = data.get(name)
+        if value is not None and not harmless(value):
+            raise ApiError(
+                400,
+                f"{name}: this value is not served yet; leave the field out.",
+                code="unsupported_parameter",
+                param=name,
+            )
+
+
+def _part(part: Any, index: int) -> dict[str, str]:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "text" and isinstance(part.get("text", None), str):
+        return {"type": "text", "text": part["text"]}
+    if kind in ("image_url", "input_image", "input_audio", "file"):
+        raise PydanticCustomError("not_served", f"Part {index} is of type {kind}; only text is served yet")
+    raise PydanticCustomError("content_type", f'Part {index} should be {{"type": "text", "text": "…"}}')
+
+
+def _empty(value: Any) -> bool:
+    return value in ("", [], {}) or value is False
+
+
+def _one_of(*values: Any) -> Callable[[Any], bool]:
+    return lambda value: any(type(value) is type(v) and value == v for v in values)
+
+
+def _plain_text(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("type") == "text"
+
+
+# field -> the values that mean nothing. Null means nothing everywhere.
+_UNSERVED: Mapping[str, Callable[[Any], bool]] = {
+    "n": _one_of(1),
+    "best_of": _one_of(1),
+    "echo": _one_of(False),
+    "suffix": _one_of(""),
+    "logprobs": _one_of(False),
+    "top_logprobs": _one_of(0),
+    "tools": _one_of([]),
+    "tool_choice": _one_of("none", "auto"),
+    "functions": _one_of([]),
+    "function_call": _one_of("none", "auto"),
+    "response_format": _plain_text,
+    "modalities": _one_of(["text"]),
+    "audio": _empty,
+    "web_search_options": _empty,
+    "preset": _one_of(""),
+    "grammar": _one_of(""),
+    "json_schema": _empty,
+    "chat_template_kwargs": _one_of({}),
+    "ignore_eos": _one_of(False),
+    "mirostat": _one_of(0),
+    "typical_p": _one_of(1, 1.0),
+    "xtc_probability": _one_of(0, 0.0),
+    "dry_multiplier": _one_of(0, 0.0),
+    "num_experts": _empty,
+}
