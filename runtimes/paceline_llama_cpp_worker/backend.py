@@ -60,13 +60,13 @@ class LlamaBackend(Backend):
                 assert self._main is not None
                 if not (model.can_roll_back and self._main.model.can_roll_back):
                     raise Fault("unsupported", "a recurrent model's state cannot be rolled back: no draft is possible")
-                self._draft = _Loaded(model, n_ctx=self._main.context.n_ctx, n_outputs=1, threads=request.threads)
+                self._draft = _Loaded(model, n_ctx=self._main.n_ctx, n_outputs=1, threads=request.threads)
                 loaded = self._draft
         except BaseException:
             if self._main is None or self._main.model is not model:
                 model.close()
             raise
-        return {"context_length": loaded.context.n_ctx, "vocabulary": model.n_vocab}
+        return {"context_length": loaded.n_ctx, "vocabulary": model.n_vocab}
 
     def unload(self, role: str) -> None:
         if self._draft is not None:
@@ -79,13 +79,13 @@ class LlamaBackend(Backend):
     def open(self, request: GenerateRequest) -> Generation:
         main = self._loaded()
         tokens = self._prompt(main, request)
-        room = main.context.n_ctx - len(tokens)
+        room = main.n_ctx - len(tokens)
         if room < 1:
             raise Fault(
                 "context_exceeded",
-                f"the prompt has {len(tokens)} tokens; the context of {main.context.n_ctx} has no room for an answer",
+                f"the prompt has {len(tokens)} tokens; the context of {main.n_ctx} has no room for an answer",
                 prompt_tokens=len(tokens),
-                context_length=main.context.n_ctx,
+                context_length=main.n_ctx,
             )
         cached = main.reuse(tokens)
         generation = _Sequence(
@@ -95,7 +95,7 @@ class LlamaBackend(Backend):
             cached_tokens=cached,
             prompt_done=cached,
             tokens=tokens,
-            sampler=Sampler(request.sampling, main.model.n_vocab, main.context.n_ctx, tokens),
+            sampler=Sampler(request.sampling, main.model.n_vocab, main.n_ctx, tokens),
         )
         if request.draft is not None:
             self._attach_draft(generation)
@@ -120,7 +120,7 @@ class LlamaBackend(Backend):
         model = self._loaded().model
         for token in tokens:
             _check_token(token, model.n_vocab, "tokens")
-        return b"".join(model.piece(token) for token in tokens)
+        return b"".join(model.spell(token, special=True) for token in tokens)
 
     # --- one generation --------------------------------------------------------------------------------------------
 
@@ -219,6 +219,8 @@ class _Loaded:
 
     def __init__(self, model: binding.Model, *, n_ctx: int, n_outputs: int, threads: int | None) -> None:
         self.model = model
+        # llama.cpp rounds a context up; what was asked for is what counts.
+        self.n_ctx = n_ctx
         self.context = binding.Context(
             model, n_ctx=n_ctx, n_batch=max(_CHUNK, n_outputs), n_outputs=n_outputs, threads=threads
         )

@@ -96,18 +96,21 @@ class Model:
             room = -n
 
     def piece(self, token: int) -> bytes:
-        """The bytes a token stands for; control tokens stand for none."""
+        """The bytes a token adds to the output; control tokens add none."""
         known = self._pieces.get(token)
         if known is None:
-            room = 64
-            while True:
-                buffer = ctypes.create_string_buffer(room)
-                n = ll.llama_token_to_piece(self.vocab, token, buffer, room, 0, False)
-                if n >= 0:
-                    break
-                room = -n
-            known = self._pieces[token] = buffer.raw[:n]
+            known = self._pieces[token] = self.spell(token, special=False)
         return known
+
+    def spell(self, token: int, *, special: bool) -> bytes:
+        """The bytes of a token, control tokens written out if `special`."""
+        room = 64
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            n = ll.llama_token_to_piece(self.vocab, token, buffer, room, 0, special)
+            if n >= 0:
+                return buffer.raw[:n]
+            room = -n
 
     def ends(self, token: int) -> bool:
         """Whether the model ends its turn with this token."""
@@ -134,7 +137,6 @@ class Context:
         if not self.handle:
             raise Fault("load_failed", f"llama.cpp cannot make a context of {n_ctx} tokens: {_last_errors()}")
         self.model = model
-        self.n_ctx: int = ll.llama_n_ctx(self.handle)
         self.n_batch = n_batch
         self._n_outputs = n_outputs
         self._memory = ll.llama_get_memory(self.handle)

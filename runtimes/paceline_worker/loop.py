@@ -73,8 +73,12 @@ class _Engine:
             state = "busy" if running or waiting else "idle"
             self._wire.answer(request_id, {"state": state, "running": running, "waiting": waiting})
         elif method == "cancel":
-            self._cancel(params.get("request"))
-            self._wire.answer(request_id, {})
+            target = params.get("request")
+            if type(target) is int:
+                self._cancel(target)
+                self._wire.answer(request_id, {})
+            else:
+                self._wire.fail(request_id, Fault.invalid("request", "request must be the id of a request"))
         elif method in ("initialize", "load", "unload", "generate", "tokenize", "detokenize", "embed"):
             with self._wake:
                 self._waiting.append(_Job(request_id, method, params, time.monotonic()))
@@ -82,7 +86,7 @@ class _Engine:
         else:
             self._wire.fail(request_id, Fault("unsupported", f"no method {method!r}", code=METHOD_NOT_FOUND))
 
-    def _cancel(self, target: Any) -> None:
+    def _cancel(self, target: int) -> None:
         with self._wake:
             for job in self._waiting:
                 if job.id == target and job.method == "generate":

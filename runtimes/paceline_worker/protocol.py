@@ -65,26 +65,21 @@ class Wire:
             if len(line) > MAX_FRAME and not line.endswith(b"\n"):
                 while (rest := stdin.readline(MAX_FRAME)) and not rest.endswith(b"\n"):
                     pass
-                self._refuse(None, INVALID_REQUEST, f"the frame is longer than {MAX_FRAME} bytes")
-                continue
-            if not line.strip():
+                self._refuse(INVALID_REQUEST, f"the frame is longer than {MAX_FRAME} bytes")
                 continue
             try:
                 frame = json.loads(line)
             except (ValueError, RecursionError) as error:
-                self._refuse(None, PARSE_ERROR, f"not JSON: {error}")
+                self._refuse(PARSE_ERROR, f"not JSON: {error}")
                 continue
-            if not isinstance(frame, dict) or not isinstance(frame.get("method"), str) or "id" not in frame:
-                request_id = frame.get("id") if isinstance(frame, dict) else None
-                self._refuse(request_id, INVALID_REQUEST, "not a JSON-RPC request with id and method")
+            if not _is_request(frame):
+                self._refuse(INVALID_REQUEST, "a request has jsonrpc 2.0, an integer id, a method and an object of params")
                 continue
-            if not isinstance(frame.setdefault("params", {}), dict):
-                self._refuse(frame["id"], INVALID_PARAMS, "params must be an object")
-                continue
+            frame.setdefault("params", {})
             yield frame
 
-    def _refuse(self, request_id: object, code: int, message: str) -> None:
-        self.fail(request_id, Fault("invalid_request", message, code=code))
+    def _refuse(self, code: int, message: str) -> None:
+        self.fail(None, Fault("invalid_request", message, code=code))
 
     def _write(self, frame: Mapping[str, Any]) -> None:
         data = memoryview(json.dumps(frame, separators=(",", ":")).encode() + b"\n")
@@ -94,3 +89,13 @@ class Wire:
                     data = data[os.write(self._fd, data) :]
             except OSError:
                 os._exit(1)  # the host no longer listens
+
+
+def _is_request(frame: object) -> bool:
+    return (
+        isinstance(frame, dict)
+        and frame.get("jsonrpc") == "2.0"
+        and type(frame.get("id")) is int
+        and isinstance(frame.get("method"), str)
+        and isinstance(frame.get("params", {}), dict)
+    )

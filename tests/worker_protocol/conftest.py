@@ -59,10 +59,26 @@ def _echo(request: pytest.FixtureRequest) -> Candidate:
     )
 
 
-CANDIDATES = {"echo": _echo}
+def _llama_cpp(request: pytest.FixtureRequest) -> Candidate:
+    from paceline import paths, plugins
+
+    runtime = request.getfixturevalue("llama_cpp_runtime")
+    spec = plugins.load().engine("llama.cpp").worker(runtime)
+    return Candidate(
+        argv=spec.argv,
+        engine="llama.cpp",
+        main=paths.samples() / "paceline-coder-7m-q8_0.gguf",
+        draft=paths.samples() / "paceline-coder-3m-q8_0.gguf",
+        prompt="<|im_start|>user\nWrite `close` in Python. Output code only.<|im_end|>\n<|im_start|>assistant\n",
+        context_length=2048,
+        env=dict(spec.env),
+    )
 
 
-@pytest.fixture(scope="module", params=CANDIDATES)
+CANDIDATES = {"echo": _echo, "llama.cpp": _llama_cpp}
+
+
+@pytest.fixture(scope="module", params=["echo", pytest.param("llama.cpp", marks=pytest.mark.runtime)])
 def candidate(request):
     return CANDIDATES[request.param](request)
 
