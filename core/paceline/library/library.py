@@ -142,7 +142,7 @@ class _Shelf:
 
     @classmethod
     def of(cls, found: list[_Found], problems: list[UnreadableModel]) -> _Shelf:
-        names = [name_of(f.path, f.publisher) for f in found]
+        names = [name_of(f.path, f.publisher, f.format) for f in found]
         model_ids = ids(names, [f.facts.quantization or f.format for f in found])
         pairs = [
             (name, Model(id=model_id, format=f.format, path=f.path, publisher=f.publisher, facts=f.facts))

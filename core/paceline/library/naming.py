@@ -34,9 +34,9 @@ class Name:
     publisher: str
 
 
-def name_of(path: Path, publisher: str) -> Name:
+def name_of(path: Path, publisher: str, model_format: str) -> Name:
     """`…/Qwen2.5-7B-Instruct-Q4_K_M.gguf` is `qwen2.5-7b-instruct` in `q4_k_m`."""
-    stem = path.stem if path.suffix.lower() == ".gguf" else path.name
+    stem = path.stem if path.suffix.lower() == f".{model_format}" else path.name
     base, quantization = _split(_SHARD.sub("", stem))
     if base.lower() in _NAMELESS:
         # `publisher/Model-GGUF/model-Q8_0.gguf`: the folder names the model.
