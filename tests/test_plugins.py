@@ -171,6 +171,14 @@ BROKEN = {
         HEAD + "E.formats = 'gguf'\n@hookimpl\ndef paceline_engines(): return [E()]",
         "engine 'fresh': `formats` is 'gguf', not a tuple of names",
     ),
+    "releases that raise": (
+        HEAD + "E.releases = lambda self: [1 / 0]\n@hookimpl\ndef paceline_engines(): return [E()]",
+        "engine 'fresh': releases() raised ZeroDivisionError",
+    ),
+    "releases of another type": (
+        HEAD + "E.releases = lambda self: ['1.0']\n@hookimpl\ndef paceline_engines(): return [E()]",
+        "engine 'fresh': releases() returned '1.0', which is no release of it",
+    ),
     "engine name taken by the host's plugin": (
         HEAD + "E.name = 'llama.cpp'\n@hookimpl\ndef paceline_engines(): return [E()]",
         "claims the engine name 'llama.cpp', already taken by the plugin llama-cpp",

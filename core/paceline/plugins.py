@@ -22,6 +22,7 @@ import pluggy
 from paceline import hookspecs
 from paceline.engine import Engine, ModelFormat
 from paceline.errors import NotFoundError
+from paceline.types import Release
 
 GROUP = "paceline"
 
@@ -246,6 +247,13 @@ def _check_engine(engine: Engine) -> None:
         value = _attribute(engine, attribute)
         if not isinstance(value, tuple) or not value or not all(isinstance(v, str) for v in value):
             raise _Broken(f"engine {engine.name!r}: `{attribute}` is {_show(value)}, not a tuple of names")
+    try:
+        releases = list(engine.releases())
+    except (Exception, SystemExit) as error:
+        raise _Broken(f"engine {engine.name!r}: releases() raised {_say(error)}") from error
+    for release in releases:
+        if not isinstance(release, Release) or release.engine != engine.name:
+            raise _Broken(f"engine {engine.name!r}: releases() returned {_show(release)}, which is no release of it")
 
 
 def _attribute(value: object, name: str) -> object:
