@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 from paceline import Engine, ModelFormat, hookimpl
-
 from paceline_echo.engine import EchoEngine
 from paceline_echo.format import EchoFormat
 

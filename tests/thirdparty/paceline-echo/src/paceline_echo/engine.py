@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paceline import Engine, PairStatus, PairVerdict, Recipe, Release, Requirements, python_worker
-
 from paceline_echo.format import read_vocabulary
 
 if TYPE_CHECKING:
