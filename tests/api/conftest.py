@@ -59,13 +59,13 @@ class FixedLibrary:
     def models(self) -> tuple[Model, ...]:
         return self._models
 
-    def get(self, model_id: str) -> Model:
+    def get(self, model_id: str, *, param: str = "model") -> Model:
         for model in self._models:
             if model.id == model_id:
                 return model
         if model_id == "coder":
             raise AmbiguousError("'coder' means coder-3m and coder-7m")
-        raise NotFoundError(f"no model {model_id!r}")
+        raise NotFoundError(f"no model is called {model_id!r}", help="did you mean coder-7m?", param=param)
 
 
 RUNTIME = Runtime(

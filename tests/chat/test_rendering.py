@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from paceline.chat import Renderer
 from paceline.chat.child import TIME_LIMIT_S
 from paceline.errors import TemplateError

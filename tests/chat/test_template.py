@@ -3,6 +3,7 @@
 from datetime import datetime
 
 import pytest
+
 from paceline.chat.template import MAX_TEMPLATE_CHARS, ChatTemplate, TemplateFailure
 
 CHATML = (

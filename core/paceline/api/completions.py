@@ -53,7 +53,7 @@ class Completions:
         body = await read_object(request)
         refuse_unserved(body)
         wanted = validate(ChatRequest, body)
-        model, draft = self._models(wanted)
+        model, draft = await asyncio.to_thread(self._models, wanted)
         prompt = await self._renderer.prompt(model, [message.plain() for message in wanted.messages])
         return self._answer(wanted, model, draft, prompt, CHAT, dialect, received)
 
@@ -62,7 +62,7 @@ class Completions:
         body = await read_object(request)
         refuse_unserved(body)
         wanted = validate(CompletionRequest, body)
-        model, draft = self._models(wanted)
+        model, draft = await asyncio.to_thread(self._models, wanted)
         return self._answer(wanted, model, draft, wanted.prompt, TEXT, dialect, received)
 
     def _models(self, wanted: GenerationRequest) -> tuple[Model, Model | None]:

@@ -59,7 +59,7 @@ def v1_routes(library: Library, serving: Serving) -> APIRouter:
         body = await read_object(request)
         refuse_unserved(body)
         wanted = validate(LoadRequest, body)
-        model = find_model(library, wanted.model)
+        model = await asyncio.to_thread(find_model, library, wanted.model)
         loaded = await serving.load(model, context_length=wanted.context_length, ttl_s=wanted.ttl)
         answer: dict[str, Any] = {
             "type": lmstudio_v1_type(model),

@@ -69,9 +69,7 @@ class GenerationRequest(_Schema):
         if not isinstance(stops, list) or not all(isinstance(s, str) for s in stops):
             raise PydanticCustomError("stop_type", "Input should be a string or a list of strings")
         if len(stops) > MAX_STOPS or any(len(s) > 4096 for s in stops):
-            raise PydanticCustomError(
-                "stop_size", f"At most {MAX_STOPS} strings of 4096 characters each"
-            )
+            raise PydanticCustomError("stop_size", f"At most {MAX_STOPS} strings of 4096 characters each")
         # An empty stop string would end every answer before it begins; clients send it to mean none.
         return tuple(s for s in stops if s)
 

@@ -1,0 +1,101 @@
+"""Fixtures for all rooms: the shared test data beside the checkout, a writer of small GGUF files, the clients."""
+
+from __future__ import annotations
+
+import importlib.util
+import struct
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+WriteGguf = Callable[..., Path]
+
+_CODES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of vocabularies and small models beside the checkout."""
+    path = Path(__file__).parents[1].parent / "shared"
+    if not path.is_dir():
+        pytest.skip("the shared test data is not beside this checkout")
+    return path
+
+
+@pytest.fixture(scope="session")
+def write_gguf() -> WriteGguf:
+    """A function that writes a GGUF file: `write_gguf(path, {"key": value}, tensors=[(name, shape, ggml type)])`.
+
+    Values: bool, int (u32, or i32 below 0), float (f32), str, list of str or bytes, list of int (i32), or
+    `(gguf type, value)` for another type. Tensors are filled with zeros.
+    """
+    return _write_gguf
+
+
+@pytest.fixture(scope="session")
+def clients() -> ModuleType:
+    """`tests/clients.py`: what unmodified clients do, as functions of a server's address and a model."""
+    name = "paceline_test_clients"
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("clients.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _write_gguf(
+    path: Path,
+    values: Mapping[str, object],
+    tensors: Sequence[tuple[str, tuple[int, ...], int]] = (),
+    *,
+    version: int = 3,
+    alignment: int = 32,
+) -> Path:
+    from paceline.formats.ggml_types import TENSOR_TYPES
+
+    out = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(values))
+    for key, value in values.items():
+        out += _string(key) + _value(value)
+    offset = 0
+    for name, shape, kind in tensors:
+        out += _string(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)
+        _, block, block_bytes = TENSOR_TYPES[kind]
+        count = 1
+        for n in shape:
+            count *= n
+        offset += -(-count // block * block_bytes // alignment) * alignment
+    if tensors:
+        out += bytes(-len(out) % alignment) + bytes(offset)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(out)
+    return path
+
+
+def _string(text: str | bytes) -> bytes:
+    data = text.encode() if isinstance(text, str) else text
+    return struct.pack("<Q", len(data)) + data
+
+
+def _value(value: object) -> bytes:
+    match value:
+        case bool():
+            return struct.pack("<I?", 7, value)
+        case int():
+            return struct.pack("<Ii", 5, value) if value < 0 else struct.pack("<II", 4, value)
+        case float():
+            return struct.pack("<If", 6, value)
+        case str():
+            return struct.pack("<I", 8) + _string(value)
+        case tuple():
+            kind, number = value
+            return struct.pack("<I" + _CODES[kind], kind, number)
+        case [str() | bytes(), *_]:
+            return struct.pack("<IIQ", 9, 8, len(value)) + b"".join(_string(v) for v in value)
+        case list():
+            return struct.pack(f"<IIQ{len(value)}i", 9, 5, len(value), *value)
+    raise TypeError(f"no GGUF value: {value!r}")
