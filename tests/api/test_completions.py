@@ -257,6 +257,13 @@ def test_what_fails_before_the_first_token_has_its_own_status(
         assert told["log_tail"] == "boom"
 
 
+@pytest.mark.parametrize(("prefix", "path", "body"), ROUTES)
+def test_an_error_about_the_prompt_names_the_routes_own_field(client, serving, prefix, path, body):
+    serving.script[:] = [RequestError("the prompt has 6001 tokens", param="messages")]
+    error = client.post(f"{prefix}/{path}", json=body).json()["error"]
+    assert error["param"] == ("messages" if path.startswith("chat") else "prompt")
+
+
 def test_a_worker_that_dies_in_the_middle_of_a_stream(client, serving, events):
     serving.script[:] = [serving.batch("par"), WorkerDied("the worker was killed by signal 9", log_tail="last words")]
     answer = client.post("/v1/chat/completions", json={**CHAT, "stream": True})

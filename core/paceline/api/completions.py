@@ -26,7 +26,7 @@ from paceline.api.errors import as_api_error
 from paceline.api.lookup import find_language_model
 from paceline.api.schemas import ChatRequest, CompletionRequest, GenerationRequest, refuse_unserved
 from paceline.api.shapes import CHAT, TEXT, Dialect, Shape, draft_runs
-from paceline.errors import WorkerError
+from paceline.errors import RequestError, WorkerError
 from paceline.serving.generation import Completion, GenerateParams, TokenBatch
 from paceline.types import Model
 
@@ -121,10 +121,16 @@ class _Job:
         async with self.serving.lease(self.model, draft=self.draft, ttl_s=self.ttl_s) as lease:
             items = cast("AsyncGenerator[TokenBatch | Completion, None]", lease.generate(self.params))
             async with aclosing(items):
-                async for item in items:
-                    yield lease, item
-                    if isinstance(item, Completion):
-                        return
+                try:
+                    async for item in items:
+                        yield lease, item
+                        if isinstance(item, Completion):
+                            return
+                except RequestError as error:
+                    # The worker knows a prompt, not what it was made of.
+                    if error.param in ("messages", "prompt"):
+                        error.param = self.shape.prompt_field
+                    raise
         raise WorkerError("the worker ended a generation without saying how")
 
 

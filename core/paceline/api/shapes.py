@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 class Shape:
     """What differs between chat and plain completions."""
 
+    prompt_field: str
+    """The request field the prompt comes from; errors about the prompt name it."""
     id_prefix: str
     object: str
     chunk_object: str
@@ -44,6 +46,7 @@ def _text_choice(text: str | None, finish: str | None = None) -> dict[str, Any]:
 
 
 CHAT = Shape(
+    prompt_field="messages",
     id_prefix="chatcmpl",
     object="chat.completion",
     chunk_object="chat.completion.chunk",
@@ -52,6 +55,7 @@ CHAT = Shape(
     opening={"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None},
 )
 TEXT = Shape(
+    prompt_field="prompt",
     id_prefix="cmpl",
     object="text_completion",
     chunk_object="text_completion",
