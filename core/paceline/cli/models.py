@@ -55,16 +55,14 @@ def pairs(model: str | None, rules: str | None, everything: bool, as_json: bool)
 
     With MODEL: the drafts that fit that main model, and why the others do not.
     """
-    from paceline import paths
     from paceline.library import open_library
-    from paceline.library.pairs import PairIndex
+    from paceline.library.pairs import open_pairs
     from paceline.plugins import load
 
     plugins = load()
     library = open_library(plugins)
-    index = PairIndex(library, plugins, paths.cache() / "pairs.sqlite")
     main = library.get(model) if model else None
-    found = index.pairs(main, rules, refused=everything or main is not None)
+    found = open_pairs(library, plugins).pairs(main, rules, refused=everything or main is not None)
     if as_json:
         output.as_json_text([{"main": p.main.id, "draft": p.draft.id, "verdict": p.verdict} for p in found])
         return

@@ -239,7 +239,7 @@ class _Reader:
 
     def _alignment(self) -> int:
         alignment = self._values.get("general.alignment", 32)
-        if not isinstance(alignment, int) or not 0 < alignment <= 1 << 31 or alignment & (alignment - 1):
+        if type(alignment) is not int or not 0 < alignment <= 1 << 31 or alignment & (alignment - 1):
             raise self._error(f"has the alignment {alignment!r}, which is no power of two", at=self._pos)
         return alignment
 

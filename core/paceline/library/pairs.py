@@ -37,6 +37,13 @@ class Pair:
     verdict: PairVerdict
 
 
+def open_pairs(library: Library, plugins: Plugins) -> PairIndex:
+    """The user's pair index."""
+    from paceline import paths
+
+    return PairIndex(library, plugins, paths.cache() / "pairs.sqlite")
+
+
 class PairIndex:
     """Verdicts of pairs, remembered in `cache_file`, which may be deleted at any time. Safe to use from threads."""
 
