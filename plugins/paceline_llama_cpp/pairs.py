@@ -12,8 +12,7 @@ from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from paceline import PairStatus, PairVerdict
-from paceline.errors import ModelFileError
+from paceline import ModelFileError, PairStatus, PairVerdict
 from paceline.formats.digests import MAX_SIZE_DIFFERENCE, same_tokens
 from paceline.formats.gguf_vocabulary import FIRST_COMPARED
 

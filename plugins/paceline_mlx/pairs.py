@@ -11,8 +11,7 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from paceline import PairStatus, PairVerdict
-from paceline.errors import ModelFileError
+from paceline import ModelFileError, PairStatus, PairVerdict
 from paceline.formats.digests import MAX_SIZE_DIFFERENCE, same_tokens
 
 if TYPE_CHECKING:
