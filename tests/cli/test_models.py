@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from paceline.cli import cli
+from paceline.errors import NotFoundError
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A function that runs `paceline` with an empty home and the samples of the package."""
+    for name in ("HOME", "CACHE"):
+        monkeypatch.setenv(f"PACELINE_{name}", str(tmp_path / name))
+    for name in ("MODELS", "EXTRA_MODELS", "PLUGINS"):
+        monkeypatch.delenv(f"PACELINE_{name}", raising=False)
+    return lambda *arguments: CliRunner().invoke(cli, arguments, catch_exceptions=False)
+
+
+def test_ls_shows_the_samples(run):
+    result = run("ls")
+    assert result.exit_code == 0
+    assert [line.split()[0] for line in result.stdout.splitlines()] == [
+        "MODEL",
+        "paceline-coder-3m",
+        "paceline-coder-7m",
+    ]
+
+
+def test_ls_as_json_has_the_facts(run):
+    models = json.loads(run("ls", "--json").stdout)
+    assert {m["id"]: (m["publisher"], m["quantization"], m["max_context_length"]) for m in models} == {
+        "paceline-coder-3m": ("paceline", "Q8_0", 2048),
+        "paceline-coder-7m": ("paceline", "Q8_0", 2048),
+    }
+    assert "pairing" not in models[0]
+
+
+def test_ls_tells_what_it_does_not_list_and_why(run, tmp_path):
+    (tmp_path / "HOME/models").mkdir(parents=True)
+    (tmp_path / "HOME/models/broken.gguf").write_bytes(b"GGUF")
+    result = run("ls")
+    assert result.exit_code == 0
+    assert "broken.gguf ends inside a number (at byte 4)" in result.stderr
+
+
+def test_pairs_shows_what_fits(run):
+    result = run("pairs")
+    assert result.stdout.splitlines()[1].split()[:3] == ["paceline-coder-7m", "paceline-coder-3m", "compatible"]
+    assert len(result.stdout.splitlines()) == 2
+
+
+def test_pairs_of_a_model_says_why_not(run):
+    (line,) = run("pairs", "paceline-coder-3m").stdout.splitlines()[1:]
+    assert "draftNotSmaller" in line
+
+
+def test_pairs_as_json_with_all(run):
+    pairs = json.loads(run("pairs", "--all", "--json", "--rules", "2025-02").stdout)
+    assert {(p["main"], p["draft"]): p["verdict"]["status"] for p in pairs} == {
+        ("paceline-coder-7m", "paceline-coder-3m"): "compatible",
+        ("paceline-coder-3m", "paceline-coder-7m"): "draftNotSmaller",
+    }
+
+
+def test_pairs_of_an_unknown_model(run):
+    with pytest.raises(NotFoundError, match="nothing"):
+        run("pairs", "nothing")
