@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 from click.testing import CliRunner
@@ -44,6 +45,16 @@ def test_ls_tells_what_it_does_not_list_and_why(run, tmp_path):
     result = run("ls")
     assert result.exit_code == 0
     assert "broken.gguf ends inside a number (at byte 4)" in result.stderr
+
+
+def test_what_files_say_cannot_steer_the_terminal(run, tmp_path, write_gguf):
+    folder = tmp_path / "HOME/models"
+    write_gguf(folder / "a\x1b[31m.gguf", {"general.architecture": "ev\x1bil"}, [("t", (32,), 0)])
+    (folder / os.fsdecode(b"b\xff\x1b.gguf")).write_bytes(b"")
+    result = run("ls")
+    assert "\x1b" not in result.stdout + result.stderr
+    assert "ev?il" in result.stdout
+    assert "b\ufffd?.gguf" in result.stderr
 
 
 def test_pairs_shows_what_fits(run):

@@ -91,6 +91,13 @@ def test_what_cannot_be_read_is_a_problem_and_stops_nothing(add_model, models, o
         library.get("vocabulary")
 
 
+def test_a_name_that_is_not_utf8_is_a_problem(add_model, models, open_library):
+    path = add_model("a.gguf")
+    path.rename(os.fsdecode(os.fsencode(models) + b"/b\xff.gguf"))
+    (problem,) = open_library().problems()
+    assert problem.error.message == "b\ufffd.gguf has a name that is not UTF-8"
+
+
 def test_links_and_overlapping_folders_give_each_model_once(add_model, models, open_library):
     path = add_model("pub/r/a.gguf")
     (models / "pub/r/b.gguf").symlink_to(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import click
@@ -28,14 +29,14 @@ def ls(as_json: bool) -> None:
     elif models:
         rows = [
             [
-                m.id,
+                _printable(m.id),
                 m.facts.kind.value,
                 m.format,
-                m.facts.arch or "?",
+                _printable(m.facts.arch or "?"),
                 m.facts.quantization or "?",
                 output.size(m.facts.size_bytes),
                 str(m.facts.max_context_length or "?"),
-                m.publisher,
+                _printable(m.publisher),
             ]
             for m in models
         ]
@@ -79,7 +80,7 @@ def pairs(model: str | None, rules: str | None, everything: bool, as_json: bool)
 
 def _print_pairs(found: list[Pair]) -> None:
     found = sorted(found, key=lambda p: (p.main.id, not p.verdict.ok))
-    rows = [[p.main.id, p.draft.id, p.verdict.status.value, _reason(p)] for p in found]
+    rows = [[_printable(p.main.id), _printable(p.draft.id), p.verdict.status.value, _reason(p)] for p in found]
     output.table(["MAIN", "DRAFT", "VERDICT", "REASON"], rows)
 
 
@@ -102,4 +103,10 @@ def _say_where_models_go() -> None:
 
 def _complain(library: Library) -> None:
     for problem in library.problems():
-        click.echo(f"not listed: {problem.path}: {problem.error.message}", err=True)
+        path = os.fsencode(problem.path).decode("utf-8", "replace")
+        click.echo(f"not listed: {_printable(path)}: {_printable(problem.error.message)}", err=True)
+
+
+def _printable(text: str) -> str:
+    """Files choose these texts; what would steer a terminal is shown as a question mark."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)

@@ -198,6 +198,11 @@ class _Shelf:
 def _read(cache: FactsCache, model_format: ModelFormat, path: Path) -> ModelFacts | ModelFileError:
     """What the model's files say, or why they cannot be read; a format's own bug stops nothing but its model."""
     try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(path.name).decode("utf-8", "replace")
+        return ModelFileError(f"{shown} has a name that is not UTF-8", help="rename it, or the folder it is in")
+    try:
         stamp = _stamp(model_format, path)
         known = cache.recall(path, model_format.name, stamp)
         if known is not None:
