@@ -104,8 +104,13 @@ def test_a_unigram_vocabulary_is_a_list(folder):
 def test_holes_empty_texts_and_nul_stay_apart(folder):
     (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"": 0, "\0": 1, "x": 3}}}))
     texts = read_token_texts(folder / "tokenizer.json")
-    assert len(set(texts)) == 4
+    assert (len(texts), len(set(texts))) == (4, 4)
     assert not any(b"\0" in text for text in texts)
+
+
+def test_half_a_surrogate_pair_is_a_text_like_others(folder):
+    (folder / "tokenizer.json").write_text('{"model": {"vocab": {"\\ud800": 0, "é": 1}}}')
+    assert read_token_texts(folder / "tokenizer.json") == [b"\xed\xa0\x80", "é".encode()]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,17 @@ def read_token_texts(path: Path) -> list[bytes]:
     """The text of every id of a tokenizer.json, added tokens included. Raises `ModelFileError`."""
     tokenizer = read_json(path, MAX_BYTES)
     model = tokenizer.get("model")
-    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    by_id = _vocabulary(model.get("vocab") if isinstance(model, dict) else None)
     added = tokenizer.get("added_tokens")
-    pairs = [*_vocabulary(vocabulary), *_added(added if isinstance(added, list) else [])]
-    if not pairs:
+    by_id.update(_added(added if isinstance(added, list) else []))
+    if not by_id:
         raise ModelFileError(f"{path.parent.name}/{path.name} holds no vocabulary (model.vocab)")
-    highest = max(token for _, token in pairs)
-    if highest >= MAX_ID or min(token for _, token in pairs) < 0:
+    if max(by_id) >= MAX_ID or min(by_id) < 0:
         raise ModelFileError(f"{path.parent.name}/{path.name} has a token id outside 0 to {MAX_ID - 1}")
-    texts = [HOLE] * (highest + 1)
-    for text, token in pairs:
-        texts[token] = text.encode("utf-8", "surrogatepass").replace(b"\0", _NUL)
+    encode = _encode if _needs_care(by_id.values()) else str.encode
+    texts = [HOLE] * (max(by_id) + 1)
+    for token, text in by_id.items():
+        texts[token] = encode(text)
     return texts
 
 
@@ -54,21 +54,35 @@ def pairing_facts(folder: Path, bos: str | None, eos: str | None) -> dict[str, o
     return facts
 
 
-def _vocabulary(vocabulary: object) -> Iterable[tuple[str, int]]:
-    """A dict from text to id (BPE, WordPiece, WordLevel), or a list of [text, score] (Unigram)."""
+def _vocabulary(vocabulary: object) -> dict[int, str]:
+    """From a dict of text to id (BPE, WordPiece, WordLevel), or a list of [text, score] (Unigram)."""
     if isinstance(vocabulary, dict):
-        return [(text, token) for text, token in vocabulary.items() if type(token) is int]
+        return {token: text for text, token in vocabulary.items() if type(token) is int}
     if isinstance(vocabulary, list):
-        return [(entry[0], i) for i, entry in enumerate(vocabulary) if _is_scored(entry)]
-    return []
+        return {i: entry[0] for i, entry in enumerate(vocabulary) if _is_scored(entry)}
+    return {}
 
 
 def _is_scored(entry: Any) -> bool:
     return isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)
 
 
-def _added(entries: list[Any]) -> Iterable[tuple[str, int]]:
+def _added(entries: list[Any]) -> Iterable[tuple[int, str]]:
     for entry in entries:
         match entry:
             case {"content": str(text), "id": int(token)}:
-                yield text, token
+                yield token, text
+
+
+def _needs_care(texts: Collection[str]) -> bool:
+    """Whether a text holds a NUL or half a surrogate pair; both show in the joined texts, searched at C speed."""
+    joined = "\0".join(texts)
+    try:
+        joined.encode()
+    except UnicodeEncodeError:
+        return True
+    return joined.count("\0") >= len(texts)
+
+
+def _encode(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass").replace(b"\0", _NUL)
