@@ -76,9 +76,10 @@ def _llama_cpp(request: pytest.FixtureRequest) -> Candidate:
 
 
 CANDIDATES = {"echo": _echo, "llama.cpp": _llama_cpp}
+MARKS = {"llama.cpp": pytest.mark.runtime}
 
 
-@pytest.fixture(scope="module", params=["echo", pytest.param("llama.cpp", marks=pytest.mark.runtime)])
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=MARKS.get(name, ())) for name in CANDIDATES])
 def candidate(request):
     return CANDIDATES[request.param](request)
 
