@@ -56,9 +56,9 @@ class Exit:
         if self.signal is not None:
             try:
                 known = signal.Signals(self.signal)
-                return f"killed by signal {self.signal} ({known.name}: {signal.strsignal(known)})"
+                return f"was killed by signal {self.signal} ({known.name}: {signal.strsignal(known)})"
             except ValueError:
-                return f"killed by signal {self.signal}"
+                return f"was killed by signal {self.signal}"
         return f"ended with exit code {self.code}" if self.code is not None else "ended"
 
 

@@ -140,7 +140,9 @@ class Serving:
             raise RequestError(f"{model.id} makes embeddings and generates no text", param="model")
         if draft is None:
             return
-        verdict = await asyncio.to_thread(self._pairs.judge, model, draft)
+        runtime = self._store.selected(model.format, model.id)
+        engine = runtime.engine if runtime is not None else None
+        verdict = await asyncio.to_thread(self._pairs.judge, model, draft, engine=engine)
         if not verdict.ok:
             raise PairError(
                 f"{draft.id} cannot be the draft of {model.id}: {verdict.message}",

@@ -1,0 +1,57 @@
+"""The API on a socket: bound before anything is said, so that what is said is true."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+
+import click
+import uvicorn
+
+from paceline.api.app import create_app
+from paceline.errors import PacelineError, UsageError
+from paceline.host import Host
+
+_GRACE_S = 5
+"""How long running answers may still take when the server is told to end."""
+
+
+def run(host: Host, *, address: str, port: int, max_loaded: int, ttl_s: float | None) -> None:
+    """Serve until interrupted. Port 0 takes a free one; the address is printed once the socket listens."""
+    if not _is_loopback(address):
+        raise UsageError(
+            f"{address} can be reached from other machines, and this server asks nobody who they are",
+            help="listen on 127.0.0.1 and put a proxy that authenticates before it",
+        )
+    listener = _listen(address, port)
+    serving = host.serving(max_loaded=max_loaded, ttl_s=ttl_s)
+    app = create_app(serving, host.library, bind=address)
+    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=_GRACE_S)
+    name = f"[{address}]" if ":" in address else address
+    click.echo(f"Paceline serves {len(host.library.models())} models on http://{name}:{listener.getsockname()[1]}")
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listen(address: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((address, port))
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        raise PacelineError(
+            f"cannot listen on {address} port {port}: {error.strerror}",
+            help="another server may be using it: `paceline serve --port 0` takes a free one",
+        ) from error
+    return listener
+
+
+def _is_loopback(address: str) -> bool:
+    if address == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False

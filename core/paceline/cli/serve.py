@@ -1,0 +1,25 @@
+"""`paceline serve`: the local API over the library."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command()
+@click.option("--host", "address", default="127.0.0.1", show_default=True, help="Loopback address to listen on.")
+@click.option(
+    "--port", "-p", default=1234, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one."
+)
+@click.option(
+    "--max-loaded", default=3, show_default=True, type=click.IntRange(1), help="Models that requests may load."
+)
+@click.option("--ttl", default=3600.0, show_default=True, type=click.FloatRange(0), help="Idle seconds; 0 is for ever.")
+def serve(address: str, port: int, max_loaded: int, ttl: float) -> None:
+    """Serve the models of the library through the local API.
+
+    OpenAI-compatible under /v1, LM Studio's API under /api/v0. A model loads when it is first asked for.
+    """
+    from paceline.api.server import run
+    from paceline.host import open_host
+
+    run(open_host(), address=address, port=port, max_loaded=max_loaded, ttl_s=ttl or None)

@@ -1,0 +1,38 @@
+"""The host put together: plugins, library, pair index and store, as every command that needs them all opens them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from paceline import paths, plugins
+from paceline.library import Library, open_library
+from paceline.library.pairs import PairIndex, open_pairs
+from paceline.plugins import Plugins
+from paceline.serving.pool import Serving
+from paceline.store import Store
+
+
+@dataclass(frozen=True)
+class Host:
+    plugins: Plugins
+    library: Library
+    pairs: PairIndex
+    store: Store
+
+    def serving(self, *, max_loaded: int = 3, ttl_s: float | None = 3600.0) -> Serving:
+        """A new, empty set of loaded models over this host's library and runtimes."""
+        return Serving(
+            plugins=self.plugins,
+            library=self.library,
+            pairs=self.pairs,
+            store=self.store,
+            max_loaded=max_loaded,
+            ttl_s=ttl_s,
+        )
+
+
+def open_host() -> Host:
+    """Open everything as the environment says. Probes no hardware and starts no process."""
+    loaded = plugins.load()
+    library = open_library(loaded)
+    return Host(loaded, library, open_pairs(library, loaded), Store(paths.home()))

@@ -1,0 +1,405 @@
+"""Which models are loaded: first use, leases, drafts, eviction, death. Every worker is a real process."""
+
+import asyncio
+import signal
+from contextlib import aclosing
+
+import psutil
+import pytest
+
+from paceline.errors import NotFoundError, PairError, RequestError, WorkerDied, WorkerError
+from paceline.serving.generation import Completion, DraftKnobs, GenerateParams, Sampling, StopReason
+
+PATIENCE_S = 30
+
+
+def run(coroutine):
+    async def bounded():
+        async with asyncio.timeout(PATIENCE_S):
+            return await coroutine
+
+    return asyncio.run(bounded())
+
+
+async def answer(serving, model, params, draft=None):
+    """The text, the pieces and the completion of one request."""
+    async with serving.lease(model, draft=draft) as lease:
+        return await collect(lease, params)
+
+
+async def collect(lease, params):
+    pieces, completion = [], None
+    async with aclosing(lease.generate(params)) as items:
+        async for item in items:
+            if isinstance(item, Completion):
+                completion = item
+            else:
+                pieces.extend(item.pieces)
+    return "".join(p.text for p in pieces), pieces, completion
+
+
+def workers():
+    """Living worker processes of this test."""
+    return [p for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE and "python" in p.name()]
+
+
+async def until(condition):
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+def ask(line, **options):
+    return GenerateParams(line, sampling=Sampling(temperature=0), **options)
+
+
+def test_a_model_loads_when_it_is_first_asked_for_and_stays(cage, line):
+    parrot = cage.add("parrot")
+
+    async def scenario():
+        async with cage.serving() as serving:
+            assert serving.loaded() == ()
+            text, _, completion = await answer(serving, cage.model(parrot), ask(line))
+            assert text == line
+            assert completion.stop_reason is StopReason.EOS_FOUND
+            (loaded,) = serving.loaded()
+            assert (loaded.model.id, loaded.running, loaded.context_length) == (parrot, 0, 4096)
+            before = workers()
+            await answer(serving, cage.model(parrot), ask(line))
+            assert workers() == before
+        assert workers() == []
+
+    run(scenario())
+
+
+def test_a_draft_is_loaded_beside_it_and_marks_its_tokens(cage, line):
+    parrot, chick = cage.add("parrot"), cage.add_draft("chick", wrong_every=4)
+
+    async def scenario():
+        async with cage.serving() as serving:
+            main, draft = cage.model(parrot), cage.model(chick)
+            plain, _, without = await answer(serving, main, ask(line))
+            text, pieces, completion = await answer(serving, main, ask(line, draft=DraftKnobs()), draft)
+            assert text == plain
+            record = completion.acceptance
+            assert record.drafted == record.accepted + record.rejected + record.ignored
+            assert record.accepted == sum(p.drafted for p in pieces) > 0
+            assert record.rejected > 0
+            assert 0 < record.acceptance_rate < 1
+            assert without.acceptance is None
+            (loaded,) = serving.loaded()
+            assert loaded.draft.id == chick
+
+    run(scenario())
+
+
+def test_two_requests_with_different_drafts_get_their_own(cage, line):
+    parrot = cage.add("parrot", repeat=20)
+    chicks = [cage.add_draft("good"), cage.add_draft("bad", wrong_every=1)]
+
+    async def scenario():
+        async with cage.serving() as serving:
+            main = cage.model(parrot)
+            request = ask(line, draft=DraftKnobs(exact_tokens=4))
+            answers = await asyncio.gather(
+                *(answer(serving, main, request, cage.model(chicks[n % 2])) for n in range(8))
+            )
+            for n, (_, _, completion) in enumerate(answers):
+                record = completion.acceptance
+                assert (record.rejected == 0, record.accepted == 0) == ((True, False) if n % 2 == 0 else (False, True))
+
+    run(scenario())
+
+
+def test_a_draft_with_another_vocabulary_is_refused_before_anything_loads(cage):
+    parrot, stranger = cage.add("parrot"), cage.add_draft("stranger", vocabulary=["To", " bee"])
+
+    async def scenario():
+        async with cage.serving() as serving:
+            with pytest.raises(PairError, match="word 1 differs") as caught:
+                async with serving.lease(cage.model(parrot), draft=cage.model(stranger)):
+                    pass
+            assert caught.value.param == "draft_model"
+            assert workers() == []
+
+    run(scenario())
+
+
+def test_a_draft_the_engine_refuses_leaves_the_main_model_serving_and_says_so(cage, line):
+    parrot = cage.add("parrot")
+    egg = cage.add_draft("egg", faults=[{"at": "load", "do": "fail", "value": "an egg cannot speak"}])
+
+    async def scenario():
+        async with cage.serving() as serving:
+            request = ask(line, draft=DraftKnobs())
+            text, _, completion = await answer(serving, cage.model(parrot), request, cage.model(egg))
+            assert text == line
+            assert completion.acceptance is None
+            assert "an egg cannot speak" in completion.draft_skipped
+
+    run(scenario())
+
+
+def test_a_model_the_engine_refuses_is_an_error_and_leaves_no_process(cage):
+    egg = cage.add("egg", faults=[{"at": "load", "do": "fail", "value": "an egg cannot speak"}])
+
+    async def scenario():
+        async with cage.serving() as serving:
+            with pytest.raises(WorkerError, match="an egg cannot speak"):
+                async with serving.lease(cage.model(egg)):
+                    pass
+            assert serving.loaded() == ()
+            assert workers() == []
+
+    run(scenario())
+
+
+def test_without_a_runtime_the_way_out_is_named(cage, tmp_path):
+    from paceline.store import Store
+
+    parrot = cage.add("parrot")
+    cage.store = Store(tmp_path / "empty")
+
+    async def scenario():
+        async with cage.serving() as serving:
+            with pytest.raises(NotFoundError, match="no runtime is selected for echo") as caught:
+                async with serving.lease(cage.model(parrot)):
+                    pass
+            assert "paceline runtime get" in caught.value.help
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ({"do": "exit", "value": 3}, "exit code 3"),
+        ({"do": "signal", "value": "SIGKILL"}, "killed by signal 9 (SIGKILL"),
+        ({"do": "signal", "value": "SIGSEGV"}, "killed by signal 11 (SIGSEGV"),
+        ({"do": "garbage"}, "no frame"),
+    ],
+    ids=["exit", "SIGKILL", "SIGSEGV", "garbage"],
+)
+def test_a_worker_that_dies_in_a_stream_is_named_with_its_last_words_and_replaced(cage, line, fault, words):
+    """The first worker dies after its third token; its last words are in the error; the next request gets a new one."""
+    parrot = cage.add("parrot", faults=[{"at": 2, "do": "log", "value": "I am dying"}, {"at": 3, **fault}])
+    finch = cage.add("finch", repeat=50)
+
+    async def scenario():
+        async with cage.serving() as serving:
+            other = asyncio.create_task(answer(serving, cage.model(finch), ask(line)))
+            got = []
+            with pytest.raises(WorkerDied) as caught:
+                async with serving.lease(cage.model(parrot)) as lease:
+                    async for item in lease.generate(ask(line)):
+                        got.extend(item.pieces)
+            assert 1 <= len(got) <= 4
+            assert words in caught.value.message
+            assert "I am dying" in caught.value.log_tail
+            assert (await other)[0].startswith(line)
+            text, _, completion = await answer(serving, cage.model(parrot), ask(line, max_tokens=2))
+            assert text == line[: len(text)]
+            assert completion.completion_tokens == 2
+
+    run(scenario())
+
+
+def test_a_worker_that_dies_idle_is_replaced_without_an_error(cage, line):
+    parrot = cage.add("parrot")
+
+    async def scenario():
+        async with cage.serving() as serving:
+            await answer(serving, cage.model(parrot), ask(line))
+            (worker,) = workers()
+            worker.kill()
+            await until(lambda: serving.loaded() == ())
+            assert (await answer(serving, cage.model(parrot), ask(line)))[0] == line
+
+    run(scenario())
+
+
+def test_leaving_a_stream_cancels_the_generation(cage, line, tmp_path):
+    gate = tmp_path / "gate"
+    gate.mkdir()
+    parrot = cage.add("parrot", repeat=100, faults=[{"at": "step", "do": "gate", "value": str(gate)}])
+
+    async def scenario():
+        async with cage.serving() as serving:
+            (gate / "go-1").touch()
+            async with serving.lease(cage.model(parrot)) as lease, aclosing(lease.generate(ask(line))) as items:
+                await anext(items)
+            # The next request is answered although the first had hundreds of steps behind a closed gate.
+            (gate / "go-1").touch()
+            (gate / "go").touch()
+            text, _, _ = await answer(serving, cage.model(parrot), ask(line, max_tokens=3))
+            assert text == "To be or"
+
+    run(scenario())
+
+
+def test_cancelling_the_task_gives_the_lease_back(cage, line, tmp_path):
+    gate = tmp_path / "gate"
+    gate.mkdir()
+    parrot = cage.add("parrot", faults=[{"at": "step", "do": "gate", "value": str(gate)}])
+
+    async def scenario():
+        async with cage.serving() as serving:
+            task = asyncio.create_task(answer(serving, cage.model(parrot), ask(line)))
+            await until(lambda: (gate / "at-1").exists())
+            assert serving.loaded()[0].running == 1
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert serving.loaded()[0].running == 0
+            (gate / "go").touch()
+            assert (await answer(serving, cage.model(parrot), ask(line)))[0] == line
+
+    run(scenario())
+
+
+def test_many_requests_at_once_are_all_answered(cage, line):
+    parrot = cage.add("parrot")
+
+    async def scenario():
+        async with cage.serving() as serving:
+            answers = await asyncio.gather(*(answer(serving, cage.model(parrot), ask(line)) for _ in range(32)))
+            assert {text for text, _, _ in answers} == {line}
+            assert len(workers()) == 1
+
+    run(scenario())
+
+
+def test_more_models_than_places_take_turns_and_the_longest_unused_goes(cage, line):
+    names = [cage.add(f"bird{n}") for n in range(4)]
+
+    async def scenario():
+        async with cage.serving(max_loaded=2) as serving:
+            for name in (names[0], names[1], names[0], names[2]):
+                assert (await answer(serving, cage.model(name), ask(line)))[0] == line
+            assert {m.model.id for m in serving.loaded()} == {names[0], names[2]}
+            answers = await asyncio.gather(*(answer(serving, cage.model(names[n % 4]), ask(line)) for n in range(16)))
+            assert {text for text, _, _ in answers} == {line}
+            assert len(serving.loaded()) <= 2
+
+    run(scenario())
+
+
+def test_a_running_model_is_never_evicted_the_next_waits(cage, line, tmp_path):
+    gate = tmp_path / "gate"
+    gate.mkdir()
+    slow = cage.add("slow", faults=[{"at": "step", "do": "gate", "value": str(gate)}])
+    other = cage.add("other")
+
+    async def scenario():
+        async with cage.serving(max_loaded=1) as serving:
+            first = asyncio.create_task(answer(serving, cage.model(slow), ask(line)))
+            await until(lambda: (gate / "at-1").exists())
+            second = asyncio.create_task(answer(serving, cage.model(other), ask(line)))
+            done, _ = await asyncio.wait({second}, timeout=0.2)
+            assert not done
+            assert [m.model.id for m in serving.loaded()] == [slow]
+            (gate / "go").touch()
+            assert (await first)[0] == line
+            assert (await second)[0] == line
+
+    run(scenario())
+
+
+def test_a_model_loaded_on_purpose_takes_no_place_and_stays(cage, line):
+    kept, others = cage.add("kept"), [cage.add("one"), cage.add("two")]
+
+    async def scenario():
+        async with cage.serving(max_loaded=1) as serving:
+            loaded = await serving.load(cage.model(kept), context_length=512)
+            assert loaded.context_length == 512
+            for name in others:
+                await answer(serving, cage.model(name), ask(line))
+            assert {m.model.id for m in serving.loaded()} == {kept, "two"}
+
+    run(scenario())
+
+
+def test_another_context_length_loads_again_after_the_running_requests(cage, line, tmp_path):
+    gate = tmp_path / "gate"
+    gate.mkdir()
+    parrot = cage.add("parrot", faults=[{"at": "step", "do": "gate", "value": str(gate)}])
+
+    async def scenario():
+        async with cage.serving() as serving:
+            running = asyncio.create_task(answer(serving, cage.model(parrot), ask(line)))
+            await until(lambda: (gate / "at-1").exists())
+            loading = asyncio.create_task(serving.load(cage.model(parrot), context_length=128))
+            done, _ = await asyncio.wait({loading}, timeout=0.2)
+            assert not done
+            (gate / "go").touch()
+            assert (await running)[0] == line
+            assert (await loading).context_length == 128
+
+    run(scenario())
+
+
+def test_unloading_waits_for_what_runs_even_when_it_has_not_begun(cage, line, tmp_path):
+    parrot = cage.add("parrot")
+
+    async def scenario():
+        async with cage.serving() as serving:
+            async with serving.lease(cage.model(parrot)) as lease:
+                unloading = asyncio.create_task(serving.unload(parrot))
+                done, _ = await asyncio.wait({unloading}, timeout=0.2)
+                assert not done
+                assert (await collect(lease, ask(line)))[0] == line
+            await unloading
+            assert serving.loaded() == ()
+            with pytest.raises(NotFoundError, match="not loaded"):
+                await serving.unload(parrot)
+
+    run(scenario())
+
+
+def test_an_idle_model_is_unloaded_after_its_time_to_live(cage, line):
+    parrot = cage.add("parrot")
+
+    async def scenario():
+        async with cage.serving(ttl_s=0.05) as serving:
+            await answer(serving, cage.model(parrot), ask(line))
+            await until(lambda: serving.loaded() == ())
+            async with serving.lease(cage.model(parrot), ttl_s=3600) as lease:
+                await collect(lease, ask(line))
+            await asyncio.sleep(0.1)
+            assert [m.model.id for m in serving.loaded()] == [parrot]
+
+    run(scenario())
+
+
+def test_a_prompt_that_does_not_fit_is_the_request_s_error(cage, line):
+    parrot = cage.add("parrot", context_length=8)
+
+    async def scenario():
+        async with cage.serving() as serving:
+            with pytest.raises(RequestError, match="the context 8"):
+                await answer(serving, cage.model(parrot), ask(line))
+            text, _, _ = await answer(serving, cage.model(parrot), ask("To be"))
+            assert text == "To be"
+
+    run(scenario())
+
+
+def test_closing_ends_workers_that_hang(cage, line):
+    parrot = cage.add("parrot", faults=[{"at": "generate", "do": "hang"}])
+
+    async def scenario():
+        async with cage.serving() as serving:
+            task = asyncio.create_task(answer(serving, cage.model(parrot), ask(line)))
+            await until(lambda: serving.loaded() and serving.loaded()[0].running)
+            await serving.close()
+            with pytest.raises(WorkerDied):
+                await task
+        assert workers() == []
+
+    run(scenario())
+
+
+def test_signals_have_names():
+    from paceline.serving.launcher import Exit
+
+    assert "SIGABRT" in str(Exit(signal=signal.SIGABRT))
+    assert str(Exit(code=70)) == "ended with exit code 70"
