@@ -105,6 +105,12 @@ def test_links_and_overlapping_folders_give_each_model_once(add_model, models, o
     assert len(open_library(models, models / "pub").models()) == 1
 
 
+def test_hard_links_are_models_of_their_own(add_model, models, open_library):
+    (models / "b.gguf").hardlink_to(add_model("a.gguf"))
+    (models / "c.gguf").symlink_to(models / "b.gguf")
+    assert [m.id for m in open_library().models()] == ["a", "b"]
+
+
 def test_changed_new_and_vanished_files_are_noticed(add_model, open_library):
     path = add_model("a.gguf", general__name="one")
     library = open_library()

@@ -113,13 +113,13 @@ class Library:
     def _candidates(self) -> Iterator[tuple[ModelFormat, Path, str]]:
         """Each model once, even if folders overlap or a link leads to it a second time."""
         for model_format in self._formats:
-            seen: set[str] = set()
+            seen: set[object] = set()
             for folder in self._folders:
                 root = str(folder.path)
                 for path in model_format.find(folder.path):
-                    real = os.path.realpath(path)
-                    if real not in seen:
-                        seen.add(real)
+                    identity = _identity(path)
+                    if identity not in seen:
+                        seen.add(identity)
                         yield model_format, path, folder.publisher or _publisher(root, str(path))
 
 
@@ -193,6 +193,15 @@ class _Shelf:
         if close:
             return f"did you mean {' or '.join(close)}? `paceline ls` shows all"
         return "`paceline ls` shows the models of the library"
+
+
+def _identity(path: Path) -> object:
+    """Equal for two paths to the same place. Hard links are files of their own: their names may mean something."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 - a thousand of them at every start
+    except OSError:
+        return str(path)
+    return (status.st_dev, status.st_ino) if status.st_nlink == 1 else os.path.realpath(path)
 
 
 def _read(cache: FactsCache, model_format: ModelFormat, path: Path) -> ModelFacts | ModelFileError:
