@@ -271,7 +271,7 @@ class _Loaded:
         self.model.close()
 
 
-def _top_probability(logits: np.ndarray[Any, np.dtype[np.float32]], top: int) -> float:
+def _top_probability(logits: binding.Logits, top: int) -> float:
     """The softmax probability of the likeliest token."""
     return float(1.0 / np.exp(logits - logits[top]).sum())
 

@@ -9,7 +9,7 @@ import ctypes
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import llama_cpp
 import numpy as np
@@ -19,6 +19,9 @@ from llama_cpp import llama_cpp as ll
 from paceline_worker.protocol import Fault
 
 VERSION: str = llama_cpp.__version__
+
+Logits: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
+"""One position's logits, shape (n_vocab,)."""
 
 _LEVEL_WARN, _LEVEL_ERROR, _LEVEL_CONTINUE = 3, 4, 5
 _DEVICE_KINDS = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accelerator", 4: "meta"}
@@ -163,10 +166,11 @@ class Context:
         if status != 0:
             raise Fault("engine_failed", f"llama_decode returned {status} for {n} tokens at {start}: {_last_errors()}")
 
-    def logits(self, index: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def logits(self, index: int) -> Logits:
         """Logits of one token of the last batch, shape (n_vocab,); a view that the next decode overwrites."""
         pointer = ll.llama_get_logits_ith(self.handle, index)
-        return np.ctypeslib.as_array(pointer, (self.model.n_vocab,))
+        view: Logits = np.ctypeslib.as_array(pointer, (self.model.n_vocab,))
+        return view
 
     def keep(self, length: int) -> bool:
         """Forget everything from position `length` on; False when this memory cannot."""
@@ -180,7 +184,7 @@ class Context:
         ll.llama_free(self.handle)
 
 
-@ll.llama_log_callback
+@ll.llama_log_callback  # type: ignore[untyped-decorator]
 def _log_callback(level: int, text: bytes | None, _: object) -> None:
     if level in (_LEVEL_WARN, _LEVEL_ERROR, _LEVEL_CONTINUE) and text:
         line = text.decode("utf-8", errors="replace")

@@ -73,7 +73,7 @@ class Wire:
                 self._refuse(PARSE_ERROR, f"not JSON: {error}")
                 continue
             if not _is_request(frame):
-                self._refuse(INVALID_REQUEST, "a request has jsonrpc 2.0, an integer id, a method and an object of params")
+                self._refuse(INVALID_REQUEST, "a request has jsonrpc 2.0, an integer id, a method and an object params")
                 continue
             frame.setdefault("params", {})
             yield frame
