@@ -183,9 +183,7 @@ def test_without_a_runtime_the_way_out_is_named(cage, tmp_path):
 )
 def test_a_worker_that_dies_in_a_stream_is_named_with_its_last_words_and_replaced(cage, line, fault, words):
     """The first worker dies after its third token; its last words are in the error; the next request gets a new one."""
-    # A signal may take effect some tokens later, so there are many to come.
-    dying = [{"at": 2, "do": "log", "value": "I am dying"}, {"at": 3, **fault}]
-    parrot = cage.add("parrot", repeat=5000, faults=dying)
+    parrot = cage.add("parrot", faults=[{"at": 2, "do": "log", "value": "I am dying"}, {"at": 3, **fault}])
     finch = cage.add("finch", repeat=50)
 
     async def scenario():
@@ -200,7 +198,7 @@ def test_a_worker_that_dies_in_a_stream_is_named_with_its_last_words_and_replace
 
             with pytest.raises(WorkerDied) as caught:
                 await listen()
-            assert got
+            assert 1 <= len(got) <= 4
             assert words in caught.value.message
             assert "I am dying" in caught.value.log_tail
             assert (await other)[0].startswith(line)

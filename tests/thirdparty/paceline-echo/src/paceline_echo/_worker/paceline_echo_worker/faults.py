@@ -30,7 +30,8 @@ def strike(faults: list[Fault], at: str | int, frames_out: BinaryIO) -> None:
             case "exit":
                 os._exit(value if isinstance(value, int) else 1)
             case "signal":
-                os.kill(os.getpid(), signal.Signals[str(value)])
+                # To this thread, which then gets no further; one to the process may take effect later.
+                signal.pthread_kill(threading.get_ident(), signal.Signals[str(value)])
             case "hang":
                 threading.Event().wait()
             case "garbage":
