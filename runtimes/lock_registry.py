@@ -7,7 +7,8 @@ allows, and writes `packages` and `build_packages`: exact versions with the sha2
 A package named in `unhashed` is taken from the index page given there and stays without hashes.
 
 Without arguments every release is locked anew; with names (`llama.cpp-linux-x86_64-cpu`) only those.
-The index is the one uv is configured with; its address is not written down.
+The index is the one uv is configured with; its address is not written down. uv works in a cache of its own, because
+resolving a source distribution anew makes uv forget the wheels that were built from it.
 """
 
 from __future__ import annotations
@@ -33,25 +34,39 @@ PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 def main() -> None:
     registry = json.loads(REGISTRY.read_text(encoding="utf-8"))
     wanted = set(sys.argv[1:])
+    with tempfile.TemporaryDirectory(prefix="lock-") as cache:
+        os.environ["UV_CACHE_DIR"] = cache
+        _lock_all(registry, wanted)
+
+
+def _lock_all(registry: dict[str, Any], wanted: set[str]) -> None:
+    resolved: dict[str, list[dict[str, Any]]] = {}
     for release in registry["releases"]:
         name = f"{release['engine']}-{release['platform']}"
         if not wanted or name in wanted:
-            _lock(release)
+            _lock(release, resolved)
             recipe = release["recipe"]
             REGISTRY.write_text(_dump(registry), encoding="utf-8")
             built = len(recipe.get("build_packages", []))
             print(f"{name}: {len(recipe['packages'])} packages, {built} for the build", flush=True)
 
 
-def _lock(release: dict[str, Any]) -> None:
+def _lock(release: dict[str, Any], resolved: dict[str, list[dict[str, Any]]]) -> None:
     requires, recipe = release["requires"], release["recipe"]
     unhashed = {canonicalize_name(k): v for k, v in recipe.get("unhashed", {}).items()}
-    built = {canonicalize_name(name) for name in recipe.get("config_settings", {})}
+    built = sorted(canonicalize_name(name) for name in recipe.get("config_settings", {}))
     pythons = [p for p in PYTHONS if SpecifierSet(requires.get("python", "")).contains(f"{p}.99")]
     platform = _uv_platform(requires)
-    recipe["packages"] = _resolve(recipe["roots"], platform, pythons, unhashed, built)
+
+    def resolve(roots: list[str], unhashed: dict[str, str], built: list[str]) -> list[dict[str, Any]]:
+        key = repr((roots, platform, pythons, unhashed, built))
+        if key not in resolved:
+            resolved[key] = _resolve(roots, platform, pythons, unhashed, set(built))
+        return resolved[key]
+
+    recipe["packages"] = resolve(recipe["roots"], unhashed, built)
     if recipe.get("build_roots"):
-        recipe["build_packages"] = _resolve(recipe["build_roots"], platform, pythons, {}, set())
+        recipe["build_packages"] = resolve(recipe["build_roots"], {}, [])
 
 
 def _uv_platform(requires: dict[str, Any]) -> str:

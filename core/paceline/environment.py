@@ -1,0 +1,175 @@
+"""One isolated Python environment per runtime, made by uv: exactly the recipe's packages, every hash checked."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from typing import TYPE_CHECKING
+
+from paceline import child
+from paceline.errors import BuildError
+from paceline.progress import Phase
+from paceline.store import python_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+    from typing import TextIO
+
+    from paceline.progress import Progress
+    from paceline.types import Package, Recipe
+
+_TAIL_LINES = 30
+
+
+def make_environment(folder: Path, recipe: Recipe, *, cache: Path, progress: Progress) -> Path:
+    """Make `folder`/env with the packages of `recipe` and return its interpreter.
+
+    Leaves `folder`/requirements.txt, the lock it used, and `folder`/build.log. Wheels, also those built here, are kept
+    under `cache`/uv and used again. Raises BuildError that quotes the end of the log.
+    """
+    environment = folder / "env"
+    requirements = folder / "requirements.txt"
+    constraints = folder / "build-constraints.txt"
+    requirements.write_text(lock_text(recipe.packages), encoding="utf-8")
+    constraints.write_text(lock_text(recipe.build_packages), encoding="utf-8")
+    with (folder / "build.log").open("w", encoding="utf-8", buffering=1) as log:
+        uv = _Uv(log, folder, recipe, progress)
+        progress(Phase.ENVIRONMENT, message="making the environment")
+        uv.run(["venv", "--relocatable", "--no-project", "--python", base_interpreter(), environment])
+        python = python_of(environment)
+        if recipe.packages:
+            progress(Phase.DOWNLOAD, 0, len(recipe.packages))
+            uv.run(_install_arguments(recipe, python, requirements, constraints, cache))
+    _prune(environment, recipe.prune)
+    return python
+
+
+def base_interpreter() -> str:
+    """The Python that runtimes are built on: the one below any virtual environment this process runs in."""
+    return getattr(sys, "_base_executable", None) or sys.executable
+
+
+def lock_text(packages: Iterable[Package]) -> str:
+    """Packages as a requirements file with hashes."""
+    return "".join(_requirement(package) + "\n" for package in packages)
+
+
+def uv_environment(environ: Mapping[str, str], *, pinned: bool = True) -> dict[str, str]:
+    """What uv and the compilers it starts get to see of `environ`.
+
+    Kept are the system's own variables, proxies, certificates, the settings of the package index and of compilers.
+    Everything that could change what is installed, or how, stays out. Where only pip is told of an index, uv is told
+    the same; pip's way to treat several indexes as one is safe to follow when every package is pinned by hash.
+    """
+    kept = {name: value for name, value in environ.items() if _KEPT.fullmatch(name.upper())}
+    for theirs, ours in _OF_PIP.items():
+        if environ.get(theirs) and not any(name in kept for name in ours):
+            kept[ours[0]] = environ[theirs]
+            if theirs == "PIP_EXTRA_INDEX_URL" and pinned:
+                kept.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")
+    return kept
+
+
+_KEPT = re.compile(
+    r"PATH|HOME|USER|LOGNAME|LANG|LC_\w+|TZ|TMPDIR|TEMP|TMP|XDG_\w+|NETRC"
+    r"|USERPROFILE|APPDATA|LOCALAPPDATA|PROGRAMDATA|PROGRAMFILES.*|SYSTEMROOT|SYSTEMDRIVE|WINDIR|COMSPEC|PATHEXT"
+    r"|INCLUDE|LIB|LIBPATH|VS\w+|VC\w+|NUMBER_OF_PROCESSORS|PROCESSOR_\w+"
+    r"|(HTTP|HTTPS|ALL|NO|FTP)_PROXY|SSL_CERT_(FILE|DIR)|SSL_CLIENT_CERT"
+    r"|UV_(INDEX|INDEX_\w+|DEFAULT_INDEX|EXTRA_INDEX_URL|FIND_LINKS|NO_INDEX|KEYRING_PROVIDER|INSECURE_HOST|OFFLINE)"
+    r"|UV_(CONFIG_FILE|NO_CONFIG|HTTP_\w+|REQUEST_TIMEOUT|NATIVE_TLS|SYSTEM_CERTS|CONCURRENT_\w+|LINK_MODE|LOCK_TIMEOUT)"
+    r"|CC|CXX|CFLAGS|CXXFLAGS|CPPFLAGS|LDFLAGS|AR|LD|LIBRARY_PATH|CPATH|PKG_CONFIG_PATH|MAKEFLAGS"
+    r"|CMAKE_(BUILD_PARALLEL_LEVEL|GENERATOR|PREFIX_PATH|CUDA_ARCHITECTURES)|SDKROOT|DEVELOPER_DIR"
+    r"|MACOSX_DEPLOYMENT_TARGET|CUDACXX|CUDAHOSTCXX|CUDA_(HOME|PATH)\w*|NVCC_\w+"
+)
+_OF_PIP = {
+    "PIP_INDEX_URL": ("UV_DEFAULT_INDEX", "UV_INDEX_URL"),
+    "PIP_EXTRA_INDEX_URL": ("UV_EXTRA_INDEX_URL", "UV_INDEX"),
+    "PIP_FIND_LINKS": ("UV_FIND_LINKS",),
+    "PIP_NO_INDEX": ("UV_NO_INDEX",),
+    "PIP_CERT": ("SSL_CERT_FILE",),
+}
+
+
+def _install_arguments(
+    recipe: Recipe, python: Path, requirements: Path, constraints: Path, cache: Path
+) -> list[str | Path]:
+    arguments: list[str | Path] = ["pip", "install", "--python", python, "--no-deps", "-r", requirements]
+    # A lock with packages that no index publishes hashes for cannot require them, but checks those that are there.
+    arguments += ["--verify-hashes" if recipe.unpinned else "--require-hashes"]
+    for index in dict.fromkeys(p.index for p in recipe.packages if p.index):
+        arguments += ["--index", index]
+    for package in recipe.unpinned:
+        # Where hashes are pinned they already say which files may be used. `--no-binary` for what is built here would
+        # add nothing, and makes uv fetch and build it again whatever the cache holds.
+        arguments += ["--only-binary", package.name]
+    if recipe.build_packages:
+        arguments += ["--build-constraints", constraints]
+    for name, settings in recipe.config_settings.items():
+        for key, value in settings.items():
+            arguments += ["--config-settings-package", f"{name}:{key}={value}"]
+    return [*arguments, "--cache-dir", cache / "uv", "--compile-bytecode", "--no-progress", "-v"]
+
+
+def _requirement(package: Package) -> str:
+    text = f"{package.name}=={package.version}"
+    if package.marker:
+        text += f" ; {package.marker}"
+    return " \\\n    ".join([text, *(f"--hash=sha256:{digest}" for digest in package.sha256)])
+
+
+class _Uv:
+    """Runs uv, writes its output to the log and reads the progress out of it."""
+
+    _STEP = re.compile(r"\[\s*(\d+)/(\d+)\] ")
+    _BUILDING = re.compile(r"^\s*Building (\S+)$")
+    _HERE = re.compile(r"^\s*(?:Downloaded|Built) (\S+)|^DEBUG Registry requirement already cached: (\S+)")
+    _NOISE = re.compile(r"^(DEBUG|TRACE|INFO|WARN|\s+(uv|Caused by)\S* at)\b")
+
+    def __init__(self, log: TextIO, folder: Path, recipe: Recipe, progress: Progress) -> None:
+        self._log = log
+        self._folder = folder
+        self._progress = progress
+        self._total = len(recipe.packages)
+        self._env = uv_environment(os.environ, pinned=not recipe.unpinned)
+        self._here: set[str] = set()
+        self._building = ""
+        self._tail: list[str] = []
+
+    def run(self, arguments: Sequence[str | Path]) -> None:
+        from uv import find_uv_bin
+
+        try:
+            program = find_uv_bin()
+        except FileNotFoundError:
+            raise BuildError("uv, which makes the environments, is missing", help="reinstall Paceline") from None
+        self._log.write(f"$ uv {' '.join(map(str, arguments))}\n")
+        status = child.run([program, *arguments], env=self._env, cwd=self._folder, on_line=self._line)
+        if status:
+            raise BuildError(f"uv {arguments[0]} failed with status {status}:\n{self._quote()}")
+
+    def _line(self, line: str) -> None:
+        self._log.write(line)
+        if not self._NOISE.match(line):
+            self._tail = [*self._tail[-_TAIL_LINES:], line.rstrip()]
+        if step := self._STEP.search(line[:40]):
+            self._progress(Phase.BUILD, int(step[1]), int(step[2]), self._building)
+        elif building := self._BUILDING.match(line):
+            self._building = building[1]
+            self._progress(Phase.BUILD, 0, None, self._building)
+        elif (here := self._HERE.match(line)) and self._total:
+            self._here.add((here[1] or here[2]).partition("==")[0])
+            self._progress(Phase.DOWNLOAD, min(len(self._here), self._total), self._total)
+        elif line.startswith("Prepared "):
+            self._progress(Phase.DOWNLOAD, self._total, self._total)
+
+    def _quote(self) -> str:
+        return "\n".join(f"  {line}" for line in self._tail[-_TAIL_LINES:])
+
+
+def _prune(environment: Path, paths: Iterable[str]) -> None:
+    for packages in (*environment.glob("lib/python*/site-packages"), *environment.glob("Lib/site-packages")):
+        for path in paths:
+            shutil.rmtree(packages / path, ignore_errors=True)

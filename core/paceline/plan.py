@@ -1,0 +1,49 @@
+"""What an installation would do, decided from what is already known. Pure: no file, no process, no network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from paceline.types import Package
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from pathlib import Path
+
+    from paceline.store import Selection
+    from paceline.types import Release
+
+
+@dataclass(frozen=True)
+class InstallPlan:
+    """The steps of one installation, in words a person can check before anything happens."""
+
+    release: str
+    directory: Path
+    already_installed: bool
+    packages: tuple[Package, ...]
+    build_packages: tuple[Package, ...]
+    built: tuple[str, ...]
+    """Packages that are compiled here."""
+    expected_build_s: float | None
+    unpinned: tuple[str, ...]
+    """Packages whose files cannot be checked, because their index publishes no hashes."""
+    selects: tuple[str, ...]
+    """Formats the runtime will be selected for, because they have none."""
+
+
+def make_plan(release: Release, home: Path, installed: Collection[str], selection: Selection) -> InstallPlan:
+    """Plan the installation of `release` where the runtimes `installed` (ids) and `selection` are already there."""
+    recipe = release.recipe
+    return InstallPlan(
+        release=release.id,
+        directory=home / "runtimes" / release.id,
+        already_installed=release.id in installed,
+        packages=recipe.packages,
+        build_packages=recipe.build_packages,
+        built=tuple(p.name for p in recipe.packages if p.source),
+        expected_build_s=recipe.expected_build_s,
+        unpinned=tuple(p.name for p in recipe.unpinned),
+        selects=tuple(f for f in release.formats if selection.formats.get(f) not in installed),
+    )

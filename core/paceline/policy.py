@@ -1,0 +1,77 @@
+"""Which release to take when a query leaves a choice. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from paceline.errors import IncompatibleError, InstallError, NotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from paceline.types import Release, Verdict
+
+_REASONS = 5
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The release to install, and what should be said about how it was chosen."""
+
+    release: Release
+    verdict: Verdict
+    remarks: tuple[str, ...] = ()
+
+
+def choose(
+    ranked: Sequence[tuple[Release, Verdict]], *, allow_incompatible: bool = False, allow_unpinned: bool = False
+) -> Choice:
+    """The best of `ranked` (see `verdict.rank`) that may be installed.
+
+    What this machine cannot run is taken only with `allow_incompatible`, what has packages without hashes only with
+    `allow_unpinned`. Raises NotFoundError for an empty list, IncompatibleError when nothing runs here, InstallError
+    when only unpinned releases do.
+    """
+    if not ranked:
+        raise NotFoundError("no release matches", help="`paceline runtime get --list` shows every release")
+    compatible = [(release, verdict) for release, verdict in ranked if verdict.ok]
+    usable = compatible or (list(ranked) if allow_incompatible else [])
+    if not usable:
+        raise _none_runs_here(ranked)
+    pinned = [(release, verdict) for release, verdict in usable if allow_unpinned or not release.recipe.unpinned]
+    if not pinned:
+        raise _none_is_pinned(usable[0][0], ranked)
+    release, verdict = pinned[0]
+    remarks = []
+    if len(ranked) > 1:
+        remarks.append(f"{release.id} is the best of {len(ranked)} matching releases for this machine")
+    if not verdict.ok:
+        remarks.append(f"installed although {verdict.message}")
+    passed_over = usable[0][0]
+    if passed_over is not release:
+        remarks.append(f"{passed_over.id} would rank higher, but its packages have no published hashes")
+    return Choice(release, verdict, tuple(remarks))
+
+
+def _none_runs_here(ranked: Sequence[tuple[Release, Verdict]]) -> IncompatibleError:
+    if len(ranked) == 1:
+        verdict = ranked[0][1]
+        return IncompatibleError(verdict.message, help=verdict.help)
+    reasons = "".join(f"\n  {release.id}: {verdict.message}" for release, verdict in ranked[:_REASONS])
+    more = f"\n  and {len(ranked) - _REASONS} more" if len(ranked) > _REASONS else ""
+    return IncompatibleError(
+        f"none of {len(ranked)} matching releases runs on this machine{reasons}{more}",
+        help="`paceline runtime survey` shows what was found here; --allow-incompatible installs one all the same",
+    )
+
+
+def _none_is_pinned(release: Release, ranked: Sequence[tuple[Release, Verdict]]) -> InstallError:
+    unpinned = ", ".join(f"{p.name} {p.version}" for p in release.recipe.unpinned)
+    better = [(r, v) for r, v in ranked if not r.recipe.unpinned and r.engine == release.engine and not v.ok]
+    instead = f"; {better[0][1].message}: {better[0][1].help}" if better else ""
+    return InstallError(
+        f"{release.id} would run here, but no hashes are published for {unpinned}, so the download cannot be checked"
+        f"{instead}",
+        help="accept that with --allow-unpinned",
+    )

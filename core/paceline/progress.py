@@ -1,0 +1,33 @@
+"""How an installation tells where it is. The command line draws it, the API will stream it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Protocol
+
+
+class Phase(StrEnum):
+    """The phases of an installation, in order."""
+
+    WAIT = "wait"
+    """Another process installs into the same home."""
+    ENVIRONMENT = "environment"
+    DOWNLOAD = "download"
+    """`done` of `total` packages are here."""
+    BUILD = "build"
+    """`done` of `total` compiler steps, of the package named in the message."""
+    CHECK = "check"
+    """The engine is started once, and every file is hashed."""
+    PUBLISH = "publish"
+    """Everything is ready; the next step is the one rename that makes it count."""
+    DONE = "done"
+
+
+class Progress(Protocol):
+    """Called often, from the installing thread. What it raises cancels the installation."""
+
+    def __call__(self, phase: Phase, done: int = 0, total: int | None = None, message: str = "") -> None: ...
+
+
+def silent(phase: Phase, done: int = 0, total: int | None = None, message: str = "") -> None:
+    """A Progress that shows nothing."""
