@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from paceline.serving.pool import Serving
     from paceline.types import Model, Runtime
 
-MAIN, DRAFT = "paceline-coder-7m", "paceline-coder-3m"
-PROMPT = "Write a Python function `is_prime`: Return True if n is a prime number."
+MAIN, DRAFT = "paceline/paceline-coder-7m", "paceline/paceline-coder-3m"
+PROMPT = "Write a Python function `write_lines`: Write lines to a file."
 
 _DRAFTED = "bold green"
 
@@ -92,11 +92,11 @@ async def _ride(
         prompt = await renderer.prompt(main, [{"role": "user", "content": plain.prompt}])
         plain, drafted = replace(plain, prompt=prompt), replace(drafted, prompt=prompt)
         await _answer(None, serving, main, draft, drafted)  # loads both models and warms them up
-        legend = _mark(console, "green")
         console.print("\n[bold]Without a draft[/bold]\n")
         first = await _answer(console, serving, main, None, plain)
         console.print("\n[bold]With the draft[/bold]   ", end="")
-        console.print(legend, "= proposed by the draft, agreed to by the main model\n")
+        legend = "like this" if console.color_system is None else "green"
+        console.print(_mark(console, legend), "= proposed by the draft, agreed to by the main model\n")
         second = await _answer(console, serving, main, draft, drafted)
         # Interleaved, so that whatever else this machine does meets both alike.
         plain_runs, drafted_runs = [first], [second]

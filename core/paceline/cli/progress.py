@@ -44,7 +44,7 @@ class _Lines:
 
     def __call__(self, phase: Phase, done: int = 0, total: int | None = None, message: str = "") -> None:
         step = (phase, 10 * done // total if total and phase is Phase.BUILD else 0)
-        if step == self._last:
+        if step == self._last or phase is Phase.DONE:  # the command says itself how it ended
             return
         self._last = step
         count = f" {done}/{total}" if total and phase is Phase.BUILD else ""

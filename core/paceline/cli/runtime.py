@@ -143,6 +143,20 @@ def survey(as_json: bool) -> None:
     output.table(["RELEASE", "VERDICT", ""], [[r.id, v.status.value, "" if v.ok else v.message] for r, v in ranked])
 
 
+def install_best(loaded: Plugins, store: Store, model_format: str) -> Runtime:
+    """Install the best release for this machine that serves `model_format`, showing its progress."""
+    from paceline.plan import make_plan
+    from paceline.policy import choose
+
+    with _nothing_fits_is_3():
+        ranked = [(r, v) for r, v in _ranked(loaded, None) if model_format in r.formats]
+        choice = choose(ranked)
+    for remark in choice.remarks:
+        click.echo(remark, err=True)
+    plan = make_plan(choice.release, store.home, [r.id for r in store.runtimes()], store.selection())
+    return _run_install(choice.release, plan, store, loaded, allow_unpinned=False)
+
+
 class _NothingFits(PacelineError):
     exit_status = 3
 
@@ -170,17 +184,23 @@ def _ranked(loaded: Plugins, query: str | None) -> list[tuple[Release, Verdict]]
     return rank(matching, take_survey())
 
 
-def _install(
-    release: Release, plan: InstallPlan, store: Store, loaded: Plugins, allow_unpinned: bool, as_json: bool
-) -> None:
+def _run_install(
+    release: Release, plan: InstallPlan, store: Store, loaded: Plugins, *, allow_unpinned: bool
+) -> Runtime:
     from paceline.cli.progress import shown
     from paceline.installation import install
 
     if plan.built and not plan.already_installed:
         click.echo(f"{_building(plan)}; nothing is compiled that the cache already holds", err=True)
-    started = time.monotonic()
     with shown() as progress:
-        installed = install(release, store, loaded.engine(release.engine), progress, allow_unpinned=allow_unpinned)
+        return install(release, store, loaded.engine(release.engine), progress, allow_unpinned=allow_unpinned)
+
+
+def _install(
+    release: Release, plan: InstallPlan, store: Store, loaded: Plugins, allow_unpinned: bool, as_json: bool
+) -> None:
+    started = time.monotonic()
+    installed = _run_install(release, plan, store, loaded, allow_unpinned=allow_unpinned)
     took = time.monotonic() - started
     selection = store.selection()
     if as_json:
