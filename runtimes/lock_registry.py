@@ -53,8 +53,8 @@ def _lock_all(registry: dict[str, Any], wanted: set[str]) -> None:
 
 def _lock(release: dict[str, Any], resolved: dict[str, list[dict[str, Any]]]) -> None:
     requires, recipe = release["requires"], release["recipe"]
-    unhashed = {canonicalize_name(k): v for k, v in recipe.get("unhashed", {}).items()}
-    built = sorted(canonicalize_name(name) for name in recipe.get("config_settings", {}))
+    unhashed = {str(canonicalize_name(k)): v for k, v in recipe.get("unhashed", {}).items()}
+    built = sorted(str(canonicalize_name(name)) for name in recipe.get("config_settings", {}))
     pythons = [p for p in PYTHONS if SpecifierSet(requires.get("python", "")).contains(f"{p}.99")]
     platform = _uv_platform(requires)
 

@@ -1,13 +1,17 @@
-"""Fixtures for all rooms: the shared test data beside the checkout, a writer of small GGUF files, the clients."""
+"""Fixtures for all rooms: the shared test data beside the checkout, a writer of small GGUF files, the clients,
+a tiny engine to install, and the real llama.cpp runtime."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import struct
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -38,14 +42,53 @@ def write_gguf() -> WriteGguf:
 @pytest.fixture(scope="session")
 def clients() -> ModuleType:
     """`tests/clients.py`: what unmodified clients do, as functions of a server's address and a model."""
-    name = "paceline_test_clients"
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("clients.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+    return _module("clients")
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`tests/tiny_engine.py`: a third-party engine of a few lines, whose packages are made on the spot and whose
+    releases really install, in about a second and without network. The environment is set for this process, too."""
+    world = _module("tiny_engine").TinyWorld(tmp_path / "tiny")
+    for name, value in world.environment().items():
+        monkeypatch.setenv(name, value)
+    return world
+
+
+@pytest.fixture(scope="session")
+def llama_cpp_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A PACELINE_HOME, shared by the session, with the real llama.cpp runtime of this machine's CPU, selected for GGUF.
+
+    `paceline runtime get` puts it there, with the user's own cache folder: seconds when the cache holds the built
+    wheel, some minutes of compiling on a fresh machine. Tests that use it are marked `runtime` and leave it as it is.
+    """
+    home = tmp_path_factory.mktemp("home")
+    argv = [sys.executable, "-m", "paceline", "runtime", "get", "llama.cpp:cpu", "--json"]
+    done = subprocess.run(argv, env={**os.environ, "PACELINE_HOME": str(home)}, stdout=subprocess.PIPE, check=False)
+    if done.returncode:
+        pytest.fail("the llama.cpp runtime could not be installed: its messages are above", pytrace=False)
+    return home
+
+
+@pytest.fixture(scope="session")
+def llama_cpp_runtime(llama_cpp_home: Path) -> Any:
+    """The runtime in `llama_cpp_home`."""
+    from paceline.store import Store
+
+    return Store(llama_cpp_home).selected("gguf")
+
+
+def _module(stem: str) -> ModuleType:
+    """A helper module beside this file, which no test folder can import by name."""
+    name = f"paceline_test_{stem}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{stem}.py"))
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[name]
 
 
 def _write_gguf(

@@ -1,0 +1,164 @@
+"""`paceline runtime` as a user runs it: the real command in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+
+from paceline.types import Package, Requirements
+
+ELSEWHERE = Requirements(os="macos" if sys.platform != "darwin" else "linux")
+
+
+def ok(done):
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_nothing_installed(tiny):
+    assert "paceline runtime get" in ok(tiny.paceline("runtime", "ls"))
+    assert json.loads(ok(tiny.paceline("runtime", "ls", "--json"))) == []
+    assert not tiny.home.exists()
+
+
+def test_get_list_select_remove(tiny):
+    tiny.offer(tiny.release("1.0"), tiny.release("2.0"))
+
+    got = json.loads(ok(tiny.paceline("runtime", "get", "tiny@1.0", "--json")))
+    assert got["id"] == "tiny-any-cpu@1.0"
+    assert got["selected_for"] == ["tiny"]
+    assert not got["already_installed"]
+    out = ok(tiny.paceline("runtime", "get", "tiny"))
+    assert "Installed tiny-any-cpu@2.0" in out
+    assert "TINY is served by tiny-any-cpu@1.0; select this one: paceline runtime select tiny-any-cpu@2.0" in out
+
+    assert ok(tiny.paceline("runtime", "ls")).splitlines() == [
+        "LLM ENGINE        SELECTED  MODEL FORMAT",
+        "tiny-any-cpu@2.0            TINY",
+        "tiny-any-cpu@1.0  ✓         TINY",
+    ]
+    assert "Would select" in ok(tiny.paceline("runtime", "select", "tiny@2.0", "--dry-run"))
+    assert "Selected tiny-any-cpu@2.0 for TINY" in ok(tiny.paceline("runtime", "select", "tiny@2.0"))
+    assert "Already selected" in ok(tiny.paceline("runtime", "select", "tiny@2.0"))
+    listed = json.loads(ok(tiny.paceline("runtime", "ls", "--json")))
+    assert [(r["id"], r["selected_for"]) for r in listed] == [("tiny-any-cpu@2.0", ["tiny"]), ("tiny-any-cpu@1.0", [])]
+
+    refused = tiny.paceline("runtime", "remove", "tiny@2.0")
+    assert (refused.returncode, "is selected for tiny" in refused.stderr) == (1, True)
+    assert "Would remove tiny-any-cpu@2.0" in ok(tiny.paceline("runtime", "remove", "tiny@2.0", "--dry-run"))
+    assert "Removed tiny-any-cpu@2.0" in ok(tiny.paceline("runtime", "remove", "tiny@2.0", "--force"))
+    assert "Removed tiny-any-cpu@1.0" in ok(tiny.paceline("runtime", "remove", "tiny"))
+    assert json.loads(ok(tiny.paceline("runtime", "ls", "--json"))) == []
+
+
+def test_get_tells_its_progress_and_does_nothing_twice(tiny):
+    first = tiny.paceline("runtime", "get")
+    assert "Installed tiny-any-cpu@1.0.0" in ok(first)
+    assert "tinyengine is compiled on this machine, which takes about 1 minutes" in first.stderr
+    assert "compiling 3/3" in first.stderr
+    second = tiny.paceline("runtime", "get")
+    assert "tiny-any-cpu@1.0.0 is already installed" in ok(second)
+    assert "compil" not in second.stderr
+
+
+def test_a_dry_run_changes_nothing(tiny):
+    out = ok(tiny.paceline("runtime", "get", "--dry-run"))
+    assert "Would install tiny-any-cpu@1.0.0" in out
+    assert "tinyengine  1.0.0    source  sha256" in out
+    plan = json.loads(ok(tiny.paceline("runtime", "get", "--dry-run", "--json")))
+    assert (plan["built"], plan["selects"]) == (["tinyengine"], ["tiny"])
+    assert not tiny.home.exists()
+
+
+def test_what_is_available_has_a_verdict(tiny):
+    tiny.offer(tiny.release("1.0"), replace(tiny.release("2.0"), requires=ELSEWHERE))
+    ok(tiny.paceline("runtime", "get"))
+
+    rows = ok(tiny.paceline("runtime", "get", "--list")).splitlines()
+    assert [row.split()[:3] for row in rows[1:]] == [
+        ["tiny-any-cpu", "1.0", "installed"],
+        ["tiny-any-cpu", "2.0", "available"],
+    ]
+    assert rows[1].endswith("compatible, built here")
+    assert "incompatiblePlatform: tiny-any-cpu@2.0 needs" in rows[2]
+    listed = json.loads(ok(tiny.paceline("runtime", "get", "tiny@2.0", "--list", "--json")))
+    assert [(r["id"], r["installed"], r["verdict"]["status"]) for r in listed] == [
+        ("tiny-any-cpu@2.0", False, "incompatiblePlatform")
+    ]
+
+
+def test_the_exit_code_says_what_went_wrong(tiny):
+    tiny.offer(tiny.release("1.0", fail="yes"), replace(tiny.release("2.0"), requires=ELSEWHERE))
+
+    assert tiny.paceline("runtime", "get", "nothing").returncode == 3
+    assert tiny.paceline("runtime", "select", "tiny").returncode == 3
+    elsewhere = tiny.paceline("runtime", "get", "tiny@2.0")
+    assert elsewhere.returncode == 3
+    assert "needs" in elsewhere.stderr
+    assert "help: " in elsewhere.stderr
+    assert tiny.paceline("runtime", "get", "tiny:").returncode == 2
+    assert tiny.paceline("runtime", "get", "--nonsense").returncode == 2
+    failed = tiny.paceline("runtime", "get", "tiny@1.0")
+    assert failed.returncode == 1
+    assert "the sky is not blue" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    ok(tiny.paceline("runtime", "get", "tiny@2.0", "--allow-incompatible"))
+    assert "3 nothing matches" in " ".join(ok(tiny.paceline("runtime", "get", "--help")).split())
+
+
+def test_unpinned_packages_are_asked_for(tiny):
+    release = tiny.release()
+    package = Package("tinyengine", "1.0.0", index=tiny.simple_index())
+    packages = (release.recipe.packages[0], package)
+    tiny.offer(replace(release, recipe=replace(release.recipe, packages=packages, build_packages=())))
+
+    refused = tiny.paceline("runtime", "get")
+    assert refused.returncode == 1
+    assert "no hashes are published for tinyengine 1.0.0" in refused.stderr
+    assert "--allow-unpinned" in refused.stderr
+    assert "needs --allow-unpinned" in ok(tiny.paceline("runtime", "get", "--list"))
+    assert "Installed" in ok(tiny.paceline("runtime", "get", "--allow-unpinned", UV_NO_INDEX="0"))
+
+
+def test_the_survey_shows_facts_with_sources_and_a_verdict_per_release(tiny):
+    tiny.offer(tiny.release("1.0"), replace(tiny.release("2.0"), requires=Requirements(min_host="99")))
+    variables = {"PACELINE_OVERRIDE_CPU_NAME": "Difference Engine"}
+
+    out = ok(tiny.paceline("runtime", "survey", **variables))
+    assert "Difference Engine" in out
+    assert "PACELINE_OVERRIDE_CPU_NAME" in out
+    assert any(line.split()[:2] == ["tiny-any-cpu@1.0", "compatible"] for line in out.splitlines())
+    data = json.loads(ok(tiny.paceline("runtime", "survey", "--json", **variables)))
+    assert data["facts"]["cpu_name"]["value"] == "Difference Engine"
+    assert {r["release"]: r["status"] for r in data["releases"]} == {
+        "tiny-any-cpu@1.0": "compatible",
+        "tiny-any-cpu@2.0": "incompatibleAppVersion",
+    }
+
+
+def test_listing_imports_nothing_it_does_not_need(tiny):
+    ok(tiny.paceline("runtime", "get"))
+    code = (
+        "import sys; from paceline.cli import cli; cli.main(['runtime', 'ls'], standalone_mode=False); "
+        "print(sorted(set(sys.modules) & {'rich', 'httpx', 'paceline.survey', 'paceline.plugins', 'pydantic', 'uv',"
+        " 'fastapi', 'asyncio', 'tiny_plugin'}))"
+    )
+    assert ok(tiny.python("-c", code)).splitlines()[-1] == "[]"
+
+
+@pytest.mark.runtime
+def test_the_real_runtime_is_installed_and_selected(llama_cpp_home, llama_cpp_runtime, tiny):
+    variables = {"PACELINE_HOME": str(llama_cpp_home), "PACELINE_PLUGINS": "llama-cpp"}
+    (listed,) = json.loads(ok(tiny.paceline("runtime", "ls", "--json", **variables)))
+
+    assert listed["id"] == llama_cpp_runtime.id
+    assert (listed["engine"], listed["selected_for"]) == ("llama.cpp", ["gguf"])
+    manifest = json.loads((llama_cpp_runtime.directory / "manifest.json").read_text())
+    assert manifest["unpinned"] == []
+    assert [d["kind"] for d in manifest["smoke_test"]["devices"]] == ["cpu"]
+    (packages,) = llama_cpp_runtime.directory.glob("env/lib/python*/site-packages")
+    assert list(packages.glob("llama_cpp/lib/*llama*"))
+    assert not (packages / "lib").exists()

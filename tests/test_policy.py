@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from paceline.errors import IncompatibleError, InstallError, NotFoundError
+from paceline.plan import make_plan
+from paceline.policy import choose
+from paceline.store import Selection
+from paceline.types import Compatibility, Package, Recipe, Release, Requirements, Verdict
+
+PINNED = Recipe((Package("wheel", "1", ("aa",)), Package("built", "2", ("bb",), source=True)), expected_build_s=60)
+UNPINNED = Recipe((Package("somewhere", "3", index="https://example.org/simple"),))
+YES = Verdict(Compatibility.COMPATIBLE, "this machine can run it")
+NO = Verdict(Compatibility.INCOMPATIBLE_PLATFORM, "it needs another machine", "buy one")
+
+
+def release(version, recipe=PINNED, engine="engine"):
+    return Release(engine, version, "any", ("gguf", "mlx"), Requirements(), recipe)
+
+
+def test_the_first_compatible_one_is_taken_and_said():
+    choice = choose([(release("2"), YES), (release("1"), YES)])
+
+    assert choice.release.version == "2"
+    assert choice.remarks == ("engine-any@2 is the best of 2 matching releases for this machine",)
+    assert choose([(release("2"), YES)]).remarks == ()
+
+
+def test_a_pinned_one_goes_before_a_better_unpinned_one():
+    ranked = [(release("2", UNPINNED), YES), (release("1"), YES)]
+
+    choice = choose(ranked)
+    assert choice.release.version == "1"
+    assert "engine-any@2 would rank higher" in choice.remarks[1]
+    assert choose(ranked, allow_unpinned=True).release.version == "2"
+
+
+def test_an_unpinned_one_is_refused_with_what_keeps_from_the_pinned():
+    with pytest.raises(
+        InstallError, match=r"no hashes are published for somewhere 3.*it needs another machine"
+    ) as caught:
+        choose([(release("2", UNPINNED), YES), (release("1"), NO)])
+    assert "--allow-unpinned" in caught.value.help
+
+
+def test_what_does_not_run_here_is_taken_only_on_demand():
+    with pytest.raises(IncompatibleError, match=r"^it needs another machine$") as caught:
+        choose([(release("1"), NO)])
+    assert caught.value.help == "buy one"
+    with pytest.raises(IncompatibleError, match=r"(?s)none of 7 .*\n  engine-any@6: it needs.*\n  and 2 more"):
+        choose([(release(str(n)), NO) for n in (6, 5, 4, 3, 2, 1, 0)])
+
+    choice = choose([(release("1"), NO)], allow_incompatible=True)
+    assert choice.remarks == ("installed although it needs another machine",)
+
+
+def test_nothing_to_choose_from():
+    with pytest.raises(NotFoundError):
+        choose([])
+
+
+def test_a_plan_says_what_would_happen():
+    selection = Selection({"gguf": "engine-any@1", "mlx": "engine-gone@1"})
+
+    plan = make_plan(release("2"), Path("/home"), ["engine-any@1"], selection)
+
+    assert plan.directory == Path("/home/runtimes/engine-any@2")
+    assert not plan.already_installed
+    assert plan.built == ("built",)
+    assert plan.expected_build_s == 60
+    assert plan.unpinned == ()
+    assert plan.selects == ("mlx",)
+    assert make_plan(release("1"), Path("/home"), ["engine-any@1"], selection).already_installed
+    assert make_plan(release("2", UNPINNED), Path("/home"), [], Selection()).unpinned == ("somewhere",)

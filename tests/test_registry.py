@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+
+import pytest
+from packaging.markers import Marker
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from paceline import paths, plugins
+from paceline.errors import RegistryError
+from paceline.registry import load_registry, read_registry
+
+SHA = "a" * 64
+GOOD = {
+    "schema_version": 1,
+    "releases": [
+        {
+            "engine": "llama.cpp",
+            "version": "1.0",
+            "platform": "linux-x86_64-cpu",
+            "formats": ["gguf"],
+            "requires": {"os": "linux", "gpu": {"make": "nvidia", "min_driver": "580"}, "tools": ["c++"]},
+            "recipe": {
+                "packages": [{"name": "a", "version": "1", "sha256": [SHA], "source": True}],
+                "build_packages": [{"name": "b", "version": "2", "sha256": [SHA]}],
+                "config_settings": {"a": {"cmake.define.X": "ON"}},
+                "prune": ["lib", "share/doc"],
+                "expected_build_s": 60,
+                "roots": ["a==1"],
+            },
+        }
+    ],
+}
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(value):
+        file = tmp_path / "registry.json"
+        file.write_text(value if isinstance(value, str) else json.dumps(value))
+        return file
+
+    return write
+
+
+def test_everything_is_read(written):
+    (release,) = read_registry(written(GOOD))
+
+    assert release.id == "llama.cpp-linux-x86_64-cpu@1.0"
+    assert release.requires.gpu.min_driver == "580"
+    assert release.requires.tools == ("c++",)
+    assert release.recipe.packages[0].source
+    assert release.recipe.packages[0].sha256 == (SHA,)
+    assert release.recipe.build_packages[0].name == "b"
+    assert release.recipe.config_settings == {"a": {"cmake.define.X": "ON"}}
+    assert release.recipe.prune == ("lib", "share/doc")
+    assert release.recipe.unpinned == ()
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (["schema_version"], 2, "$.schema_version: 2 is not 1"),
+        (["releases"], {}, "$.releases: expected a list"),
+        (["releases", 0, "engine"], None, "$.releases[0].engine: expected a text"),
+        (["releases", 0, "version"], "../1", "$.releases[0].version: '../1' does not have the form"),
+        (["releases", 0, "platform"], "a/b", "$.releases[0].platform: 'a/b' does not have the form"),
+        (["releases", 0, "formats"], "gguf", "$.releases[0].formats: expected a list"),
+        (["releases", 0, "rank"], True, "$.releases[0].rank: expected a whole number"),
+        (["releases", 0, "colour"], "red", "$.releases[0].colour: is no field"),
+        (["releases", 0, "requires", "os"], "beos", "$.releases[0].requires.os: 'beos' is none of"),
+        (["releases", 0, "requires", "gpu"], {}, "$.releases[0].requires.gpu: 'make' is missing"),
+        (["releases", 0, "recipe", "packages", 0], 1, "$.releases[0].recipe.packages[0]: expected an object"),
+        (["releases", 0, "recipe", "packages", 0, "sha256"], [SHA, "b"], ".packages[0].sha256[1]: 'b' does not have"),
+        (["releases", 0, "recipe", "packages", 0, "sha256"], [], ".packages[0]: has neither sha256 nor an index"),
+        (["releases", 0, "recipe", "packages", 0, "source"], "yes", ".packages[0].source: expected true or false"),
+        (["releases", 0, "recipe", "build_packages", 0, "name"], "b --pre", ".build_packages[0].name: 'b --pre'"),
+        (["releases", 0, "recipe", "config_settings", "a"], ["X"], ".config_settings['a']: expected an object"),
+        (["releases", 0, "recipe", "prune"], ["../../home"], ".prune[0]: '../../home' is no path below"),
+        (["releases", 0, "recipe", "prune"], ["/etc"], ".prune[0]: '/etc' is no path below"),
+        (["releases", 0, "recipe", "prune"], [""], ".prune[0]: '' is no path below"),
+        (["releases", 0, "recipe", "expected_build_s"], "1 min", ".expected_build_s: expected a number"),
+    ],
+)
+def test_an_error_names_its_place(written, path, value, said):
+    data = copy.deepcopy(GOOD)
+    node = data
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+
+    with pytest.raises(RegistryError) as caught:
+        read_registry(written(data))
+    assert said in caught.value.message
+
+
+def test_a_release_is_listed_once(written):
+    with pytest.raises(RegistryError, match=r"\$\.releases\[1\]: llama\.cpp-linux-x86_64-cpu@1\.0 is listed twice"):
+        read_registry(written({**GOOD, "releases": GOOD["releases"] * 2}))
+
+
+def test_what_is_no_json_and_what_is_absent(written, tmp_path):
+    with pytest.raises(RegistryError, match="is no JSON"):
+        read_registry(written("<html>"))
+    with pytest.raises(RegistryError, match="cannot be read"):
+        read_registry(tmp_path / "none.json")
+
+
+def test_releases_of_absent_engines_are_dropped_and_those_of_engines_added(tiny, written):
+    loaded = plugins.Plugins((), {"tiny": tiny.engine})
+    tiny.offer(tiny.release("1.0"), tiny.release("2.0"))
+
+    assert [r.id for r in load_registry(loaded, written(GOOD)).releases] == ["tiny-any-cpu@2.0", "tiny-any-cpu@1.0"]
+
+
+def test_a_release_of_an_engine_replaces_the_registrys(tiny, written):
+    shipped = copy.deepcopy(GOOD)
+    shipped["releases"][0] |= {"engine": "tiny", "version": "1.0", "platform": "any-cpu"}
+    tiny.offer(replace(tiny.release("1.0"), features=("own",)))
+    loaded = plugins.Plugins((), {"tiny": tiny.engine})
+
+    (release,) = load_registry(loaded, written(shipped)).match("tiny")
+    assert [p.name for p in release.recipe.packages] == ["tinydep", "tinyengine"]
+
+
+@pytest.mark.parametrize("what", ["raises", "another engine's", "no release"])
+def test_an_engine_that_brings_nonsense_is_named(tiny, written, what, monkeypatch):
+    def releases():
+        if what == "raises":
+            raise OSError("no disk")
+        return [replace(tiny.release(), engine="mlx") if what == "another engine's" else "1.0"]
+
+    monkeypatch.setattr(tiny.engine, "releases", releases)
+    with pytest.raises(RegistryError, match="engine tiny"):
+        load_registry(plugins.Plugins((), {"tiny": tiny.engine}), written(GOOD))
+
+
+SHIPPED = read_registry(paths.registry_file())
+
+
+@pytest.mark.parametrize("release", SHIPPED, ids=lambda r: r.id)
+def test_a_shipped_release_is_complete(release):
+    requires, recipe = release.requires, release.recipe
+    assert requires.os in release.platform.replace("mac-", "macos-")
+    assert requires.arch in release.platform
+    assert all(SpecifierSet(requires.python).contains(v) for v in ("3.11.0", "3.14.9"))
+    assert not SpecifierSet(requires.python).contains("3.10.9")
+    for package in (*recipe.packages, *recipe.build_packages):
+        Requirement(f"{package.name}=={package.version}")
+        assert package.marker is None or Marker(package.marker)
+    built = {p.name for p in recipe.packages if p.source}
+    assert built == set(recipe.config_settings)
+    assert bool(built) == bool(requires.tools) == bool(recipe.build_packages) == (recipe.expected_build_s is not None)
+    # Only the wheel pages of llama-cpp-python publish no hashes, and what comes from there ranks below its source.
+    assert {p.name for p in recipe.unpinned} <= {"llama-cpp-python"}
+    assert all((p.index is not None) == (not p.sha256) for p in recipe.packages)
+    if recipe.unpinned:
+        twins = [
+            r for r in SHIPPED if r.engine == release.engine and r.requires.os == requires.os and not r.recipe.unpinned
+        ]
+        assert all(release.rank < twin.rank for twin in twins)
+
+
+def test_every_engine_and_platform_is_there():
+    there = {(r.engine, r.requires.os, r.requires.arch) for r in SHIPPED}
+    assert there == {
+        *(("llama.cpp", os, arch) for os, arch in _PLATFORMS),
+        ("llama.cpp-cuda", "linux", "x86_64"),
+        ("llama.cpp-cuda", "windows", "x86_64"),
+        ("mlx", "macos", "arm64"),
+        ("mlx", "linux", "x86_64"),
+    }
+
+
+_PLATFORMS = [("linux", "x86_64"), ("linux", "arm64"), ("macos", "arm64"), ("windows", "x86_64")]
+
+
+@pytest.mark.parametrize("release", [r for r in SHIPPED if "cuda" in r.platform], ids=lambda r: r.id)
+def test_cuda_releases_name_their_driver(release):
+    gpu = release.requires.gpu
+    assert gpu.make == "nvidia"
+    assert gpu.min_driver == ("580" if "cuda13" in release.platform else "525.60.13")
+    assert gpu.min_compute_capability is not None
+
+
+def test_the_registry_names_no_index_but_the_wheel_pages():
+    text = paths.registry_file().read_text(encoding="utf-8")
+    pages = {p.index for r in SHIPPED for p in r.recipe.packages if p.index}
+    for page in pages:
+        text = text.replace(page, "")
+    assert "://" not in text

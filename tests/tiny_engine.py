@@ -1,0 +1,230 @@
+"""An engine of a few lines, shipped like any third-party plugin: a module, its metadata, and packages to install.
+
+The packages are a source distribution with a build backend of its own, a wheel it depends on, and a build requirement.
+What the build and the worker do wrong is asked for by the release's config settings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import inspect
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from paceline.types import Package, Recipe, Release, Requirements
+
+ENGINE, DEPENDENCY, BUILDER = "tinyengine", "tinydep", "tinybuild"
+VERSION = "1.0.0"
+
+
+class TinyWorld:
+    """A folder with the packages, the plugin, a home and a cache."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.home = folder / "home"
+        self.cache = folder / "cache"
+        self.index = folder / "index"
+        self._plugin = folder / "plugin"
+        self._write_packages()
+        self._write_plugin()
+        self.offer(self.release())
+        self.engine = _load(self._plugin / "tiny_plugin.py").Tiny()
+
+    def environment(self) -> dict[str, str]:
+        """For a process that sees this plugin alone, this home and cache, and no package index but this folder."""
+        return {
+            "PACELINE_HOME": str(self.home),
+            "PACELINE_CACHE": str(self.cache),
+            "PACELINE_PLUGINS": "tiny",
+            "PYTHONPATH": str(self._plugin),
+            "UV_FIND_LINKS": str(self.index),
+            "UV_NO_INDEX": "1",
+        }
+
+    def release(self, version: str = VERSION, **settings: str) -> Release:
+        """A release whose build and worker behave as `settings` say: fail=yes, linger=yes, crash=yes."""
+        engine = Package(ENGINE, VERSION, (self.hash(f"{ENGINE}-{VERSION}.tar.gz"),), source=True)
+        dependency = Package(DEPENDENCY, VERSION, (self.hash(f"{DEPENDENCY}-{VERSION}-py3-none-any.whl"),))
+        builder = Package(BUILDER, VERSION, (self.hash(f"{BUILDER}-{VERSION}-py3-none-any.whl"),))
+        recipe = Recipe((dependency, engine), (builder,), {ENGINE: settings} if settings else {}, ("lib",), 1.0)
+        return Release("tiny", version, "any-cpu", ("tiny",), Requirements(), recipe, features=("generate",))
+
+    def offer(self, *releases: Release) -> None:
+        """Make these the releases that the plugin brings."""
+        (self._plugin / "releases.json").write_text(
+            json.dumps({"schema_version": 1, "releases": [*map(_json, releases)]})
+        )
+
+    def hash(self, file: str) -> str:
+        return hashlib.sha256((self.index / file).read_bytes()).hexdigest()
+
+    def simple_index(self) -> str:
+        """The address of an index page that lists a wheel of the engine, without hashes."""
+        page = self.folder / "simple" / ENGINE / "index.html"
+        page.parent.mkdir(parents=True, exist_ok=True)
+        name = f"{ENGINE}-{VERSION}-py3-none-any.whl"
+        write_wheel(page.with_name(name), ENGINE, {f"{ENGINE}/__main__.py": _WORKER, f"{ENGINE}/settings.json": "{}"})
+        page.write_text(f'<a href="{name}">{name}</a>')
+        return page.parents[1].as_uri()
+
+    def paceline(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run the `paceline` command."""
+        return self.python("-m", "paceline", *arguments, **variables)
+
+    def python(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *arguments],
+            env={**os.environ, **self.environment(), **variables},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    def _write_packages(self) -> None:
+        self.index.mkdir(parents=True)
+        write_wheel(
+            self.index / f"{DEPENDENCY}-{VERSION}-py3-none-any.whl", DEPENDENCY, {f"{DEPENDENCY}.py": "NAME = 1\n"}
+        )
+        write_wheel(self.index / f"{BUILDER}-{VERSION}-py3-none-any.whl", BUILDER, {f"{BUILDER}.py": "NAME = 2\n"})
+        files = {
+            "pyproject.toml": f'[build-system]\nrequires = ["{BUILDER}"]\n'
+            'build-backend = "backend"\nbackend-path = ["."]\n'
+            f'[project]\nname = "{ENGINE}"\nversion = "{VERSION}"\n',
+            "PKG-INFO": f"Metadata-Version: 2.2\nName: {ENGINE}\nVersion: {VERSION}\n",
+            "backend.py": _BACKEND,
+            "worker.py": _WORKER,
+            "wheels.py": "import zipfile\nfrom pathlib import Path\n\n" + inspect.getsource(write_wheel),
+        }
+        with tarfile.open(self.index / f"{ENGINE}-{VERSION}.tar.gz", "w:gz") as archive:
+            for name, text in files.items():
+                data = text.encode()
+                entry = tarfile.TarInfo(f"{ENGINE}-{VERSION}/{name}")
+                entry.size = len(data)
+                archive.addfile(entry, io.BytesIO(data))
+
+    def _write_plugin(self) -> None:
+        metadata = self._plugin / "tiny_plugin-1.0.dist-info"
+        metadata.mkdir(parents=True)
+        (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: tiny-plugin\nVersion: 1.0\n")
+        (metadata / "entry_points.txt").write_text("[paceline]\ntiny = tiny_plugin\n")
+        (self._plugin / "tiny_plugin.py").write_text(_PLUGIN)
+
+
+def write_wheel(path: Path, name: str, files: dict[str, str], version: str = "1.0.0") -> None:
+    """Write a pure Python wheel, the same bytes each time. The tiny engine's build backend uses this very function."""
+    info = f"{name}-{version}.dist-info"
+    tag = "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    files = files | {
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{info}/WHEEL": tag,
+    }
+    record = "".join(f"{file},,\n" for file in [*files, f"{info}/RECORD"])
+    with zipfile.ZipFile(path, "w") as archive:
+        for file, text in (files | {f"{info}/RECORD": record}).items():
+            archive.writestr(zipfile.ZipInfo(file), text)
+
+
+def _json(release: Release) -> dict[str, Any]:
+    """A release as registry.json writes it."""
+    recipe = release.recipe
+
+    def package(p: Package) -> dict[str, Any]:
+        value = {"name": p.name, "version": p.version, "sha256": list(p.sha256), "source": p.source}
+        return value | ({"index": p.index} if p.index else {})
+
+    return {
+        "engine": release.engine,
+        "version": release.version,
+        "platform": release.platform,
+        "formats": list(release.formats),
+        "features": list(release.features),
+        "requires": {name: value for name, value in asdict(release.requires).items() if value},
+        "recipe": {
+            "packages": [package(p) for p in recipe.packages],
+            "build_packages": [package(p) for p in recipe.build_packages],
+            "config_settings": {name: dict(values) for name, values in recipe.config_settings.items()},
+            "prune": list(recipe.prune),
+            "expected_build_s": recipe.expected_build_s,
+        },
+    }
+
+
+def _load(file: Path) -> Any:
+    spec = importlib.util.spec_from_file_location("tiny_plugin_under_test", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+_PLUGIN = """
+from pathlib import Path
+from paceline import Engine, WorkerSpec, hookimpl
+from paceline.registry import read_registry
+
+PACELINE_API = 1
+
+class Tiny(Engine):
+    name = "tiny"
+    formats = ("tiny",)
+
+    def releases(self):
+        return read_registry(Path(__file__).with_name("releases.json"))
+
+    def worker(self, runtime):
+        return WorkerSpec(argv=(str(runtime.python), "-I", "-B", "-m", "tinyengine"))
+
+@hookimpl
+def paceline_engines():
+    return [Tiny()]
+"""
+
+_BACKEND = """
+import subprocess, sys
+import tinybuild
+import wheels
+
+def build_wheel(folder, config_settings=None, metadata_directory=None):
+    settings = config_settings or {}
+    print("[1/3] cc first.c", flush=True)
+    if settings.get("linger"):
+        subprocess.run([sys.executable, "-c", "import time; time.sleep(600)"])
+    print("[2/3] cc second.c", flush=True)
+    if settings.get("fail"):
+        sys.exit("second.c:7: error: the sky is not blue")
+    print("[3/3] ld", flush=True)
+    name = "tinyengine-1.0.0-py3-none-any.whl"
+    import json
+    files = {
+        "tinyengine/__main__.py": open("worker.py").read(),
+        "tinyengine/settings.json": json.dumps(settings),
+        "lib/left-behind.txt": "nobody needs this",
+    }
+    wheels.write_wheel(wheels.Path(folder) / name, "tinyengine", files)
+    return name
+"""
+
+_WORKER = """
+import json, sys
+from pathlib import Path
+
+settings = json.loads(Path(__file__).with_name("settings.json").read_text())
+if settings.get("crash"):
+    sys.exit("the engine has no wheels")
+for line in sys.stdin:
+    request = json.loads(line)
+    result = {"protocol": 1, "engine": "tiny", "version": "1.0.0", "features": ["generate"], "slots": 1,
+              "devices": [{"name": "CPU", "kind": "cpu", "memory_bytes": None}]}
+    print(json.dumps({"jsonrpc": "2.0", "id": request["id"], "result": result}), flush=True)
+"""
