@@ -343,6 +343,19 @@ def test_another_context_length_loads_again_after_the_running_requests(cage, lin
     run(scenario())
 
 
+def test_a_context_longer_than_the_model_s_is_refused(cage):
+    parrot = cage.add("parrot", context_length=256)
+
+    async def scenario():
+        async with cage.serving() as serving:
+            with pytest.raises(RequestError, match="at most 256") as caught:
+                await serving.load(cage.model(parrot), context_length=257)
+            assert caught.value.param == "context_length"
+            assert (await serving.load(cage.model(parrot), context_length=256)).context_length == 256
+
+    run(scenario())
+
+
 def test_unloading_waits_for_what_runs_even_when_it_has_not_begun(cage, line, tmp_path):
     parrot = cage.add("parrot")
 

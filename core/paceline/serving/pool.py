@@ -98,6 +98,12 @@ class Serving:
     async def load(self, model: Model, *, context_length: int | None = None, ttl_s: float | None = None) -> LoadedModel:
         """Load a model to stay: it makes no room for others. Changing its context waits for its requests."""
         await self._check(model, None)
+        longest = model.facts.max_context_length
+        if context_length is not None and longest is not None and context_length > longest:
+            raise RequestError(
+                f"{model.id} was made for at most {longest} tokens of context, not {context_length}",
+                param="context_length",
+            )
         place = self._place(model)
         async with place.entry:
             if context_length is not None and place.worker and place.worker.context_length != context_length:
