@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from paceline.errors import IncompatibleError, InstallError, NotFoundError
+from paceline.types import Compatibility
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from paceline.types import Release, Verdict
 
 _REASONS = 5
+_OTHER_KIND = (Compatibility.INCOMPATIBLE_PLATFORM, Compatibility.INVALID_CPU_ARCHITECTURE)
 
 
 @dataclass(frozen=True)
@@ -55,23 +57,30 @@ def choose(
 
 
 def _none_runs_here(ranked: Sequence[tuple[Release, Verdict]]) -> IncompatibleError:
-    if len(ranked) == 1:
-        verdict = ranked[0][1]
+    near = _near_misses(ranked) or list(ranked)
+    if len(near) == 1:
+        verdict = near[0][1]
         return IncompatibleError(verdict.message, help=verdict.help)
-    reasons = "".join(f"\n  {release.id}: {verdict.message}" for release, verdict in ranked[:_REASONS])
-    more = f"\n  and {len(ranked) - _REASONS} more" if len(ranked) > _REASONS else ""
+    told = near[:_REASONS]
+    reasons = "".join(f"\n  {verdict.message}" for _, verdict in told)
+    more = f"\n  and {len(ranked) - len(told)} more" if len(ranked) > len(told) else ""
     return IncompatibleError(
         f"none of {len(ranked)} matching releases runs on this machine{reasons}{more}",
-        help="`paceline runtime survey` shows what was found here; --allow-incompatible installs one all the same",
+        help=near[0][1].help,
     )
 
 
 def _none_is_pinned(release: Release, ranked: Sequence[tuple[Release, Verdict]]) -> InstallError:
     unpinned = ", ".join(f"{p.name} {p.version}" for p in release.recipe.unpinned)
-    better = [(r, v) for r, v in ranked if not r.recipe.unpinned and r.engine == release.engine and not v.ok]
-    instead = f"; {better[0][1].message}: {better[0][1].help}" if better else ""
+    message = f"{release.id} would run here, but no hashes are published for {unpinned}, so it cannot be checked"
+    better = [verdict for r, verdict in _near_misses(ranked) if r.engine == release.engine and not r.recipe.unpinned]
+    if not better:
+        return InstallError(message, help="accept that with --allow-unpinned")
     return InstallError(
-        f"{release.id} would run here, but no hashes are published for {unpinned}, so the download cannot be checked"
-        f"{instead}",
-        help="accept that with --allow-unpinned",
+        f"{message}; {better[0].message}", help=f"{better[0].help}; or accept the other with --allow-unpinned"
     )
+
+
+def _near_misses(ranked: Sequence[tuple[Release, Verdict]]) -> list[tuple[Release, Verdict]]:
+    """What is made for machines of this kind and yet does not run: the reasons worth telling."""
+    return [(r, v) for r, v in ranked if not v.ok and v.status not in _OTHER_KIND]
