@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -37,6 +38,17 @@ class Candidate:
     context_length: int
     """Long enough that a generation that ignores the end is still running after a few round trips."""
     env: dict[str, str] = field(default_factory=dict)
+
+    def cut_short(self, folder: Path) -> Path:
+        """A copy of the main model in `folder`, of whose weights only the first 100 bytes came."""
+        copy = folder / self.main.name
+        if self.main.is_dir():
+            shutil.copytree(self.main, copy, copy_function=shutil.copyfile)
+        else:
+            shutil.copyfile(self.main, copy)
+        for weights in copy.glob("*.safetensors") if copy.is_dir() else [copy]:
+            os.truncate(weights, 100)
+        return copy
 
 
 def _echo(request: pytest.FixtureRequest) -> Candidate:
@@ -75,8 +87,24 @@ def _llama_cpp(request: pytest.FixtureRequest) -> Candidate:
     )
 
 
-CANDIDATES = {"echo": _echo, "llama.cpp": _llama_cpp}
-MARKS = {"llama.cpp": pytest.mark.runtime}
+def _mlx(request: pytest.FixtureRequest) -> Candidate:
+    from paceline import plugins
+
+    models = request.getfixturevalue("shared") / "models" / "mlx"
+    spec = plugins.load().engine("mlx").worker(request.getfixturevalue("mlx_runtime"))
+    return Candidate(
+        argv=spec.argv,
+        engine="mlx",
+        main=models / "paceline-coder-7m-fp16",
+        draft=models / "paceline-coder-3m-fp16",
+        prompt="<|im_start|>user\nWrite `close` in Python. Output code only.<|im_end|>\n<|im_start|>assistant\n",
+        context_length=2048,
+        env=dict(spec.env),
+    )
+
+
+CANDIDATES = {"echo": _echo, "llama.cpp": _llama_cpp, "mlx": _mlx}
+MARKS = {"llama.cpp": pytest.mark.runtime, "mlx": pytest.mark.runtime}
 
 
 @pytest.fixture(scope="module", params=[pytest.param(name, marks=MARKS.get(name, ())) for name in CANDIDATES])

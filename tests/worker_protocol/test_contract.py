@@ -130,9 +130,7 @@ def test_load_says_what_was_loaded(worker, candidate):
 
 
 def test_a_model_that_cannot_be_loaded_is_refused_and_the_worker_lives(worker, candidate, tmp_path, refused):
-    half = tmp_path / candidate.main.name
-    half.write_bytes(candidate.main.read_bytes()[:100])
-    for path in (half, tmp_path / "absent"):
+    for path in (candidate.cut_short(tmp_path), tmp_path / "absent"):
         with pytest.raises(refused) as error:
             worker.call("load", role="main", path=str(path))
         assert (error.value.code, error.value.kind) == (-32000, "load_failed")
