@@ -1,5 +1,5 @@
 """Fixtures for all rooms: the shared test data beside the checkout, a writer of small GGUF files, the clients,
-a tiny engine to install, and the real llama.cpp runtime."""
+a tiny engine to install, and the real runtimes of llama.cpp and MLX."""
 
 from __future__ import annotations
 
@@ -62,12 +62,7 @@ def llama_cpp_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     `paceline runtime get` puts it there, with the user's own cache folder: seconds when the cache holds the built
     wheel, some minutes of compiling on a fresh machine. Tests that use it are marked `runtime` and leave it as it is.
     """
-    home = tmp_path_factory.mktemp("home")
-    argv = [sys.executable, "-m", "paceline", "runtime", "get", "llama.cpp:cpu", "--json"]
-    done = subprocess.run(argv, env={**os.environ, "PACELINE_HOME": str(home)}, stdout=subprocess.PIPE, check=False)
-    if done.returncode:
-        pytest.fail("the llama.cpp runtime could not be installed: its messages are above", pytrace=False)
-    return home
+    return _home_with("llama.cpp:cpu", tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture(scope="session")
@@ -76,6 +71,28 @@ def llama_cpp_runtime(llama_cpp_home: Path) -> Any:
     from paceline.store import Store
 
     return Store(llama_cpp_home).selected("gguf")
+
+
+@pytest.fixture(scope="session")
+def mlx_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `llama_cpp_home`, with the MLX runtime of this machine, selected for MLX models; nothing is compiled."""
+    return _home_with("mlx", tmp_path_factory.mktemp("mlx-home"))
+
+
+@pytest.fixture(scope="session")
+def mlx_runtime(mlx_home: Path) -> Any:
+    """The runtime in `mlx_home`."""
+    from paceline.store import Store
+
+    return Store(mlx_home).selected("mlx")
+
+
+def _home_with(query: str, home: Path) -> Path:
+    argv = [sys.executable, "-m", "paceline", "runtime", "get", query, "--json"]
+    done = subprocess.run(argv, env={**os.environ, "PACELINE_HOME": str(home)}, stdout=subprocess.PIPE, check=False)
+    if done.returncode:
+        pytest.fail(f"the runtime {query} could not be installed: its messages are above", pytrace=False)
+    return home
 
 
 def _module(stem: str) -> ModuleType:
