@@ -1,0 +1,219 @@
+"""What the engine's operations cost on this machine, learned from the times they took.
+
+The time to verify n tokens in one batch is a curve with steps and plateaus (kernels change with the batch's size), on a
+machine whose speed drifts and whose single measurements are noisy. A curve keeps one running estimate per n in
+logarithms, so that an outlier of ten times weighs no more than one of 1.5 times, a common drift of the machine moves
+all points, and what is read is the nondecreasing curve nearest to the points (pool adjacent violators, Barlow et al.
+1972), straight between them.
+
+No clock is read here: times are passed in, so that the same observations always give the same curve.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+_CLAMP = 0.4
+"""Largest surprise, in log seconds, that one observation may cause."""
+_LEAST_STEP = 0.03
+"""Weight of a new observation once many are known: a memory of about 30 observations of that size."""
+_SHARED = 0.5
+"""Share of a surprise at a well-known point that is taken for a drift of the whole machine."""
+_KNOWN = 8
+"""Observations after which a point is well known."""
+_READ_EVERY = 16
+"""Observations after which the curve is drawn anew, when no point is new."""
+
+
+class CostCurve:
+    """Seconds of one operation over its size n = 1, 2, ...; unknown until the first observation."""
+
+    def __init__(self, *, prior_slope: float = 0.1) -> None:
+        """`prior_slope`: what one more is assumed to cost, as a part of the cost of one, until it is measured."""
+        self._slope = prior_slope
+        self._points: dict[int, _Point] = {}
+        self._drift = 0.0
+        self._streak = 0
+        self._unread = 0
+        self._table: list[float] = []
+        self.version = 0
+        """Changes when the curve does."""
+
+    @property
+    def known(self) -> bool:
+        return bool(self._points)
+
+    def count(self, n: int) -> int:
+        """Observations of size n."""
+        point = self._points.get(n)
+        return 0 if point is None else point.count
+
+    def observe(self, n: int, seconds: float) -> None:
+        """Learn that size n took `seconds`; what no clock can have measured is ignored."""
+        if n < 1 or not 0.0 < seconds < math.inf:
+            return
+        value = math.log(min(max(seconds, 1e-9), 1e6)) - self._drift
+        point = self._points.get(n)
+        if point is None:
+            self._points[n] = _Point(value)
+            self._redraw()
+            return
+        surprise = value - point.value
+        self._track(surprise)
+        point.count += 1
+        if point.count == 2:  # of two, the faster: a first call often pays for warming up
+            point.value = min(point.value, value) + min(abs(surprise), _CLAMP) / 2
+        else:
+            step = max(1.0 / point.count, _LEAST_STEP)
+            if abs(self._streak) >= 4:  # not noise: the machine changed
+                step = max(step, 0.3)
+            move = step * min(max(surprise, -_CLAMP), _CLAMP)
+            if point.count > _KNOWN:
+                self._drift += _SHARED * move
+                move -= _SHARED * move
+            point.value += move
+        self._unread += 1
+        if point.count <= _KNOWN or self._unread >= _READ_EVERY or self._streak:
+            self._redraw()
+
+    def at(self, n: int) -> float:
+        """Estimated seconds of size n; 0 while nothing is known."""
+        if n < 1 or not self._points:
+            return 0.0
+        if n >= len(self._table):
+            self.table(n)
+        return self._table[n]
+
+    def table(self, last: int) -> list[float]:
+        """Estimated seconds by size, at least up to `last`; index 0 is 0. Do not change it."""
+        if not self._points:
+            return [0.0] * (last + 1)
+        if last >= len(self._table):
+            self._table = self._draw(max(last, 2 * len(self._table), max(self._points)))
+        return self._table
+
+    def _track(self, surprise: float) -> None:
+        """Count surprises beyond the clamp that all point the same way."""
+        if abs(surprise) < _CLAMP:
+            self._streak = 0
+        elif surprise > 0:
+            self._streak = max(self._streak, 0) + 1
+        else:
+            self._streak = min(self._streak, 0) - 1
+
+    def _redraw(self) -> None:
+        self._unread = 0
+        self._table = []
+        self.version += 1
+
+    def _draw(self, last: int) -> list[float]:
+        knots = self._knots()
+        first_n, first = knots[0]
+        table = [0.0] * (last + 1)
+        for n in range(1, min(first_n, last) + 1):
+            table[n] = first * (1 + self._slope * (n - 1)) / (1 + self._slope * (first_n - 1))
+        for (left_n, left), (right_n, right) in pairwise(knots):
+            slope = (right - left) / (right_n - left_n)
+            for n in range(left_n + 1, min(right_n, last) + 1):
+                table[n] = left + slope * (n - left_n)
+        last_n, end = knots[-1]
+        slope = self._tail(knots)
+        for n in range(last_n + 1, last + 1):
+            table[n] = end + slope * (n - last_n)
+        return table
+
+    def _knots(self) -> list[tuple[int, float]]:
+        """The points, made nondecreasing."""
+        blocks: list[list[float]] = []  # value, weight, points
+        sizes = sorted(self._points)
+        for n in sizes:
+            point = self._points[n]
+            blocks.append([point.value, float(min(point.count, 32)), 1])
+            while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
+                value, weight, points = blocks.pop()
+                before = blocks[-1]
+                total = before[1] + weight
+                before[0] = (before[0] * before[1] + value * weight) / total
+                before[1] = total
+                before[2] += points
+        values = [math.exp(value + self._drift) for value, _, points in blocks for _ in range(int(points))]
+        return list(zip(sizes, values, strict=True))
+
+    def _tail(self, knots: list[tuple[int, float]]) -> float:
+        """Slope beyond the largest size seen: the smaller of the last and the mean slope, so that it gets tried."""
+        (first_n, first), (last_n, last) = knots[0], knots[-1]
+        if len(knots) == 1:
+            return self._slope * first / (1 + self._slope * (first_n - 1))
+        left_n, left = knots[-2]
+        return min((last - left) / (last_n - left_n), (last - first) / (last_n - first_n))
+
+
+class Costs:
+    """What drafting and verifying cost, for one pair of models on one machine, whatever the request.
+
+    `occupancy` is the number of sequences in the batch. Curves are kept per class of it (1, 2 to 3, 4 to 7, ...); a
+    class that was never seen borrows its nearest neighbour's curve.
+    """
+
+    def __init__(self) -> None:
+        self._verify: dict[int, CostCurve] = {}
+        self._draft = CostCurve(prior_slope=0.2)
+        self._read = 0.0
+
+    def observe_verify(self, seconds: float, n_tokens: int, occupancy: int = 1) -> None:
+        """A batch of `n_tokens` of the main model, all with outputs, took `seconds`, sampling included.
+
+        Batches that also carry prompt chunks are not to be reported.
+        """
+        key = max(occupancy, 1).bit_length()
+        curve = self._verify.get(key)
+        if curve is None:
+            curve = self._verify[key] = CostCurve()
+        curve.observe(n_tokens, seconds)
+
+    def observe_draft(self, seconds: float, steps: int, occupancy: int = 1, lag: int = 1) -> None:
+        """The draft model read `lag` tokens that it had missed and took `steps` steps with `occupancy` sequences."""
+        if steps < 1 or not 0.0 < seconds < math.inf:
+            return
+        if lag <= 2:
+            self._draft.observe(max(occupancy, 1), seconds / steps)
+            return
+        step = self._draft.at(max(occupancy, 1))
+        read = seconds / (lag + 4 * steps) if step == 0.0 else (seconds - steps * step) / lag
+        read = min(max(read, 0.0), 1e6)
+        self._read = read if self._read == 0.0 else self._read + 0.2 * (min(read, 2 * self._read) - self._read)
+
+    def verify(self, occupancy: int = 1) -> CostCurve:
+        """The curve of T(n), n = all tokens in the batch."""
+        key = max(occupancy, 1).bit_length()
+        curve = self._verify.get(key)
+        if curve is not None:
+            return curve
+        known = [k for k, c in self._verify.items() if c.known]
+        if not known:
+            return CostCurve()
+        return self._verify[min(known, key=lambda k: (abs(k - key), k))]
+
+    def measured(self, n_tokens: int, occupancy: int = 1) -> int:
+        """Observations of exactly this batch."""
+        curve = self._verify.get(max(occupancy, 1).bit_length())
+        return 0 if curve is None else curve.count(n_tokens)
+
+    def draft_step(self, occupancy: int = 1) -> float:
+        """Seconds of one draft step with `occupancy` sequences; a tenth of plain decoding until it is measured."""
+        if self._draft.known:
+            return self._draft.at(max(occupancy, 1))
+        return 0.1 * self.verify(occupancy).at(max(occupancy, 1))
+
+    def draft_read(self, tokens: int) -> float:
+        """Seconds for the draft to read `tokens` that it has missed."""
+        return self._read * tokens
+
+
+class _Point:
+    __slots__ = ("count", "value")
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+        self.count = 1
