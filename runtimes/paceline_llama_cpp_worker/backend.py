@@ -1,8 +1,9 @@
-"""Speculative decoding with two llama.cpp contexts, one generation at a time.
+"""Speculative decoding over two llama.cpp contexts, several generations in one batch.
 
-A step decodes the last committed token and the draft's proposal in one batch of the main model, samples every position
-with the request's own chain, keeps what agrees, and takes the rest back out of both caches. What the draft computed for
-accepted tokens stays in its cache: no token is decoded twice on the draft.
+A step lets the draft propose for every generation together, then decodes in one batch of the main model each
+generation's last token with its proposal, and chunks of the prompts that are not done yet. Every position is sampled
+with its request's own chain; what agrees is kept and the rest taken back out of both caches. What the draft computed
+for accepted tokens stays in its cache: no token is decoded twice on the draft.
 """
 
 from __future__ import annotations
@@ -14,29 +15,39 @@ from typing import Any
 import numpy as np
 
 from paceline_llama_cpp_worker import binding
+from paceline_llama_cpp_worker.lanes import Lanes
 from paceline_llama_cpp_worker.sampler import Sampler
 from paceline_worker.backend import Backend, Generation, LoadRequest
 from paceline_worker.output import Output
 from paceline_worker.protocol import Fault
-from paceline_worker.request import MAX_DRAFT, DraftKnobs, GenerateRequest
+from paceline_worker.request import MAX_DRAFT, GenerateRequest
 from paceline_worker.speculation import Acceptance, draft_limit, keeps_drafting, worth_verifying
 
-_CHUNK = 512
-"""Prompt tokens computed per step: the grain of progress and of cancelling."""
+_BATCH = 512
+"""Tokens computed in one step: the grain of progress and of cancelling."""
+
+_SHARED_CHUNK = 128
+"""Prompt tokens per step beside running generations, which wait no longer than these take."""
 
 _DEFAULT_CONTEXT = 4096
+_DEFAULT_SLOTS = 4
+_DEFAULT_POOL = 16384
+"""Tokens of context, over all slots, up to which more than one slot is made unasked."""
+
+_DRAFT_PER_SLOT = 16
 
 
 class LlamaBackend(Backend):
     engine = "llama.cpp"
     version = binding.VERSION
     features = ("generate", "draft", "tokenize")
-    slots = 1
 
     def __init__(self) -> None:
         binding.start()
-        self._main: _Loaded | None = None
-        self._draft: _Loaded | None = None
+        self.slots = 1
+        self._n_ctx = 0
+        self._main: Lanes | None = None
+        self._draft: Lanes | None = None
 
     def devices(self) -> list[dict[str, Any]]:
         return binding.devices()
@@ -45,28 +56,25 @@ class LlamaBackend(Backend):
         if role == "draft" and self._main is None:
             raise Fault("not_loaded", "a draft is loaded after its main model")
         self.unload(role)
-        gpu_layers = request.options.get("gpu_layers", -1)
-        if type(gpu_layers) is not int:
-            raise Fault.invalid("options.gpu_layers", "gpu_layers must be a whole number; -1 is all layers")
+        gpu_layers = _option(request, "gpu_layers", -1, least=-1)
         model = binding.Model(request.path, gpu_layers=gpu_layers, progress=progress)
         try:
             if not model.is_generative:
                 raise Fault("load_failed", f"{request.path} is no model that generates text token by token")
             if role == "main":
-                n_ctx = request.context_length or min(model.n_ctx_train, _DEFAULT_CONTEXT)
-                self._main = _Loaded(model, n_ctx=n_ctx, n_outputs=1 + MAX_DRAFT, threads=request.threads)
-                loaded = self._main
+                self._n_ctx = request.context_length or min(model.n_ctx_train, _DEFAULT_CONTEXT)
+                unasked = max(1, min(_DEFAULT_SLOTS, _DEFAULT_POOL // self._n_ctx))
+                self.slots = _option(request, "parallel", unasked, least=1, most=64)
+                self._main = self._lanes(model, request, outputs=max(1 + MAX_DRAFT, self.slots * (1 + _DRAFT_PER_SLOT)))
             else:
                 assert self._main is not None
                 if not (model.can_roll_back and self._main.model.can_roll_back):
                     raise Fault("unsupported", "a recurrent model's state cannot be rolled back: no draft is possible")
-                self._draft = _Loaded(model, n_ctx=self._main.n_ctx, n_outputs=1, threads=request.threads)
-                loaded = self._draft
+                self._draft = self._lanes(model, request, outputs=self.slots)
         except BaseException:
-            if self._main is None or self._main.model is not model:
-                model.close()
+            model.close()
             raise
-        return {"context_length": loaded.n_ctx, "vocabulary": model.n_vocab}
+        return {"context_length": self._n_ctx, "vocabulary": model.n_vocab, "slots": self.slots}
 
     def unload(self, role: str) -> None:
         if self._draft is not None:
@@ -79,15 +87,15 @@ class LlamaBackend(Backend):
     def open(self, request: GenerateRequest) -> Generation:
         main = self._loaded()
         tokens = self._prompt(main, request)
-        room = main.n_ctx - len(tokens)
+        room = self._n_ctx - len(tokens)
         if room < 1:
             raise Fault(
                 "context_exceeded",
-                f"the prompt has {len(tokens)} tokens; the context of {main.n_ctx} has no room for an answer",
+                f"the prompt has {len(tokens)} tokens; the context of {self._n_ctx} has no room for an answer",
                 prompt_tokens=len(tokens),
-                context_length=main.n_ctx,
+                context_length=self._n_ctx,
             )
-        cached = main.reuse(tokens)
+        lane, cached = main.take(tokens)
         generation = _Sequence(
             request=request,
             output=Output(max_tokens=request.max_tokens, context_room=room, stop=request.stop),
@@ -95,23 +103,33 @@ class LlamaBackend(Backend):
             cached_tokens=cached,
             prompt_done=cached,
             tokens=tokens,
-            sampler=Sampler(request.sampling, main.model.n_vocab, main.n_ctx, tokens),
+            lane=lane,
+            sampler=Sampler(request.sampling, main.model.n_vocab, self._n_ctx, tokens),
         )
         if request.draft is not None:
             self._attach_draft(generation)
         return generation
 
     def step(self, generations: Sequence[Generation]) -> None:
-        for generation in generations:
-            assert isinstance(generation, _Sequence)
-            if generation.prompt_done < generation.prompt_tokens:
-                self._prefill(generation)
-            else:
-                self._decode(generation)
+        main = self._loaded()
+        sequences = [g for g in generations if isinstance(g, _Sequence)]
+        decoding = [s for s in sequences if s.prompt_done == s.prompt_tokens]
+        prompts = [s for s in sequences if s.prompt_done < s.prompt_tokens]
+        self._propose(decoding, main.outputs - len(prompts))
+        main.begin()
+        verifying = [(s, main.add(s.lane, [s.tokens[-1], *s.proposal], outputs=1 + len(s.proposal))) for s in decoding]
+        reading = [self._add_chunk(main, s, len(prompts), beside=bool(decoding)) for s in prompts]
+        main.decode()
+        for sequence, first in verifying:
+            self._verify(main, sequence, first)
+        for sequence, last in reading:
+            if last is not None:
+                self._commit(sequence, sequence.sampler.sample(main.context, last), drafted=False)
 
     def close(self, generation: Generation) -> None:
         assert isinstance(generation, _Sequence)
         generation.sampler.close()
+        self._loaded().release(generation.lane)
 
     def tokenize(self, text: str, add_special: bool) -> list[int]:
         return self._loaded().model.tokenize(text, add_special=add_special)
@@ -122,14 +140,26 @@ class LlamaBackend(Backend):
             _check_token(token, model.n_vocab, "tokens")
         return b"".join(model.spell(token, special=True) for token in tokens)
 
-    # --- one generation --------------------------------------------------------------------------------------------
+    # --- opening ---------------------------------------------------------------------------------------------------
 
-    def _loaded(self) -> _Loaded:
+    def _lanes(self, model: binding.Model, request: LoadRequest, *, outputs: int) -> Lanes:
+        context = binding.Context(
+            model,
+            n_ctx=self._n_ctx * self.slots,
+            n_seq=self.slots,
+            n_batch=max(_BATCH, outputs),
+            n_outputs=outputs,
+            threads=request.threads,
+            flash_attention=_flag(request, "flash_attention"),
+        )
+        return Lanes(context, self.slots, outputs)
+
+    def _loaded(self) -> Lanes:
         if self._main is None:
             raise Fault("not_loaded", "no model is loaded")
         return self._main
 
-    def _prompt(self, main: _Loaded, request: GenerateRequest) -> list[int]:
+    def _prompt(self, main: Lanes, request: GenerateRequest) -> list[int]:
         if isinstance(request.prompt, str):
             tokens = main.model.tokenize(request.prompt, add_special=request.add_special)
             if len(tokens) > 1 and tokens[0] == tokens[1] == main.model.bos:
@@ -142,133 +172,122 @@ class LlamaBackend(Backend):
             raise Fault.invalid("prompt", "the prompt has no tokens")
         return tokens
 
-    def _attach_draft(self, generation: _Sequence) -> None:
+    def _attach_draft(self, sequence: _Sequence) -> None:
         """Let the loaded draft take part, or say why it cannot."""
         if self._draft is None:
-            generation.draft_skipped = "no draft model is loaded"
-        elif max(generation.tokens) >= self._draft.model.n_vocab:
-            generation.draft_skipped = "the prompt holds tokens that the draft's smaller vocabulary lacks"
+            sequence.draft_skipped = "no draft model is loaded"
+        elif max(sequence.tokens) >= self._draft.model.n_vocab:
+            sequence.draft_skipped = "the prompt holds tokens that the draft's smaller vocabulary lacks"
         else:
-            generation.draft = self._draft
-            generation.acceptance = Acceptance()
-            self._draft.reuse(generation.tokens)
+            sequence.draft = self._draft
+            sequence.acceptance = Acceptance()
+            self._draft.reuse(sequence.lane, sequence.tokens)
 
-    def _prefill(self, generation: _Sequence) -> None:
-        """Compute one chunk of the prompt; the last chunk gives the first token."""
-        main = self._loaded()
-        start = generation.prompt_done
-        chunk = generation.tokens[start : start + _CHUNK]
-        last = start + len(chunk) == generation.prompt_tokens
-        main.extend(chunk, outputs=1 if last else 0)
-        generation.prompt_done += len(chunk)
-        if last:
-            self._commit(generation, generation.sampler.sample(main.context, len(chunk) - 1), drafted=False)
+    # --- one step --------------------------------------------------------------------------------------------------
 
-    def _decode(self, generation: _Sequence) -> None:
-        main = self._loaded()
-        base = len(generation.tokens)
-        proposal = self._propose(generation)
-        main.extend([generation.tokens[-1], *proposal], outputs=1 + len(proposal))
+    def _add_chunk(
+        self, main: Lanes, sequence: _Sequence, prompts: int, *, beside: bool
+    ) -> tuple[_Sequence, int | None]:
+        """Put the next part of a prompt into the batch; the index of its logits if it is the last."""
+        room = min(main.left, max(1, (_SHARED_CHUNK if beside else _BATCH) // prompts))
+        start = sequence.prompt_done
+        chunk = sequence.tokens[start : min(start + room, sequence.prompt_tokens)]
+        sequence.prompt_done += len(chunk)
+        last = sequence.prompt_done == sequence.prompt_tokens
+        index = main.add(sequence.lane, chunk, outputs=1 if last else 0)
+        return sequence, index if last else None
+
+    def _verify(self, main: Lanes, sequence: _Sequence, first: int) -> None:
+        """Commit what the main model says from index `first` of the batch on, as far as the proposal agrees."""
+        base, proposal = len(sequence.tokens), sequence.proposal
         accepted = 0
         for position in range(len(proposal) + 1):
-            token = generation.sampler.sample(main.context, position)
+            token = sequence.sampler.sample(main.context, first + position)
             agreed = position < len(proposal) and token == proposal[position]
             accepted += agreed
-            if self._commit(generation, token, drafted=agreed) or not agreed:
+            if self._commit(sequence, token, drafted=agreed) or not agreed:
                 break
-        main.truncate(base + accepted)
-        if generation.draft is not None and generation.acceptance is not None:
-            ended = generation.output.stop_reason is not None and accepted == len(generation.tokens) - base
-            generation.acceptance.verified(len(proposal), accepted, ended=ended)
-            generation.draft.truncate(min(len(generation.draft.tokens), base + accepted))
+        main.truncate(sequence.lane, base + accepted)
+        if sequence.acceptance is not None:
+            ended = sequence.output.stop_reason is not None and accepted == len(sequence.tokens) - base
+            sequence.acceptance.verified(len(proposal), accepted, ended=ended)
+        if sequence.draft is not None:
+            sequence.draft.truncate(sequence.lane, base + accepted)
 
-    def _commit(self, generation: _Sequence, token: int, *, drafted: bool) -> bool:
+    def _commit(self, sequence: _Sequence, token: int, *, drafted: bool) -> bool:
         """Append one token of the main model's choice. True when the output is over."""
         model = self._loaded().model
-        generation.tokens.append(token)
-        if generation.draft is not None and token >= generation.draft.model.n_vocab:
-            generation.draft = None
-            generation.draft_skipped = "the output holds a token that the draft's smaller vocabulary lacks"
-        end = not generation.request.ignore_eos and model.ends(token)
-        return generation.output.push(token, model.piece(token), drafted=drafted, end=end)
+        sequence.tokens.append(token)
+        if sequence.draft is not None and token >= sequence.draft.model.n_vocab:
+            sequence.draft = None
+            sequence.draft_skipped = "the output holds a token that the draft's smaller vocabulary lacks"
+        end = not sequence.request.ignore_eos and model.ends(token)
+        return sequence.output.push(token, model.piece(token), drafted=drafted, end=end)
 
-    def _propose(self, generation: _Sequence) -> list[int]:
-        """What the draft thinks comes next: tokens worth verifying, possibly none."""
-        draft, knobs = generation.draft, generation.request.draft
-        if draft is None or knobs is None or generation.acceptance is None:
-            return []
-        # The step commits one token more than it drafts, and needs a place in the context for each.
-        limit = draft_limit(knobs, generation.output.left - 1)
-        proposal = draft.run(generation.tokens, limit, knobs, self._loaded().model.n_vocab) if limit else []
-        if not worth_verifying(knobs, len(proposal)):
-            generation.acceptance.unverified(len(proposal))
-            return []
-        return proposal
+    # --- drafting --------------------------------------------------------------------------------------------------
+
+    def _propose(self, sequences: Sequence[_Sequence], outputs: int) -> None:
+        """Let the draft say what comes next for each; `outputs` tokens can be verified in all."""
+        share = outputs // max(1, len(sequences)) - 1
+        drafting: list[tuple[_Sequence, int]] = []
+        for sequence in sequences:
+            sequence.proposal = []
+            knobs = sequence.request.draft
+            if sequence.draft is not None and knobs is not None:
+                # The step commits one token more than it drafts, and needs a place in the context for each.
+                limit = draft_limit(knobs, min(share, sequence.output.left - 1))
+                if limit > 0:
+                    drafting.append((sequence, limit))
+        if drafting and self._draft is not None:
+            self._run_draft(self._draft, drafting)
+        for sequence, _ in drafting:
+            assert sequence.acceptance is not None
+            assert sequence.request.draft is not None
+            if not worth_verifying(sequence.request.draft, len(sequence.proposal)):
+                sequence.acceptance.unverified(len(sequence.proposal))
+                sequence.proposal = []
+
+    def _run_draft(self, draft: Lanes, drafting: list[tuple[_Sequence, int]]) -> None:
+        """Continue every sequence greedily by at most its limit, as its knobs allow; one batch per token."""
+        n_vocab = self._loaded().model.n_vocab
+        pending: list[tuple[_Sequence, int, Sequence[int]]] = [
+            (s, limit, draft.missing(s.lane, s.tokens)) for s, limit in drafting
+        ]
+        if any(len(missing) > _SHARED_CHUNK for _, _, missing in pending):
+            # Far behind, on a long prompt: catch up by a chunk a step and let everybody else go on without a draft.
+            draft.begin()
+            for sequence, _, missing in pending:
+                chunk = missing[: min(len(missing) - 1, draft.left, _SHARED_CHUNK)]
+                if chunk:
+                    draft.add(sequence.lane, chunk, outputs=0)
+            draft.decode()
+            return
+        while pending:
+            draft.begin()
+            rows = [draft.add(s.lane, missing, outputs=1) for s, _, missing in pending]
+            draft.decode()
+            going: list[tuple[_Sequence, int, Sequence[int]]] = []
+            for (sequence, limit, _), row in zip(pending, rows, strict=True):
+                knobs = sequence.request.draft
+                assert knobs is not None
+                logits = draft.context.logits(row)
+                token = int(np.argmax(logits))
+                if token >= n_vocab or not keeps_drafting(knobs, _top_probability(logits, token)):
+                    continue
+                sequence.proposal.append(token)
+                if len(sequence.proposal) < limit and not draft.model.ends(token):
+                    going.append((sequence, limit, [token]))
+            pending = going
 
 
 @dataclass
 class _Sequence(Generation):
     tokens: list[int] = field(default_factory=list)
     """Prompt and output; all but the last are in the main model's cache while decoding."""
+    lane: int = 0
     sampler: Sampler = field(kw_only=True)
-    draft: _Loaded | None = None
-
-
-class _Loaded:
-    """A model with its context and the tokens whose state the context holds."""
-
-    def __init__(self, model: binding.Model, *, n_ctx: int, n_outputs: int, threads: int | None) -> None:
-        self.model = model
-        # llama.cpp rounds a context up; what was asked for is what counts.
-        self.n_ctx = n_ctx
-        self.context = binding.Context(
-            model, n_ctx=n_ctx, n_batch=max(_CHUNK, n_outputs), n_outputs=n_outputs, threads=threads
-        )
-        self.tokens: list[int] = []
-
-    def reuse(self, tokens: Sequence[int]) -> int:
-        """Keep the longest common beginning with `tokens`, all but the last of them at most; returns its length."""
-        common = 0
-        for have, want in zip(self.tokens, tokens[:-1], strict=False):
-            if have != want:
-                break
-            common += 1
-        self.truncate(common)
-        return len(self.tokens)
-
-    def extend(self, tokens: Sequence[int], *, outputs: int) -> None:
-        self.context.decode(tokens, len(self.tokens), outputs=outputs)
-        self.tokens.extend(tokens)
-
-    def truncate(self, length: int) -> None:
-        """Forget what follows the first `length` tokens; a memory that cannot forget a part forgets all."""
-        if length < len(self.tokens):
-            if not self.context.keep(length):
-                self.context.clear()
-                length = 0
-            del self.tokens[length:]
-
-    def run(self, tokens: Sequence[int], limit: int, knobs: DraftKnobs, n_vocab: int) -> list[int]:
-        """Continue `tokens` greedily by at most `limit` tokens below `n_vocab`, as far as the knobs allow."""
-        missing = tokens[len(self.tokens) :]
-        while len(missing) > _CHUNK:
-            self.extend(missing[:_CHUNK], outputs=0)
-            missing = missing[_CHUNK:]
-        proposal: list[int] = []
-        while True:
-            self.extend(missing, outputs=1)
-            logits = self.context.logits(len(missing) - 1)
-            token = int(np.argmax(logits))
-            if token >= n_vocab or not keeps_drafting(knobs, _top_probability(logits, token)):
-                return proposal
-            proposal.append(token)
-            if len(proposal) == limit or self.model.ends(token):
-                return proposal
-            missing = [token]
-
-    def close(self) -> None:
-        self.context.close()
-        self.model.close()
+    draft: Lanes | None = None
+    proposal: list[int] = field(default_factory=list)
 
 
 def _top_probability(logits: binding.Logits, top: int) -> float:
@@ -279,3 +298,17 @@ def _top_probability(logits: binding.Logits, top: int) -> float:
 def _check_token(token: int, n_vocab: int, param: str) -> None:
     if not 0 <= token < n_vocab:
         raise Fault.invalid(param, f"token {token} is outside the vocabulary of {n_vocab}")
+
+
+def _flag(request: LoadRequest, name: str) -> bool | None:
+    value = request.options.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise Fault.invalid(f"options.{name}", f"{name} must be true or false, not {value!r}")
+    return value
+
+
+def _option(request: LoadRequest, name: str, default: int, *, least: int, most: int = 2**31 - 1) -> int:
+    value = request.options.get(name, default)
+    if type(value) is not int or not least <= value <= most:
+        raise Fault.invalid(f"options.{name}", f"{name} must be a whole number from {least} to {most}, not {value!r}")
+    return value

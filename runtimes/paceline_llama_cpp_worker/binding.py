@@ -124,15 +124,32 @@ class Model:
 
 
 class Context:
-    """One sequence's state over a model: what is computed, and the logits of the last decode."""
+    """The state of several sequences over a model, and the logits of the last decode."""
 
-    def __init__(self, model: Model, *, n_ctx: int, n_batch: int, n_outputs: int, threads: int | None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        n_ctx: int,
+        n_seq: int,
+        n_batch: int,
+        n_outputs: int,
+        threads: int | None,
+        flash_attention: bool | None,
+    ) -> None:
+        """`n_ctx`: tokens of all sequences together; `n_outputs`: most tokens of one batch that get logits.
+
+        `flash_attention`: None lets llama.cpp decide.
+        """
         params = ll.llama_context_default_params()
         params.n_ctx = n_ctx
         params.n_batch = params.n_ubatch = n_batch
-        params.n_seq_max = 1
-        # Bounds the logits buffer; a batch that asks for more outputs aborts the process, so `decode` checks it.
-        params.n_outputs_max = params.n_outputs_max_per_seq = n_outputs
+        params.n_seq_max = n_seq
+        params.flash_attn_type = -1 if flash_attention is None else int(flash_attention)
+        # Each sequence has cells of its own: what others keep for their next turn costs it no attention.
+        params.kv_unified = False
+        # Bounds the logits buffer; a batch that asks for more outputs aborts the process, so `Batch` counts them.
+        params.n_outputs_max = n_outputs
         if threads is not None:
             params.n_threads = params.n_threads_batch = threads
         _recent_errors.clear()
@@ -140,31 +157,16 @@ class Context:
         if not self.handle:
             raise Fault("load_failed", f"llama.cpp cannot make a context of {n_ctx} tokens: {_last_errors()}")
         self.model = model
-        self.n_batch = n_batch
-        self._n_outputs = n_outputs
+        self.batch = Batch(n_batch, n_outputs)
         self._memory = ll.llama_get_memory(self.handle)
-        self._batch = ll.llama_batch_init(n_batch, 0, 1)
-        self._token = np.ctypeslib.as_array(self._batch.token, (n_batch,))
-        self._pos = np.ctypeslib.as_array(self._batch.pos, (n_batch,))
-        self._output = np.ctypeslib.as_array(self._batch.logits, (n_batch,))
-        np.ctypeslib.as_array(self._batch.n_seq_id, (n_batch,))[:] = 1
-        for i in range(n_batch):
-            self._batch.seq_id[i][0] = 0
 
-    def decode(self, tokens: Sequence[int], start: int, *, outputs: int) -> None:
-        """Compute `tokens` at positions `start`, `start + 1`, ...; the last `outputs` of them get logits."""
-        n = len(tokens)
-        if not (0 < n <= self.n_batch and outputs <= min(n, self._n_outputs)):
-            raise Fault("engine_failed", f"a batch of {n} tokens with {outputs} outputs does not fit the context")
-        self._token[:n] = tokens
-        self._pos[:n] = np.arange(start, start + n)
-        self._output[: n - outputs] = 0
-        self._output[n - outputs : n] = 1
-        self._batch.n_tokens = n
+    def decode(self) -> None:
+        """Compute the batch; its outputs' logits can be read until the next one."""
         _recent_errors.clear()
-        status = ll.llama_decode(self.handle, self._batch)
+        status = ll.llama_decode(self.handle, self.batch.struct)
         if status != 0:
-            raise Fault("engine_failed", f"llama_decode returned {status} for {n} tokens at {start}: {_last_errors()}")
+            n = self.batch.size
+            raise Fault("engine_failed", f"llama_decode returned {status} for a batch of {n}: {_last_errors()}")
 
     def logits(self, index: int) -> Logits:
         """Logits of one token of the last batch, shape (n_vocab,); a view that the next decode overwrites."""
@@ -172,16 +174,68 @@ class Context:
         view: Logits = np.ctypeslib.as_array(pointer, (self.model.n_vocab,))
         return view
 
-    def keep(self, length: int) -> bool:
-        """Forget everything from position `length` on; False when this memory cannot."""
-        return bool(ll.llama_memory_seq_rm(self._memory, 0, length, -1))
+    def keep(self, seq: int, length: int) -> bool:
+        """Forget a sequence from position `length` on; False when this memory cannot forget a part."""
+        return bool(ll.llama_memory_seq_rm(self._memory, seq, length, -1))
 
-    def clear(self) -> None:
-        ll.llama_memory_clear(self._memory, True)
+    def forget(self, seq: int) -> None:
+        ll.llama_memory_seq_rm(self._memory, seq, -1, -1)
+
+    def copy(self, source: int, target: int) -> None:
+        """Give `target`, which is empty, all that `source` holds; cells are copied when the next batch is computed."""
+        ll.llama_memory_seq_cp(self._memory, source, target, -1, -1)
 
     def close(self) -> None:
-        ll.llama_batch_free(self._batch)
+        self.batch.close()
         ll.llama_free(self.handle)
+
+
+class Batch:
+    """Tokens of several sequences that are computed together."""
+
+    def __init__(self, room: int, outputs: int) -> None:
+        self.struct = ll.llama_batch_init(room, 0, 1)
+        self._room, self._outputs = room, outputs
+        self._output_count = 0
+        self._token = np.ctypeslib.as_array(self.struct.token, (room,))
+        self._pos = np.ctypeslib.as_array(self.struct.pos, (room,))
+        self._output = np.ctypeslib.as_array(self.struct.logits, (room,))
+        np.ctypeslib.as_array(self.struct.n_seq_id, (room,))[:] = 1
+
+    @property
+    def size(self) -> int:
+        return int(self.struct.n_tokens)
+
+    @property
+    def left(self) -> int:
+        """Tokens that still fit."""
+        return self._room - self.size
+
+    def clear(self) -> None:
+        self.struct.n_tokens = 0
+        self._output_count = 0
+
+    def add(self, seq: int, tokens: Sequence[int], start: int, *, outputs: int) -> int:
+        """Append `tokens` of `seq` at positions `start`, `start + 1`, ...; the last `outputs` of them get logits.
+
+        Returns the index in the batch of the first token that does.
+        """
+        first, n = self.size, len(tokens)
+        self._output_count += outputs
+        if not (0 < n <= self.left and outputs <= n and self._output_count <= self._outputs):
+            raise Fault("engine_failed", f"{n} tokens with {outputs} outputs do not fit the batch of {first}")
+        end = first + n
+        self._token[first:end] = tokens
+        self._pos[first:end] = np.arange(start, start + n)
+        self._output[first : end - outputs] = 0
+        self._output[end - outputs : end] = 1
+        for i in range(first, end):
+            self.struct.seq_id[i][0] = seq
+        self.struct.n_tokens = end
+        return end - outputs
+
+    def close(self) -> None:
+        ll.llama_batch_free(self.struct)
 
 
 @ll.llama_log_callback  # type: ignore[untyped-decorator]

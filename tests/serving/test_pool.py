@@ -45,7 +45,8 @@ async def enter(lease):
 
 def workers():
     """Living worker processes of this test."""
-    return [p for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE and "python" in p.name()]
+    children = [p for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE]
+    return [p for p in children if "paceline_echo_worker" in p.cmdline()]
 
 
 async def until(condition):

@@ -1,0 +1,111 @@
+"""The sequences of one context: which tokens' state each holds, and which generation may use it.
+
+A lane keeps its tokens when its generation ends, so that the next turn of a conversation finds them. A new generation
+takes the free lane with the longest common beginning, or copies a much longer one from another lane.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from paceline_llama_cpp_worker.binding import Context, Model
+
+
+_WORTH_COPYING = 64
+"""Tokens that another lane must know more for its state to be copied, which moves the whole lane's cells."""
+
+
+class Lanes:
+    """A model's context, divided into lanes."""
+
+    def __init__(self, context: Context, count: int, outputs: int) -> None:
+        self.context = context
+        self.outputs = outputs
+        """Most tokens of one batch that can have logits."""
+        self._tokens: list[list[int]] = [[] for _ in range(count)]
+        self._busy = [False] * count
+        self._used = [0] * count
+        self._clock = itertools.count(1)
+
+    @property
+    def model(self) -> Model:
+        return self.context.model
+
+    @property
+    def left(self) -> int:
+        """Tokens that still fit the batch."""
+        return self.context.batch.left
+
+    def take(self, tokens: Sequence[int]) -> tuple[int, int]:
+        """Choose a free lane for a prompt and make it hold as much of its beginning as is known.
+
+        Returns the lane and how many tokens are there, at most all but the last.
+        """
+        common = [_common(have, tokens) for have in self._tokens]
+        free = [lane for lane, busy in enumerate(self._busy) if not busy]
+        # The longest beginning; among equals an empty lane, whose tokens nobody can miss, then the longest unused.
+        lane = min(free, key=lambda i: (-common[i], bool(self._tokens[i]), self._used[i]))
+        best = max(range(len(common)), key=common.__getitem__)
+        if common[best] - common[lane] >= _WORTH_COPYING:
+            self._clear(lane)
+            self.context.copy(best, lane)
+            self._tokens[lane] = list(self._tokens[best])
+        self._busy[lane] = True
+        return lane, self.reuse(lane, tokens)
+
+    def release(self, lane: int) -> None:
+        """The generation on a lane ended; its tokens stay."""
+        self._busy[lane] = False
+        self._used[lane] = next(self._clock)
+
+    def reuse(self, lane: int, tokens: Sequence[int]) -> int:
+        """Forget what does not begin `tokens`; returns how many of them, but for the last, remain."""
+        self.truncate(lane, _common(self._tokens[lane], tokens))
+        return len(self._tokens[lane])
+
+    def missing(self, lane: int, tokens: Sequence[int]) -> Sequence[int]:
+        """What of `tokens` the lane does not hold yet."""
+        return tokens[len(self._tokens[lane]) :]
+
+    def truncate(self, lane: int, length: int) -> None:
+        """Forget what follows the first `length` tokens; a memory that cannot forget a part forgets all."""
+        held = self._tokens[lane]
+        if length < len(held):
+            if self.context.keep(lane, length):
+                del held[length:]
+            else:
+                self._clear(lane)
+
+    def begin(self) -> None:
+        """Start a batch."""
+        self.context.batch.clear()
+
+    def add(self, lane: int, tokens: Sequence[int], *, outputs: int) -> int:
+        """Put the next tokens of a lane into the batch; returns the index of the first that gets logits."""
+        index = self.context.batch.add(lane, tokens, len(self._tokens[lane]), outputs=outputs)
+        self._tokens[lane].extend(tokens)
+        return index
+
+    def decode(self) -> None:
+        if self.context.batch.size:
+            self.context.decode()
+
+    def close(self) -> None:
+        model = self.model
+        self.context.close()
+        model.close()
+
+    def _clear(self, lane: int) -> None:
+        self.context.forget(lane)
+        self._tokens[lane] = []
+
+
+def _common(have: Sequence[int], want: Sequence[int]) -> int:
+    """Length of the common beginning, leaving out the last token of `want`, which must be computed for its logits."""
+    for i, (a, b) in enumerate(zip(have, want[:-1], strict=False)):
+        if a != b:
+            return i
+    return min(len(have), len(want) - 1)

@@ -1,0 +1,96 @@
+"""What the llama.cpp worker does beyond the protocol: several generations in one batch, states that are shared."""
+
+import itertools
+
+import pytest
+
+from paceline import paths, plugins
+
+pytestmark = pytest.mark.runtime
+
+NAMES = ["to_dict", "close", "is_even", "merge", "read_lines", "count_words", "reverse", "flatten"]
+
+
+def prompt(name):
+    return f"<|im_start|>user\nWrite a Python function `{name}`.<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.fixture
+def llama(wires, llama_cpp_runtime):
+    """A worker with the sample pair."""
+    spec = plugins.load().engine("llama.cpp").worker(llama_cpp_runtime)
+    wire = wires(spec.argv, dict(spec.env))
+    wire.call("initialize", protocol=1)
+    wire.call("load", role="main", path=str(paths.samples() / "paceline-coder-7m-q8_0.gguf"))
+    wire.call("load", role="draft", path=str(paths.samples() / "paceline-coder-3m-q8_0.gguf"))
+    return wire
+
+
+@pytest.mark.parametrize("temperature", [0, 0.8])
+@pytest.mark.parametrize("draft", [None, {}, {"exact_tokens": 5}], ids=["plain", "draft", "exact"])
+def test_an_answer_does_not_depend_on_what_runs_beside_it(llama, temperature, draft):
+    def request(i):
+        sampling = {"temperature": temperature, "seed": i}
+        return {"prompt": prompt(NAMES[i]), "max_tokens": 40 + 5 * i, "sampling": sampling, "ignore_eos": True}
+
+    alone = [llama.generate(**request(i)).tokens for i in range(len(NAMES))]
+    together = [llama.begin("generate", **request(i), draft=draft) for i in range(len(NAMES))]
+    assert [llama.generated(id).tokens for id in together] == alone
+
+
+def test_slots_run_at_the_same_time(llama):
+    slots = llama.call("initialize", protocol=1)["slots"]
+    assert slots > 1
+    ids = [llama.begin("generate", prompt=prompt(NAMES[i]), max_tokens=60, ignore_eos=True) for i in range(slots)]
+    for id in ids:
+        llama.answer(id)
+    order = [f["params"]["request"] for f in llama.frames if f.get("method") == "tokens"]
+    first_end = min(len(order) - 1 - order[::-1].index(id) for id in ids)
+    assert set(order[:first_end]) == set(ids)
+
+
+def test_a_long_prompt_does_not_hold_up_a_stream(llama):
+    stream = llama.begin("generate", prompt=prompt("close"), ignore_eos=True)
+    llama.first_tokens(stream)
+    long = llama.begin("generate", prompt="word " * 1500, max_tokens=1)
+    llama.answer(long)
+    llama.call("cancel", request=stream)
+    llama.answer(stream)
+    said = [
+        (f["method"], f["params"]["request"])
+        for f in llama.frames
+        if f.get("method") in ("tokens", "prompt") and f["params"]["request"] in (stream, long)
+    ]
+    chunks = [i for i, entry in enumerate(said) if entry == ("prompt", long)]
+    assert len(chunks) > 5
+    for before, after in itertools.pairwise(chunks):
+        assert ("tokens", stream) in said[before:after]
+
+
+def test_a_conversation_s_beginning_is_found_again_and_shared(llama):
+    system = "".join(f"def helper_{n}(value):\n    return value + {n}\n\n" for n in range(20))
+    first = llama.begin("generate", prompt=system + prompt("close"), ignore_eos=True)
+    llama.first_tokens(first)
+    beside = llama.generate(prompt=system + prompt("merge"), max_tokens=8, sampling={"temperature": 0})
+    assert beside.result["cached_tokens"] > 64
+    again = llama.generate(prompt=system + prompt("merge"), max_tokens=8, sampling={"temperature": 0})
+    assert again.result["cached_tokens"] == again.result["prompt_tokens"] - 1
+    assert again.tokens == beside.tokens
+    llama.call("cancel", request=first)
+    assert llama.answer(first)["stop_reason"] == "userStopped"
+
+
+def test_more_requests_than_slots_wait_their_turn(llama):
+    ids = [llama.begin("generate", prompt=prompt(NAMES[i % 8]), max_tokens=5 + i, draft={}) for i in range(20)]
+    for i, id in enumerate(ids):
+        assert llama.answer(id)["completion_tokens"] <= 5 + i
+    assert llama.call("health") == {"state": "idle", "running": [], "waiting": []}
+
+
+def test_parallel_is_an_option_of_the_load(llama, refused):
+    main = str(paths.samples() / "paceline-coder-7m-q8_0.gguf")
+    assert llama.call("load", role="main", path=main, options={"parallel": 2})["slots"] == 2
+    assert llama.call("initialize", protocol=1)["slots"] == 2
+    with pytest.raises(refused) as error:
+        llama.call("load", role="main", path=main, options={"parallel": 0})
+    assert error.value.data["param"] == "options.parallel"
