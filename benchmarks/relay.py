@@ -1,0 +1,136 @@
+"""What the host adds: the same worker asked directly over its pipes, and through `paceline serve`.
+
+The worker is the echo engine of the tests, which computes nothing: what a request and a streamed token take is the
+way there and back. The host's share is the difference between the two.
+
+    python benchmarks/relay.py [--requests 200] [--tokens 500]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import httpx
+
+from client import ask
+from contenders import paceline
+from machine import ROOT, describe_machine
+from paceline import python_worker
+from report import percentile
+from worker import Worker
+
+_ECHO = ROOT / "tests" / "thirdparty" / "paceline-echo" / "src"
+_WORDS = [f" w{i}" for i in range(50)]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds."""
+
+    first: tuple[float, ...]
+    """From the request to its first token, of each answer with one token."""
+    per_token: tuple[float, ...]
+    """From the first token to the last over the tokens between, of each long answer."""
+
+
+def direct(model: Path, requests: int, tokens: int) -> Cost:
+    """The worker over its pipes, without the host."""
+    spec = python_worker(Path(sys.executable), "paceline_echo_worker", _ECHO / "paceline_echo" / "_worker")
+    with Worker(spec) as worker:
+        worker.call("initialize", protocol=1)
+        worker.call("load", role="main", path=str(model))
+        first = [worker.generate(_line(1), max_tokens=1).arrivals[0] for _ in range(requests)]
+        long = [worker.generate(_line(tokens), max_tokens=tokens) for _ in range(max(5, requests // 20))]
+        return Cost(tuple(first), tuple((a.arrivals[-1] - a.arrivals[0]) / (len(a.tokens) - 1) for a in long))
+
+
+def relayed(model: Path, environment: Mapping[str, str], requests: int, tokens: int) -> Cost:
+    """The same worker behind the API."""
+    with paceline(environment=dict(environment)) as url:
+        return asyncio.run(_ask(url, model.stem, requests, tokens))
+
+
+async def _ask(url: str, model: str, requests: int, tokens: int) -> Cost:
+    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        await ask(client, {"model": model, "prompt": _line(1), "max_tokens": 1})  # loads it
+        first = [
+            (await ask(client, {"model": model, "prompt": _line(1), "max_tokens": 1})).arrivals[0]
+            for _ in range(requests)
+        ]
+        long = [
+            await ask(client, {"model": model, "prompt": _line(tokens), "max_tokens": tokens})
+            for _ in range(max(5, requests // 20))
+        ]
+    return Cost(tuple(first), tuple((a.arrivals[-1] - a.arrivals[0]) / (a.tokens - 1) for a in long))
+
+
+def _line(tokens: int) -> str:
+    """A line that the echo engine repeats in so many tokens at least."""
+    return "".join(_WORDS[i % len(_WORDS)] for i in range(tokens))
+
+
+def _prepare(folder: Path) -> tuple[Path, dict[str, str]]:
+    """A home with the echo runtime and its model; the model and the environment of a host that has the plugin."""
+    metadata = folder / "plugin" / "paceline_echo-1.0.0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: paceline-echo\nVersion: 1.0.0\n")
+    (metadata / "entry_points.txt").write_text("[paceline]\necho = paceline_echo\n")
+    model = folder / "models" / "birds" / "parrot" / "parrot.echo"
+    model.parent.mkdir(parents=True)
+    facts = {"name": "parrot", "parameters": 2000, "context_length": 100_000, "vocabulary": _WORDS}
+    model.write_text(json.dumps(facts))
+    path = os.pathsep.join([str(metadata.parent), str(_ECHO), os.environ.get("PYTHONPATH", "")])
+    environment = {
+        "PACELINE_HOME": str(folder / "home"),
+        "PACELINE_CACHE": str(folder / "cache"),
+        "PACELINE_MODELS": str(folder / "models"),
+        "PYTHONPATH": path.rstrip(os.pathsep),
+    }
+    command = [sys.executable, "-m", "paceline", "runtime", "get", "echo", "--json"]
+    subprocess.run(command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL, check=True)
+    return model, environment
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Measure what the host adds to a request and to a streamed token.")
+    parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--tokens", type=int, default=500)
+    parser.add_argument("--repeats", type=int, default=3, help="both ways in turn, so many times")
+    options = parser.parse_args(argv)
+    for name, value in describe_machine().items():
+        print(f"- {name}: {value}")
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        model, environment = _prepare(Path(folder))
+        pairs = [
+            (
+                direct(model, options.requests, options.tokens),
+                relayed(model, environment, options.requests, options.tokens),
+            )
+            for _ in range(options.repeats)
+        ]
+    print("\n| | worker alone | through the API | the host adds |\n| --- | --- | --- | --- |")
+    for name, share in (("p50", 0.5), ("p99", 0.99)):
+        alone = median(percentile(d.first, share) for d, _ in pairs) * 1e3
+        served = median(percentile(r.first, share) for _, r in pairs) * 1e3
+        print(f"| request to first token, {name} | {alone:.2f} ms | {served:.2f} ms | {served - alone:.2f} ms |")
+    alone = median(median(d.per_token) for d, _ in pairs) * 1e3
+    served = median(median(r.per_token) for _, r in pairs) * 1e3
+    print(f"| streamed token | {alone:.3f} ms | {served:.3f} ms | {served - alone:.3f} ms |")
+    print(f"\ntook {time.monotonic() - started:.0f} s", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""From single runs to a table: medians over the repeats, and ratios within each repeat.
+
+The runs of one repeat are close together in time, so their ratios suffer least from a machine that gets faster or
+slower; the ratio that is reported is the median of the repeats' ratios.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+from client import Answer, Run
+from contenders import PEER
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """What every contender is asked."""
+
+    quantization: str
+    kind: str
+    streams: int
+    temperature: float
+
+    def __str__(self) -> str:
+        plural = "s" if self.streams > 1 else ""
+        return f"{self.quantization}, {self.kind}, {self.streams} stream{plural}, temperature {self.temperature:g}"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run of one contender."""
+
+    cell: Cell
+    contender: str
+    repeat: int
+    run: Run
+    other_cores: float
+    """Cores that other programs kept busy meanwhile."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Record:
+        answers = tuple(Answer(**{**a, "arrivals": tuple(a["arrivals"])}) for a in value["run"]["answers"])
+        run = Run(value["run"]["wall_s"], answers)
+        return cls(Cell(**value["cell"]), value["contender"], value["repeat"], run, value["other_cores"])
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender in one cell; ratios are None where there is nothing to compare with."""
+
+    contender: str
+    tokens_per_second: float
+    over_peer: float | None
+    """Speed over that of the peer without a draft."""
+    over_best: float | None
+    """Speed over that of the peer's fastest setting in this cell."""
+    over_plain: float | None
+    """Speed over that of the same server without a draft."""
+    first_token_s: float
+    first_token_over_peer: float | None
+    gap_p50_s: float
+    gap_p99_s: float
+    acceptance: float | None
+    same_text: tuple[int, int]
+    """Answers equal to those of the peer without a draft (of the first contender where it is missing), of how many."""
+    spread: float
+    """Fastest over slowest repeat."""
+    other_cores: float
+    """Cores that other programs kept busy, in the worst repeat."""
+
+
+def rows(records: Iterable[Record]) -> dict[Cell, list[Row]]:
+    """Each cell's contenders in the order they ran."""
+    cells: dict[Cell, dict[str, dict[int, Run]]] = defaultdict(lambda: defaultdict(dict))
+    others: dict[tuple[Cell, str], float] = defaultdict(float)
+    for record in records:
+        cells[record.cell][record.contender][record.repeat] = record.run
+        key = (record.cell, record.contender)
+        others[key] = max(others[key], record.other_cores)
+    return {cell: [_row(name, runs, others[cell, name]) for name in runs] for cell, runs in sorted(cells.items())}
+
+
+def tables(records: Iterable[Record]) -> str:
+    """Markdown: a table per cell."""
+    return "\n".join(f"### {cell}\n\n{_table(found)}" for cell, found in rows(records).items())
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The smallest value that so large a share does not exceed (nearest rank); NaN of nothing."""
+    if not values:
+        return math.nan
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
+
+
+def _row(name: str, runs: Mapping[str, Mapping[int, Run]], other_cores: float) -> Row:
+    mine = runs[name]
+    speeds = [run.tokens_per_second for run in mine.values()]
+    server = name.partition("+")[0]
+    peers = [each for each in runs if each.partition("+")[0] == PEER]
+    best = max(peers, key=lambda each: median(r.tokens_per_second for r in runs[each].values()), default="")
+    reference = runs.get(PEER) or next(iter(runs.values()))
+    drafted = sum(a.drafted for run in mine.values() for a in run.answers)
+    accepted = sum(a.accepted for run in mine.values() for a in run.answers)
+    return Row(
+        contender=name,
+        tokens_per_second=median(speeds),
+        over_peer=_ratio(mine, runs.get(PEER), _speed),
+        over_best=_ratio(mine, runs.get(best), _speed),
+        over_plain=_ratio(mine, runs.get(server), _speed),
+        first_token_s=median(map(_first_token, mine.values())),
+        first_token_over_peer=_ratio(mine, runs.get(PEER), _first_token),
+        gap_p50_s=median(percentile(run.gaps_s, 0.5) for run in mine.values()),
+        gap_p99_s=median(percentile(run.gaps_s, 0.99) for run in mine.values()),
+        acceptance=accepted / drafted if drafted else None,
+        same_text=_same_text(mine, reference),
+        spread=max(speeds) / min(speeds),
+        other_cores=other_cores,
+    )
+
+
+def _speed(run: Run) -> float:
+    return run.tokens_per_second
+
+
+def _first_token(run: Run) -> float:
+    return median(run.first_token_s) if run.first_token_s else math.nan
+
+
+def _ratio(mine: Mapping[int, Run], other: Mapping[int, Run] | None, of: Callable[[Run], float]) -> float | None:
+    shared = [repeat for repeat in mine if other is not None and repeat in other]
+    return median(of(mine[r]) / of(other[r]) for r in shared) if other is not None and shared else None
+
+
+def _same_text(mine: Mapping[int, Run], reference: Mapping[int, Run]) -> tuple[int, int]:
+    expected = next(iter(reference.values())).answers
+    pairs = [(a.text, b.text) for run in mine.values() for a, b in zip(run.answers, expected, strict=False)]
+    return sum(a == b for a, b in pairs), len(pairs)
+
+
+def _table(found: Sequence[Row]) -> str:
+    head = (
+        "| contender | tokens/s | over llama-server | over its best | over own no draft | first token ms |"
+        " over llama-server | gap p50 ms | gap p99 ms | accepted | same text | fastest/slowest | others' cores |\n"
+        "|" + " --- |" * 13 + "\n"
+    )
+    return head + "".join(_line(row) + "\n" for row in found)
+
+
+def _line(row: Row) -> str:
+    cells = [
+        row.contender,
+        f"{row.tokens_per_second:.2f}",
+        *(_times(ratio) for ratio in (row.over_peer, row.over_best, row.over_plain)),
+        f"{row.first_token_s * 1e3:.0f}",
+        _times(row.first_token_over_peer),
+        f"{row.gap_p50_s * 1e3:.1f}",
+        f"{row.gap_p99_s * 1e3:.1f}",
+        "" if row.acceptance is None else f"{row.acceptance:.2f}",
+        f"{row.same_text[0]}/{row.same_text[1]}",
+        f"{row.spread:.2f}",
+        f"{row.other_cores:.2f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _times(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.2f}x"

@@ -1,0 +1,169 @@
+"""Paceline and llama-server side by side, in one sitting, over HTTP.
+
+    python benchmarks/run.py --quick                 the 1 B model in F16, code, one stream, a few draft lengths
+    python benchmarks/run.py                         the whole matrix; many hours on a small machine
+    python benchmarks/run.py --streams 8 --quantizations Q8_0 --contenders paceline llama-server
+    python benchmarks/run.py --tables a.json b.json  the tables of earlier sittings
+
+Every repeat starts each contender's server anew, one at a time, so that no server computes while another is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import peer
+from client import ask_all
+from contenders import PEER, Contender, Models, contenders
+from heavy_pair import BAD_DRAFT, NAME, QUANTIZATIONS, HeavyPair, heavy_pair, sample_draft, sample_main
+from machine import OtherWork, describe_machine, wait_for_quiet
+from paceline.errors import PacelineError
+from prompts import KINDS, chat_prompt
+from report import Cell, Record, tables
+
+SAMPLE = "sample"
+"""In place of a quantization: the small sample model itself."""
+
+_SAMPLING = {"top_k": 40, "top_p": 0.95, "min_p": 0.05, "seed": 7}
+_WARM_UP = "Write a Python function `add`: Return the sum of two numbers."
+_QUICK = ("paceline", "llama-server", "paceline+auto", *(f"{s}+n{n}" for n in (2, 3, 4, 8) for s in ("paceline", PEER)))
+_WHOLE = ("paceline", "llama-server", "paceline+auto", "grid")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = _arguments(argv)
+    try:
+        if options.tables:
+            records = [record for path in options.tables for record in _read(path)]
+        else:
+            records = _sit(options)
+    except PacelineError as error:
+        print(f"error: {error.message}", *([f"help: {error.help}"] if error.help else []), sep="\n", file=sys.stderr)
+        return error.exit_status
+    text = tables(records)
+    print(text)
+    if options.write:
+        options.write.write_text(text, encoding="utf-8")
+    return 0
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Compare Paceline with llama-server built from the same source.")
+    parser.add_argument("--quick", action="store_true", help="F16, code, one stream, temperature 0, few draft lengths")
+    parser.add_argument("--quantizations", nargs="+", choices=[*QUANTIZATIONS, SAMPLE])
+    parser.add_argument("--kinds", nargs="+", choices=[*KINDS])
+    parser.add_argument("--streams", nargs="+", type=int)
+    parser.add_argument("--temperatures", nargs="+", type=float)
+    parser.add_argument(
+        "--contenders", nargs="+", help="names as contenders.py has them; `grid` is the peer's whole grid"
+    )
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--prompts", type=int, default=4, help="of each kind; at least one for each stream")
+    parser.add_argument("--max-tokens", type=int, default=48)
+    parser.add_argument("--noise", type=float, default=0.1, help="cores that others may keep busy when a run begins")
+    parser.add_argument("--patience", type=float, default=60.0, help="seconds to wait for such quiet before each run")
+    parser.add_argument("--json", type=Path, help="keep every single figure in this file")
+    parser.add_argument("--write", type=Path, help="write the tables to this file")
+    parser.add_argument("--tables", nargs="+", type=Path, metavar="JSON", help="measure nothing, read earlier figures")
+    options = parser.parse_args(argv)
+    quick = options.quick
+    options.quantizations = options.quantizations or (["F16"] if quick else [*QUANTIZATIONS])
+    options.kinds = options.kinds or (["code"] if quick else [*KINDS])
+    options.streams = options.streams or ([1] if quick else [1, 4, 8])
+    options.temperatures = options.temperatures or ([0.0] if quick else [0.0, 0.8])
+    options.contenders = options.contenders or (_QUICK if quick else _WHOLE)
+    return options
+
+
+def _sit(options: argparse.Namespace) -> list[Record]:
+    """Measure everything the options ask for; what is done is kept in the JSON file as it goes."""
+    field = contenders(options.contenders)
+    pair = heavy_pair([q for q in options.quantizations if q != SAMPLE])
+    head: dict[str, Any] = {"machine": describe_machine(), "arguments": sys.argv[1:], "max_tokens": options.max_tokens}
+    if any(c.server == PEER for c in field):
+        head["peer"] = peer.version(peer.llama_server())
+    for name, value in {**head["machine"], "peer": head.get("peer", "none")}.items():
+        print(f"- {name}: {value}")
+    print()
+    records: list[Record] = []
+    for record in _runs(options, field, pair):
+        records.append(record)
+        print(_say(record), file=sys.stderr, flush=True)
+        if options.json:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.write_text(json.dumps({**head, "records": [r.to_json() for r in records]}))
+    return records
+
+
+def _runs(options: argparse.Namespace, field: Sequence[Contender], pair: HeavyPair) -> Iterator[Record]:
+    good = [kind for kind in options.kinds if kind != "adversarial"]
+    bad = [kind for kind in options.kinds if kind == "adversarial"]
+    for quantization in options.quantizations:
+        for streams in options.streams:
+            for kinds in filter(None, (good, bad)):
+                models = _models(pair, quantization, bad_draft=kinds is bad)
+                cells = [Cell(quantization, kind, streams, t) for kind in kinds for t in options.temperatures]
+                for repeat in range(options.repeats):
+                    for contender in _turned(field, repeat):
+                        yield from _session(contender, models, cells, repeat, options)
+
+
+def _turned(field: Sequence[Contender], repeat: int) -> Sequence[Contender]:
+    """The same contenders, beginning with another one each time: none is always measured first."""
+    start = repeat % len(field)
+    return [*field[start:], *field[:start]]
+
+
+def _session(
+    contender: Contender, models: Models, cells: Sequence[Cell], repeat: int, options: argparse.Namespace
+) -> Iterator[Record]:
+    """One server's life: it starts, answers a request that does not count, and then each cell's."""
+    with contender.running(models, cells[0].streams) as url:
+        body = {**_SAMPLING, **contender.body(models), "max_tokens": options.max_tokens}
+        asyncio.run(ask_all(url, [chat_prompt(_WARM_UP)], {**body, "temperature": 0}, 1))
+        for index, cell in enumerate(cells):
+            count = max(options.prompts, cell.streams)
+            # Prompts of its own for every cell: a server that has seen one would not compute it again.
+            prompts = [chat_prompt(text) for text in _some(KINDS[cell.kind], count, first=index * count)]
+            wait_for_quiet(options.noise, options.patience)
+            others = OtherWork()
+            run = asyncio.run(ask_all(url, prompts, {**body, "temperature": cell.temperature}, cell.streams))
+            yield Record(cell, contender.name, repeat, run, others.cores())
+
+
+def _some(requests: Sequence[str], count: int, *, first: int) -> list[str]:
+    """So many requests from the `first` on; when all are used up they come again, with a number, as other prompts."""
+    rounds = [divmod(i, len(requests)) for i in range(first, first + count)]
+    return [f"{requests[i]} ({again})" if again else requests[i] for again, i in rounds]
+
+
+def _say(record: Record) -> str:
+    speed = f"{record.run.tokens_per_second:.2f} tokens/s (others kept {record.other_cores:.2f} cores busy)"
+    return f"{record.cell}, repeat {record.repeat}, {record.contender}: {speed}"
+
+
+def _models(pair: HeavyPair, quantization: str, *, bad_draft: bool) -> Models:
+    if quantization == SAMPLE:
+        main, main_id = sample_main(), "paceline-coder-7m"
+    else:
+        main, main_id = pair.mains[quantization], f"{NAME}@{quantization.lower()}"
+    draft, draft_id = (pair.bad_draft, BAD_DRAFT) if bad_draft else (sample_draft(), "paceline-coder-3m")
+    return Models(main, draft, main_id, draft_id, pair.folder)
+
+
+def _read(path: Path) -> list[Record]:
+    return [Record.from_json(value) for value in json.loads(path.read_text())["records"]]
+
+
+if __name__ == "__main__":
+    started = time.monotonic()
+    status = main()
+    print(f"took {time.monotonic() - started:.0f} s", file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,236 @@
+"""Medians, ratios and tables of known figures; the client against a real server."""
+
+import asyncio
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from math import isnan
+
+import pytest
+
+from paceline.errors import PacelineError, UsageError
+from paceline.types import Package, Recipe, Release, Requirements
+
+
+@pytest.fixture(scope="session")
+def report(bench):
+    return bench("report")
+
+
+@pytest.fixture(scope="session")
+def client(bench):
+    return bench("client")
+
+
+@pytest.fixture
+def record(report, client):
+    """A run of two equal answers: `record("paceline", repeat, seconds)`."""
+
+    def make(contender, repeat, wall_s, *, tokens=50, first=0.1, drafted=0, accepted=0, text="x", other_cores=0.0):
+        arrivals = tuple(first + 0.01 * i for i in range(5))
+        answer = client.Answer(arrivals, arrivals[-1], text, tokens, drafted, accepted)
+        cell = report.Cell("F16", "code", 1, 0.0)
+        return report.Record(cell, contender, repeat, client.Run(wall_s, (answer, answer)), other_cores)
+
+    return make
+
+
+def only_cell(report, records):
+    ((_, found),) = report.rows(records).items()
+    return {row.contender: row for row in found}
+
+
+def test_ratios_are_taken_within_a_repeat(report, record):
+    """The machine is half as fast in the second repeat: the ratios do not see it."""
+    records = [record("paceline", i, 2.0 * slow) for i, slow in enumerate((1, 2, 1))]
+    records += [record("llama-server", i, 3.0 * slow) for i, slow in enumerate((1, 2, 1))]
+    rows = only_cell(report, records)
+    assert rows["paceline"].tokens_per_second == 50
+    assert rows["paceline"].over_peer == pytest.approx(1.5)
+    assert rows["paceline"].spread == pytest.approx(2)
+    assert rows["llama-server"].over_peer == 1
+    assert rows["paceline"].first_token_over_peer == 1
+
+
+def test_the_best_of_the_peer_is_its_fastest_setting(report, record):
+    records = [
+        record("paceline+auto", 0, 1.0, drafted=10, accepted=4),
+        record("paceline", 0, 2.0),
+        record("llama-server", 0, 2.0),
+        record("llama-server+n3p0", 0, 0.8),
+        record("llama-server+n8p0", 0, 4.0),
+    ]
+    row = only_cell(report, records)["paceline+auto"]
+    assert row.over_best == pytest.approx(0.8)
+    assert row.over_peer == pytest.approx(2)
+    assert row.over_plain == pytest.approx(2)
+    assert row.acceptance == pytest.approx(0.4)
+
+
+def test_without_the_peer_there_is_nothing_to_compare_with(report, record):
+    row = only_cell(report, [record("paceline", 0, 2.0)])["paceline"]
+    assert (row.over_peer, row.over_best, row.first_token_over_peer, row.acceptance) == (None,) * 4
+    assert row.over_plain == 1
+
+
+def test_other_texts_are_counted(report, record):
+    records = [record("llama-server", 0, 1.0), record("paceline", 0, 1.0), record("paceline", 1, 1.0, text="y")]
+    assert only_cell(report, records)["paceline"].same_text == (2, 4)
+
+
+def test_a_table_has_a_column_for_every_heading(report, record):
+    records = [record("paceline", 0, 1.0, other_cores=0.4), record("llama-server+n3", 0, 2.0, drafted=4, accepted=1)]
+    title, _, *table = report.tables(records).strip().splitlines()
+    assert title == "### F16, code, 1 stream, temperature 0"
+    assert len({line.count("|") for line in table}) == 1
+    assert "0.40" in table[2]
+    assert "2.00x" in table[2]
+
+
+def test_records_survive_their_file(report, record):
+    made = record("paceline+n3", 2, 1.5, drafted=3)
+    assert report.Record.from_json(json.loads(json.dumps(made.to_json()))) == made
+
+
+def test_percentiles(report):
+    values = list(range(100, 0, -1))
+    assert [report.percentile(values, share) for share in (0.5, 0.99, 1)] == [50, 99, 100]
+    assert isnan(report.percentile([], 0.5))
+
+
+# Contenders and the peer's flags
+
+
+@pytest.mark.parametrize(
+    ("name", "body"),
+    [
+        ("paceline", {"model": "big"}),
+        ("paceline+auto", {"model": "big", "draft_model": "small"}),
+        ("paceline+n3", {"model": "big", "draft_model": "small", "speculative": {"numDraftTokensExact": 3}}),
+        (
+            "paceline+n8p0.75",
+            {
+                "model": "big",
+                "draft_model": "small",
+                "speculative": {"maxTokensToDraft": 8, "minContinueDraftingProbability": 0.75},
+            },
+        ),
+        ("llama-server+n8p0.75", {}),
+    ],
+)
+def test_what_a_contender_asks_for(bench, tmp_path, name, body):
+    module = bench("contenders")
+    models = module.Models(tmp_path, tmp_path, "big", "small", tmp_path)
+    assert module.contender(name).body(models) == body
+
+
+@pytest.mark.parametrize("name", ["", "ollama", "paceline+", "paceline+n0", "llama-server+auto", "paceline+n3p"])
+def test_a_name_that_means_nothing_is_refused(bench, name):
+    with pytest.raises(UsageError):
+        bench("contenders").contender(name)
+
+
+def test_the_grid_is_the_peer_s_fifteen_settings(bench):
+    names = [c.name for c in bench("contenders").contenders(["paceline", "grid", "llama-server+n3p0", "paceline"])]
+    assert len(names) == len(set(names)) == 16
+    assert {"paceline", "llama-server+n2p0", "llama-server+n16p0.75"} <= set(names)
+
+
+def test_the_peer_is_built_as_the_runtime_was(bench):
+    settings = {"cmake.define.GGML_NATIVE": "ON", "cmake.define.LLAVA_BUILD": "OFF", "build.verbose": "true"}
+    package = Package("llama-cpp-python", "0.3.36", ("00",), source=True)
+    recipe = Recipe((package,), (), {"llama-cpp-python": settings})
+    release = Release("llama.cpp", "0.3.36", "any-cpu", ("gguf",), Requirements(), recipe)
+    assert bench("peer").source_of(release) == bench("peer").Source(package, {"GGML_NATIVE": "ON"})
+
+
+def test_a_runtime_that_was_not_built_here_has_no_peer(bench):
+    package = Package("llama-cpp-python", "0.3.36", ("00",))
+    release = Release("llama.cpp", "0.3.36", "any-cpu", ("gguf",), Requirements(), Recipe((package,)))
+    with pytest.raises(PacelineError, match="not built from source"):
+        bench("peer").source_of(release)
+
+
+def test_every_prompt_of_a_session_is_another(bench):
+    some = bench("run")._some
+    asked = [*some(["a", "b", "c"], 4, first=0), *some(["a", "b", "c"], 4, first=4)]
+    assert asked == ["a", "b", "c", "a (1)", "b (1)", "c (1)", "a (2)", "b (2)"]
+
+
+# The client
+
+
+CHUNKS = {
+    "paceline": [
+        {"choices": [{"text": "de"}]},
+        {"choices": [{"text": "f"}]},
+        {
+            "choices": [{"text": "", "finish_reason": "stop"}],
+            "stats": {"total_draft_tokens_count": 6, "accepted_draft_tokens_count": 2},
+        },
+        {"choices": [], "usage": {"completion_tokens": 3}},
+    ],
+    "llama-server": [
+        {"choices": [{"text": "de"}]},
+        {"choices": [{"text": "f"}]},
+        {
+            "choices": [{"text": "", "finish_reason": "stop"}],
+            "usage": {"completion_tokens": 3},
+            "timings": {"draft_n": 6, "draft_n_accepted": 2},
+        },
+    ],
+    "fails": [{"choices": [{"text": "de"}]}, {"error": {"message": "the worker died"}}],
+}
+
+
+@pytest.fixture(scope="module")
+def url():
+    """A server that streams the chunks of the model that is asked for, and keeps what it was asked."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if body["model"] not in CHUNKS:
+                self.send_error(404, "no such model")
+                return
+            self.send_response(200)
+            self.end_headers()
+            for chunk in CHUNKS[body["model"]]:
+                self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
+            self.wfile.write(b"data: [DONE]\n\n")
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize("model", ["paceline", "llama-server"])
+@pytest.mark.parametrize("streams", [1, 3])
+def test_both_servers_are_read_alike(client, url, model, streams):
+    run = asyncio.run(client.ask_all(url, ["a", "b", "c", "d"], {"model": model}, streams))
+    assert len(run.answers) == 4
+    assert {(a.text, a.tokens, a.drafted, a.accepted) for a in run.answers} == {("def", 3, 6, 2)}
+    assert run.tokens == 12
+    assert len(run.gaps_s) == 4
+    assert all(0 < first <= run.wall_s for first in run.first_token_s)
+    assert run.acceptance == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(("model", "said"), [("fails", "the worker died"), ("missing", "404")])
+def test_a_failed_answer_is_no_figure(client, url, model, said):
+    with pytest.raises(ExceptionGroup) as failed:
+        asyncio.run(client.ask_all(url, ["a"], {"model": model}, 1))
+    assert said in str(failed.value.exceptions[0])
+
+
+def test_what_the_figures_were_taken_on_is_said(bench):
+    said = bench("machine").describe_machine()
+    assert {"date", "paceline", "processor", "memory", "compiler"} <= set(said)
+    assert all(said.values())
