@@ -65,6 +65,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--contenders", nargs="+", help="names as contenders.py has them; `grid` is the peer's whole grid"
     )
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--first-repeat", type=int, default=0, help="its number, for a sitting in several parts")
     parser.add_argument("--prompts", type=int, default=4, help="of each kind; at least one for each stream")
     parser.add_argument("--max-tokens", type=int, default=48)
     parser.add_argument("--noise", type=float, default=0.1, help="cores that others may keep busy when a run begins")
@@ -110,7 +111,7 @@ def _runs(options: argparse.Namespace, field: Sequence[Contender], pair: HeavyPa
             for kinds in filter(None, (good, bad)):
                 models = _models(pair, quantization, bad_draft=kinds is bad)
                 cells = [Cell(quantization, kind, streams, t) for kind in kinds for t in options.temperatures]
-                for repeat in range(options.repeats):
+                for repeat in range(options.first_repeat, options.first_repeat + options.repeats):
                     for contender in _turned(field, repeat):
                         yield from _session(contender, models, cells, repeat, options)
 
