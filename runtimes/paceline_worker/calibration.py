@@ -19,7 +19,7 @@ CLASSES = len(EDGES) + 1
 _PRIOR_WEIGHT = 6.0
 _MEMORY = 0.997
 """What is kept of a class's counts per observation: the last 300 or so count."""
-_SHIFT_STEP = 0.2
+_SHIFT_STEP = 0.15
 _SHIFT_MEMORY = 0.98
 _MOST_SHIFT = 2.5
 

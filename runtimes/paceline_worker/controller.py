@@ -49,6 +49,8 @@ ALLOWANCE = 0.01
 """Part of plain decoding's time that may be lost for good, probing included."""
 MOST_CREDIT = 32.0
 """Past gains pay for no more than this many plain steps' worth of losses."""
+LEAST_CREDIT = -8.0
+"""Where the account stands after the worst draft: 800 committed tokens later it is even again."""
 
 _PLAIN_STEPS = 3
 """Plain steps that are timed before the first draft."""
@@ -107,7 +109,7 @@ class Controller:
 
     def pay(self, plain_steps: float) -> None:
         """Book a gain or, if negative, a loss."""
-        self.credit = min(max(self.credit + plain_steps, -MOST_CREDIT), MOST_CREDIT)
+        self.credit = min(max(self.credit + plain_steps, LEAST_CREDIT), MOST_CREDIT)
 
 
 class Round:
@@ -159,10 +161,10 @@ class Round:
         place.steps += 1
         if not place.drafting:
             return False
-        if not confidence >= place.least:
+        if not confidence >= place.least and not place.exact:
             place.drafting = False
             return False
-        cls = bisect(EDGES, confidence)
+        cls = bisect(EDGES, confidence) if confidence == confidence else 0
         odds = self._odds[cls] * place.factor
         probability = odds / (1.0 + odds)
         place.survival = survival = place.survival * probability
@@ -240,9 +242,10 @@ class Round:
             return
         for seat in able:
             seat.drafting = self._worth_starting(seat)
-        if pace.may_probe and not any(seat.drafting for seat in able):
+        if pace.may_probe(self._step_price) and not any(seat.drafting for seat in able):
             price = self._step_price + self._rate * sum(controller.costs.draft_read(s.lag) for s in able if s.lag > 2)
-            if price < controller.credit:
+            # A price can be wrong: a full account tries it anyway, and a burst that has begun goes on.
+            if pace.probing or min(price, MOST_CREDIT / 2) < controller.credit:
                 self._probing = True
                 for seat in able:
                     seat.drafting = True
@@ -388,6 +391,8 @@ class Round:
     def _learn(self, seat: _Seat, emitted: Sequence[int], proposal: list[int]) -> None:
         """Compare all that was drafted, verified or not, with what the main model chose."""
         stream, calibration = seat.stream, self._controller.calibration
+        if self._probing and seat.tokens[:1] == list(emitted[:1]):
+            self._pace.hit()
         previous = -1
         for i, token in enumerate(seat.tokens):
             if i == len(emitted):
@@ -434,7 +439,7 @@ class _Seat:
         self.limit = max(0, min(wanted, room))
         if not self.exact and self.limit < knobs.min_tokens:
             self.limit = 0
-        self.least = -math.inf if self.exact else knobs.min_probability
+        self.least = knobs.min_probability
         self.factor = stream.shift.factor
         self.drafting = False
         self.steps = 0

@@ -18,10 +18,17 @@ _CLAMP = 0.4
 """Largest surprise, in log seconds, that one observation may cause."""
 _LEAST_STEP = 0.03
 """Weight of a new observation once many are known: a memory of about 30 observations of that size."""
-_SHARED = 0.5
-"""Share of a surprise at a well-known point that is taken for a drift of the whole machine."""
+_TREND_STEP = 0.05
+_NO_TREND = 0.1
+"""Mean surprise of the last 20 or so, wild ones aside, that is still noise; more is a drift of the machine."""
+_CURIOSITY = 1.5
+"""Standard errors by which a little-known size is taken for cheaper than it was, so that it gets tried again."""
 _KNOWN = 8
 """Observations after which a point is well known."""
+_CONVINCED = 8
+"""So many wild observations in a row, all slower or all faster, are the truth, and what was known before is not."""
+_FORGET_AFTER = 2048
+"""Observations of other sizes after which one that was not seen again is unknown: the machine may have changed."""
 _READ_EVERY = 16
 """Observations after which the curve is drawn anew, when no point is new."""
 
@@ -34,11 +41,12 @@ class CostCurve:
         self._slope = prior_slope
         self._points: dict[int, _Point] = {}
         self._drift = 0.0
+        self._trend = 0.0
+        self._noise = 0.1
         self._streak = 0
         self._unread = 0
+        self._clock = 0
         self._table: list[float] = []
-        self.version = 0
-        """Changes when the curve does."""
 
     @property
     def known(self) -> bool:
@@ -53,12 +61,17 @@ class CostCurve:
         """Learn that size n took `seconds`; what no clock can have measured is ignored."""
         if n < 1 or not 0.0 < seconds < math.inf:
             return
+        self._clock += 1
+        if self._clock % 64 == 0:
+            self._forget(_FORGET_AFTER)
         value = math.log(min(max(seconds, 1e-9), 1e6)) - self._drift
         point = self._points.get(n)
         if point is None:
-            self._points[n] = _Point(value)
+            point = self._points[n] = _Point(value)
+            point.seen = self._clock
             self._redraw()
             return
+        point.seen = self._clock
         surprise = value - point.value
         self._track(surprise)
         point.count += 1
@@ -68,11 +81,17 @@ class CostCurve:
             step = max(1.0 / point.count, _LEAST_STEP)
             if abs(self._streak) >= 4:  # not noise: the machine changed
                 step = max(step, 0.3)
-            move = step * min(max(surprise, -_CLAMP), _CLAMP)
-            if point.count > _KNOWN:
-                self._drift += _SHARED * move
-                move -= _SHARED * move
-            point.value += move
+            clamped = min(max(surprise, -_CLAMP), _CLAMP)
+            if point.count > _KNOWN and not self._streak:
+                self._trend += _TREND_STEP * (clamped - self._trend)
+                self._noise += _TREND_STEP * (abs(clamped) - self._noise)
+                if abs(self._trend) > _NO_TREND:
+                    self._drift += _TREND_STEP * self._trend
+            if abs(self._streak) >= _CONVINCED:
+                point.value = value
+                self._forget(_CONVINCED)
+            else:
+                point.value += step * clamped
         self._unread += 1
         if point.count <= _KNOWN or self._unread >= _READ_EVERY or self._streak:
             self._redraw()
@@ -93,6 +112,14 @@ class CostCurve:
             self._table = self._draw(max(last, 2 * len(self._table), max(self._points)))
         return self._table
 
+    def _forget(self, after: int) -> None:
+        """Drop the sizes that were not among the last `after` observations."""
+        old = [n for n, point in self._points.items() if self._clock - point.seen > after]
+        if old:
+            for n in old[: len(self._points) - 1]:
+                del self._points[n]
+            self._redraw()
+
     def _track(self, surprise: float) -> None:
         """Count surprises beyond the clamp that all point the same way."""
         if abs(surprise) < _CLAMP:
@@ -105,7 +132,6 @@ class CostCurve:
     def _redraw(self) -> None:
         self._unread = 0
         self._table = []
-        self.version += 1
 
     def _draw(self, last: int) -> list[float]:
         knots = self._knots()
@@ -129,7 +155,8 @@ class CostCurve:
         sizes = sorted(self._points)
         for n in sizes:
             point = self._points[n]
-            blocks.append([point.value, float(min(point.count, 32)), 1])
+            hope = _CURIOSITY * self._noise / math.sqrt(point.count)
+            blocks.append([point.value - hope, float(min(point.count, 32)), 1])
             while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
                 value, weight, points = blocks.pop()
                 before = blocks[-1]
@@ -182,7 +209,10 @@ class Costs:
         step = self._draft.at(max(occupancy, 1))
         read = seconds / (lag + 4 * steps) if step == 0.0 else (seconds - steps * step) / lag
         read = min(max(read, 0.0), 1e6)
-        self._read = read if self._read == 0.0 else self._read + 0.2 * (min(read, 2 * self._read) - self._read)
+        if self._read == 0.0 or 4 * read < self._read:  # nothing makes reading faster than it is: an old wild figure
+            self._read = read
+        else:
+            self._read += 0.2 * (min(read, 2 * self._read) - self._read)
 
     def verify(self, occupancy: int = 1) -> CostCurve:
         """The curve of T(n), n = all tokens in the batch."""
@@ -212,8 +242,9 @@ class Costs:
 
 
 class _Point:
-    __slots__ = ("count", "value")
+    __slots__ = ("count", "seen", "value")
 
     def __init__(self, value: float) -> None:
         self.value = value
         self.count = 1
+        self.seen = 0

@@ -11,8 +11,12 @@ PROBED_LENGTHS = (4, 7, 2, 1, 3)
 _REFRESH_PLAIN = 96
 _BURST = 4
 _LEAST_BACKOFF, _MOST_BACKOFF = 8, 512
+_PROBE_SHARE = 0.004
+"""Looking again need be no rarer than this part of the time allows."""
 _RATE_MEMORY = 0.98
 _VALUE_STEP = 0.06
+_MOST_JUDGED = 4.0
+"""What one draft can say at most, so that a wild measurement is soon forgotten."""
 
 
 class Pace:
@@ -25,6 +29,7 @@ class Pace:
         self._since_plain = 0
         self._idle = 0
         self._burst = 0
+        self._hits = 0
         self._backoff = _LEAST_BACKOFF
         self._lengths = list(PROBED_LENGTHS) * 2 if alone else [1, 3]
 
@@ -51,9 +56,19 @@ class Pace:
                 return self._lengths.pop(i)
         return 0
 
+    def may_probe(self, price: float) -> bool:
+        """Whether to look again now if drafts are worth their price; a step of looking costs `price` tokens."""
+        longest = min(max(_BURST * price / _PROBE_SHARE, _LEAST_BACKOFF), _MOST_BACKOFF)
+        return self._burst > 0 or self._idle >= min(self._backoff, longest)
+
     @property
-    def may_probe(self) -> bool:
-        return self._burst > 0 or self._idle >= self._backoff
+    def probing(self) -> bool:
+        """Whether a burst of probes has begun and is not over."""
+        return self._burst > 0
+
+    def hit(self) -> None:
+        """The first token of a probe was right."""
+        self._hits += 1
 
     def stepped(self, *, drafted: bool, extended: bool, probing: bool) -> None:
         """A step is over: the draft model worked, tokens of a draft were verified, it was a probe."""
@@ -62,7 +77,9 @@ class Pace:
             self._burst = (self._burst or _BURST) - 1
             if not self._burst:
                 self._idle = 0
-                self._backoff = min(2 * self._backoff, _MOST_BACKOFF)
+                if 2 * self._hits < _BURST:
+                    self._backoff = min(2 * self._backoff, _MOST_BACKOFF)
+                self._hits = 0
         elif drafted:
             self._idle = 0
             if extended:
@@ -72,6 +89,7 @@ class Pace:
 
     def judge(self, last: int, value: float, *, probing: bool) -> None:
         """A draft that began after a step of kind `last` was worth `value` tokens."""
+        value = min(max(value, -_MOST_JUDGED), _MOST_JUDGED)
         self._judged[last] += 1
         step = max(0.25 if probing else _VALUE_STEP, 1.0 / (3 + self._judged[last]))
         for kind in range(3):

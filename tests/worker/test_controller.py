@@ -1,0 +1,278 @@
+"""Automatic speculation is never slower than none, loses little to the best fixed length, and survives any observation.
+
+Speeds are simulated over recorded and synthetic traces: no clock takes part, and every run gives the same figures.
+"""
+
+import itertools
+import math
+import random
+import sys
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from paceline_worker.controller import ALLOWANCE, AUTOMATIC, LEAST_CREDIT, MOST_CREDIT, WARM_UP_CREDIT, Controller
+from paceline_worker.request import MAX_DRAFT, DraftKnobs
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from speculation_simulator import WRONG, Machine, Ride, Trace, curve, make_trace, read_traces, ride, ride_fixed
+
+WARM_UP_TOKENS = 256
+"""Committed tokens after which the promises hold; a worker warms up once, not per request."""
+FIXED_LENGTHS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16)
+NOISE = 0.3
+
+MACHINES = {
+    machine.name: machine
+    for machine in (
+        # Measured: a model of 1 B parameters on two CPU cores.
+        Machine("1b-f16", curve({1: 1, 2: 1.99, 4: 2.76, 8: 2.89, 16: 4.48}), 0.02),
+        Machine("1b-f16-quiet", curve({1: 1, 3: 1.52, 4: 1.62, 5: 1.72, 6: 1.8, 8: 2.3, 16: 4.0}), 0.02),
+        Machine("1b-q8_0", curve({1: 1, 4: 1.86, 8: 2.85, 16: 4.73}), 0.03),
+        Machine("1b-q4_k_m", curve({1: 1, 4: 2.94, 8: 6.17, 16: 12.6}), 0.04),
+        # Measured: the sample main model, hardly dearer than its draft.
+        Machine("7m", curve({1: 1, 2: 1.5, 3: 1.55, 4: 1.9, 5: 3.6, 8: 5.4, 16: 11.0}), 0.3),
+        # Invented: a GPU, and a curve of plateaus.
+        Machine("flat", curve({1: 1, 16: 1.1, 64: 1.6}), 0.1),
+        Machine("steps", lambda n: 1.0 if n <= 1 else 1.25 if n <= 4 else 1.5 if n <= 8 else 2.4, 0.05),
+    )
+}
+
+RATES = {
+    "good": lambda x: 0.85,
+    "fair": lambda x: 0.6,
+    "poor": lambda x: 0.3,
+    "falling": lambda x: 0.9 - 0.85 * x,
+    "rising": lambda x: 0.05 + 0.85 * x,
+    "good-bad-good": lambda x: 0.85 if x < 0.33 or x > 0.67 else 0.1,
+    "wave": lambda x: 0.5 + 0.4 * math.sin(40 * x),
+}
+
+
+@cache
+def recorded(draft: str, temperature: float) -> list[Trace]:
+    return read_traces(draft, temperature)
+
+
+@cache
+def synthetic(rate: str, sharpness: float, requests: int = 20) -> list[Trace]:
+    rng = random.Random(rate)
+    total = requests * 100
+    return [
+        make_trace(rng, 100, lambda q, first=100 * i: RATES[rate]((first + q) / total), sharpness)
+        for i in range(requests)
+    ]
+
+
+def speed_after_warm_up(done: Ride) -> float:
+    """Tokens per plain step, from the warm-up's end on."""
+    tokens, seconds = next(point for point in done.history if point[0] >= WARM_UP_TOKENS)
+    return (done.tokens - tokens) / (done.seconds - seconds)
+
+
+def assert_keeps_its_promises(traces: list[Trace], machine: Machine) -> None:
+    done = ride(traces, replace(machine, noise=NOISE))
+    best = min(ride_fixed(traces, machine, k).seconds for k in FIXED_LENGTHS)
+    assert done.tokens == sum(len(trace.output) for trace in traces)
+    assert best / done.seconds > 0.95, "regret against the best fixed length, the warm-up included"
+    assert speed_after_warm_up(done) > 0.98
+    assert done.seconds < done.tokens * (1 + ALLOWANCE) + WARM_UP_CREDIT + 8, "the bound that holds from the start"
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("draft", ["good", "weak", "bad"])
+def test_recorded_drafts_on_every_machine(draft, temperature, machine):
+    assert_keeps_its_promises(recorded(draft, temperature), MACHINES[machine])
+
+
+@pytest.mark.parametrize("machine", ["1b-f16-quiet", "1b-q8_0", "flat", "steps"])
+@pytest.mark.parametrize("rate", RATES)
+def test_drafts_that_change(rate, machine):
+    assert_keeps_its_promises(synthetic(rate, 0.7), MACHINES[machine])
+
+
+@pytest.mark.parametrize("machine", ["1b-f16-quiet", "flat", "7m"])
+def test_a_confidence_that_says_nothing(machine):
+    assert_keeps_its_promises(synthetic("good", 0.0, 30), MACHINES[machine])
+
+
+def test_the_confidence_beats_every_fixed_length_where_verifying_is_dear():
+    traces, machine = recorded("weak", 0.0), MACHINES["1b-q8_0"]
+    best = min(ride_fixed(traces, machine, k).seconds for k in FIXED_LENGTHS)
+    assert ride(traces, replace(machine, noise=NOISE)).seconds < 0.97 * best
+
+
+@pytest.mark.parametrize("least", [0.3, 0.5, 0.75])
+def test_a_least_probability_of_its_own_costs_speed(least):
+    """Why `AUTOMATIC` has none: the price is the better bound."""
+
+    def total(knobs: DraftKnobs) -> float:
+        cells = itertools.product(("good", "weak"), ("1b-f16-quiet", "1b-q8_0", "flat"))
+        return sum(
+            math.log(ride(recorded(draft, 0.0), replace(MACHINES[machine], noise=NOISE), knobs=knobs).seconds)
+            for draft, machine in cells
+        )
+
+    assert total(AUTOMATIC) < total(replace(AUTOMATIC, min_probability=least))
+
+
+def test_a_plateau_is_used_to_its_end():
+    machine = Machine("plateau", lambda n: 1.0 if n == 1 else 1.9 if n <= 8 else 4.0, 0.02)
+    done = ride(synthetic("good", 0.7), replace(machine, noise=NOISE))
+    drafts = [b[0] - a[0] for a, b in itertools.pairwise(done.history) if b[1] - a[1] > 1.5]
+    assert sum(length > 4 for length in drafts) > 0.3 * len(drafts)
+    assert speed_after_warm_up(done) > 1.5
+
+
+def test_a_draft_that_turns_good_is_found_again():
+    bad, good = synthetic("poor", 0.7), synthetic("good", 0.7)
+    machine = replace(MACHINES["1b-q4_k_m"], noise=NOISE)
+    controller = Controller()
+    none = [replace(t, agreed=(False,) * 100, beyond=dict.fromkeys(range(100), (0.2,) * 8)) for t in bad]
+    ride(none, machine, controller=controller)
+    given_up = ride(none * 2, machine, controller=controller)
+    assert given_up.drafted < 0.1 * given_up.tokens
+    after = ride(good, replace(MACHINES["flat"], noise=NOISE), controller=controller)
+    tokens, seconds = after.history[len(after.history) // 2]
+    assert (after.tokens - tokens) / (after.seconds - seconds) > 1.5
+
+
+# --- bounds ---------------------------------------------------------------------------------------------------------
+
+SECONDS = st.one_of(st.floats(), st.sampled_from([0.0, 1e-300, 1e300, -1.0, math.nan, math.inf]), st.floats(0.001, 0.1))
+CONFIDENCES = st.one_of(st.floats(0, 1), st.floats(), st.sampled_from([0.0, 1.0, math.nan, -1.0, 7.0]))
+KNOBS = st.builds(
+    DraftKnobs,
+    max_tokens=st.integers(0, MAX_DRAFT),
+    min_tokens=st.integers(0, 8),
+    min_probability=st.floats(0, 1),
+    exact_tokens=st.none() | st.none() | st.integers(1, MAX_DRAFT),
+)
+
+
+def play_a_round(controller, streams, data) -> None:
+    """One step with arbitrary rooms, confidences, outcomes and times; checks every bound on the way."""
+    rooms = [data.draw(st.integers(-2, 70)) for _ in streams]
+    step = controller.plan([(s, room, data.draw(st.integers(0, 3000))) for s, room in zip(streams, rooms, strict=True)])
+    offered = [[] for _ in streams]
+    confident = data.draw(st.lists(CONFIDENCES, min_size=1, max_size=9))
+    turn = itertools.cycle(confident)
+    while wanting := step.wanting():
+        for i in wanting:
+            confidence = next(turn)
+            offered[i].append((len(offered[i]) % 3, confidence))
+            step.offer(len(offered[i][:-1]) % 3, confidence, i)
+            knobs = streams[i].knobs
+            most = knobs.max_tokens if knobs.exact_tokens is None else knobs.exact_tokens
+            assert len(offered[i]) <= max(0, min(most, rooms[i]))
+    proposals = step.proposals()
+    emitted = []
+    for stream, room, proposal, offers in zip(streams, rooms, proposals, offered, strict=True):
+        knobs = stream.knobs
+        if knobs.exact_tokens is None:
+            assert len(proposal) <= max(0, min(knobs.max_tokens, room))
+            assert not proposal or len(proposal) >= knobs.min_tokens
+            if stream.lookup is None:
+                assert all(c >= knobs.min_probability for _, c in offers[: len(proposal)])
+        elif stream.has_model:
+            assert len(proposal) == max(0, min(knobs.exact_tokens, room))
+        emitted.append([*proposal[: data.draw(st.integers(0, len(proposal)))], WRONG])
+    step.settle(emitted, data.draw(SECONDS), data.draw(SECONDS))
+    assert LEAST_CREDIT <= controller.credit <= MOST_CREDIT
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_no_observation_makes_it_raise_or_leave_the_bounds(data):
+    controller = Controller()
+    occupancy = data.draw(st.integers(1, 4))
+    streams = [
+        controller.open(data.draw(KNOBS), range(5), model=data.draw(st.booleans()), lookup=data.draw(st.booleans()))
+        for _ in range(occupancy)
+    ]
+    for _ in range(data.draw(st.integers(1, 25))):
+        play_a_round(controller, streams[: data.draw(st.integers(1, occupancy))], data)
+
+
+@settings(max_examples=12, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+@given(st.data())
+def test_no_observation_leaves_it_stuck(data):
+    """Whatever was observed before, a good draft is used in the end, and a bad one is not."""
+    controller = Controller()
+    stream = controller.open(AUTOMATIC)
+    for _ in range(data.draw(st.integers(0, 25))):
+        play_a_round(controller, [stream], data)
+    machine = replace(MACHINES["flat"], noise=NOISE)
+    ride(synthetic("good", 0.7) * 5, machine, controller=controller)
+    good = ride(synthetic("good", 0.7)[:5], machine, controller=controller)
+    assert good.tokens / good.seconds > 1.5
+    ride(recorded("bad", 0.0), machine, controller=controller)
+    bad = ride(recorded("bad", 0.0), machine, controller=controller)
+    assert bad.tokens / bad.seconds > 0.985
+
+
+def test_an_exact_length_overrules_price_and_probability():
+    knobs = DraftKnobs(max_tokens=2, min_tokens=9, min_probability=1.0, exact_tokens=5)
+    done = ride(recorded("bad", 0.0)[:4], MACHINES["7m"], knobs=knobs)
+    assert done.verified == ride_fixed(recorded("bad", 0.0)[:4], MACHINES["7m"], 5).verified
+
+
+def test_the_same_calls_give_the_same_decisions():
+    machine = replace(MACHINES["1b-q8_0"], noise=NOISE)
+    first, second = (ride(recorded("good", 0.8), machine, seed=7) for _ in range(2))
+    assert first == second
+
+
+# --- several sequences, and lookup ---------------------------------------------------------------------------------
+
+
+def test_a_batch_drafts_for_the_sequence_that_accepts():
+    """One good and three hopeless drafts share the batch: verified tokens go where they are accepted."""
+    controller = Controller()
+    rng = random.Random(5)
+    machine = curve({1: 1, 4: 1.0, 8: 1.3, 32: 4.0})
+    streams = [controller.open() for _ in range(4)]
+    verified = [0] * 4
+    seconds = tokens = 0.0
+    for _ in range(1500):
+        step = controller.plan([(stream, 50, 1) for stream in streams])
+        steps = 0
+        while wanting := step.wanting():
+            steps += 1
+            for i in wanting:
+                step.offer(1, rng.betavariate(8, 1) if i == 0 else rng.betavariate(2, 5), i)
+        emitted = []
+        for i, proposal in enumerate(step.proposals()):
+            verified[i] += len(proposal)
+            right = 0
+            while right < len(proposal) and rng.random() < (0.9 if i == 0 else 0.05):
+                right += 1
+            emitted.append([*proposal[:right], WRONG] if right < len(proposal) else [*proposal, 1])
+        spent = 0.02 * steps + machine(4 + sum(map(len, step.proposals())))
+        step.settle(emitted, 0.02 * steps, spent - 0.02 * steps)
+        seconds, tokens = seconds + spent, tokens + sum(map(len, emitted))
+    assert verified[0] > 5 * max(verified[1:])
+    assert tokens / seconds > 4 * 1.03, "faster than plain decoding of four"
+
+
+@pytest.mark.parametrize("machine", ["1b-q8_0", "flat", "1b-q4_k_m"])
+def test_lookup_alone_is_never_slower_and_pays_on_repetition(machine):
+    looping = recorded("good", 0.0)
+    done = ride(looping, replace(MACHINES[machine], noise=NOISE), model=False, lookup=True)
+    assert done.drafted == 0
+    assert done.tokens / done.seconds > (1.0 if machine == "1b-q4_k_m" else 1.1)
+    code = ride(recorded("good", 0.8), replace(MACHINES[machine], noise=NOISE), model=False, lookup=True)
+    assert code.tokens / code.seconds > 0.98
+
+
+@pytest.mark.parametrize("machine", ["1b-f16-quiet", "1b-q8_0"])
+def test_lookup_beside_a_model_helps(machine):
+    traces = recorded("good", 0.0)
+    noisy = replace(MACHINES[machine], noise=NOISE)
+    assert ride(traces, noisy, lookup=True).seconds < 1.01 * ride(traces, noisy).seconds
