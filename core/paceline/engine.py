@@ -69,7 +69,7 @@ class Engine(ABC):
 
 
 def python_worker(python: Path | str, module: str, *roots: Path) -> WorkerSpec:
-    """A worker written in Python: `module` is run by `python`, which sees its own environment and `roots`, nothing else.
+    """A worker written in Python: `python` runs `module` and sees its own environment and `roots`, nothing else.
 
     Isolated mode keeps the user's site-packages and PYTHON* variables out; byte code is not written, because a
     runtime is immutable.

@@ -1,9 +1,9 @@
 """Where Paceline keeps things. The environment decides first, then the platform's own folders.
 
-    PACELINE_HOME           runtimes, selection, models     (default: the user's data folder)
-    PACELINE_CACHE          downloads, built wheels, index  (default: the user's cache folder)
-    PACELINE_MODELS         the models folder               (default: <home>/models)
-    PACELINE_EXTRA_MODELS   more folders, separated like PATH
+PACELINE_HOME           runtimes, selection, models     (default: the user's data folder)
+PACELINE_CACHE          downloads, built wheels, index  (default: the user's cache folder)
+PACELINE_MODELS         the models folder               (default: <home>/models)
+PACELINE_EXTRA_MODELS   more folders, separated like PATH
 """
 
 from __future__ import annotations

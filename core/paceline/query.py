@@ -1,10 +1,10 @@
 """The query syntax for releases and runtimes.
 
-    llama.cpp                           an engine, with its variants (`llama.cpp-cuda`)
-    llama.cpp:cuda                      those with `cuda` in the rest of their name; several filters may follow
-    :linux                              any engine
-    llama.cpp@0.3.36                    one version
-    llama.cpp-linux-x86_64-cpu@0.3.36   exactly this one
+llama.cpp                           an engine, with its variants (`llama.cpp-cuda`)
+llama.cpp:cuda                      those with `cuda` in the rest of their name; several filters may follow
+:linux                              any engine
+llama.cpp@0.3.36                    one version
+llama.cpp-linux-x86_64-cpu@0.3.36   exactly this one
 """
 
 from __future__ import annotations

@@ -22,8 +22,14 @@ class LlamaCpp(Engine):
 
     def worker(self, runtime: Runtime) -> WorkerSpec:
         spec = python_worker(runtime.python, "paceline_llama_cpp_worker", worker_root())
-        # ggml attaches a debugger to its own process for a backtrace when it aborts; a dying worker must just die.
-        return replace(spec, env={**spec.env, "GGML_NO_BACKTRACE": "1"})
+        env = {
+            # ggml attaches a debugger to its own process for a backtrace when it aborts; a dying worker must just die.
+            "GGML_NO_BACKTRACE": "1",
+            # Threads that wait give their core away. Spinning, as OpenMP does by itself, lets a busy machine slow
+            # generation down many times over: each of a hundred barriers per token waits for whom nobody lets run.
+            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+        }
+        return replace(spec, env={**spec.env, **env})
 
     def judge_pair(self, main: Model, draft: Model, rules: str) -> PairVerdict:
         return judge(main, draft, rules)

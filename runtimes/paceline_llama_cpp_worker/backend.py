@@ -1,13 +1,14 @@
 """Speculative decoding over two llama.cpp contexts, several generations in one batch.
 
-A step lets the draft propose for every generation together, then decodes in one batch of the main model each
-generation's last token with its proposal, and chunks of the prompts that are not done yet. Every position is sampled
-with its request's own chain; what agrees is kept and the rest taken back out of both caches. What the draft computed
-for accepted tokens stays in its cache: no token is decoded twice on the draft.
+A step lets the draft propose for every generation together, as far as the controller finds worth its price, then
+decodes in one batch of the main model each generation's last token with its proposal, and chunks of the prompts that
+are not done yet. Every position is sampled with its request's own chain; what agrees is kept and the rest taken back
+out of both caches. What the draft computed for accepted tokens stays in its cache: no token is decoded twice on it.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,11 +18,12 @@ import numpy as np
 from paceline_llama_cpp_worker import binding
 from paceline_llama_cpp_worker.lanes import Lanes
 from paceline_llama_cpp_worker.sampler import Sampler
+from paceline_worker.acceptance import Acceptance
 from paceline_worker.backend import Backend, Generation, LoadRequest
-from paceline_worker.output import Output
+from paceline_worker.controller import Controller, Round, Stream
+from paceline_worker.decoding import Decoding, check_tokens, read_prompt
 from paceline_worker.protocol import Fault
-from paceline_worker.request import MAX_DRAFT, GenerateRequest
-from paceline_worker.speculation import Acceptance, draft_limit, keeps_drafting, worth_verifying
+from paceline_worker.request import MAX_DRAFT, DraftKnobs, GenerateRequest
 
 _BATCH = 512
 """Tokens computed in one step: the grain of progress and of cancelling."""
@@ -48,6 +50,7 @@ class LlamaBackend(Backend):
         self._n_ctx = 0
         self._main: Lanes | None = None
         self._draft: Lanes | None = None
+        self._controller = Controller()
 
     def devices(self) -> list[dict[str, Any]]:
         return binding.devices()
@@ -80,34 +83,31 @@ class LlamaBackend(Backend):
         if self._draft is not None:
             self._draft.close()
             self._draft = None
+            self._controller = Controller(self._controller.costs)
         if role == "main" and self._main is not None:
             self._main.close()
             self._main = None
+            self._controller = Controller()
 
     def open(self, request: GenerateRequest) -> Generation:
         main = self._loaded()
-        tokens = self._prompt(main, request)
-        room = self._n_ctx - len(tokens)
-        if room < 1:
-            raise Fault(
-                "context_exceeded",
-                f"the prompt has {len(tokens)} tokens; the context of {self._n_ctx} has no room for an answer",
-                prompt_tokens=len(tokens),
-                context_length=self._n_ctx,
-            )
+        tokens, output = read_prompt(request, main.model, self._n_ctx)
         lane, cached = main.take(tokens)
         generation = _Sequence(
             request=request,
-            output=Output(max_tokens=request.max_tokens, context_room=room, stop=request.stop),
+            output=output,
             prompt_tokens=len(tokens),
             cached_tokens=cached,
             prompt_done=cached,
+            vocabulary=main.model,
             tokens=tokens,
             lane=lane,
             sampler=Sampler(request.sampling, main.model.n_vocab, self._n_ctx, tokens),
         )
         if request.draft is not None:
             self._attach_draft(generation)
+        has_draft = generation.draft_vocabulary is not None
+        generation.stream = self._controller.open(request.draft or DraftKnobs(), tokens, model=has_draft)
         return generation
 
     def step(self, generations: Sequence[Generation]) -> None:
@@ -115,16 +115,29 @@ class LlamaBackend(Backend):
         sequences = [g for g in generations if isinstance(g, _Sequence)]
         decoding = [s for s in sequences if s.prompt_done == s.prompt_tokens]
         prompts = [s for s in sequences if s.prompt_done < s.prompt_tokens]
-        self._propose(decoding, main.outputs - len(prompts))
+        round_ = self._plan(decoding, main.outputs - len(prompts))
+        started = time.perf_counter()
+        self._run_draft(round_, decoding)
+        proposals = round_.proposals()
+        drafted = time.perf_counter()
         main.begin()
-        verifying = [(s, main.add(s.lane, [s.tokens[-1], *s.proposal], outputs=1 + len(s.proposal))) for s in decoding]
+        verifying = [
+            main.add(s.lane, [s.tokens[-1], *proposal], outputs=1 + len(proposal))
+            for s, proposal in zip(decoding, proposals, strict=True)
+        ]
         reading = [self._add_chunk(main, s, len(prompts), beside=bool(decoding)) for s in prompts]
         main.decode()
-        for sequence, first in verifying:
-            self._verify(main, sequence, first)
+        emitted = [
+            self._verify(main, sequence, proposal, first)
+            for sequence, proposal, first in zip(decoding, proposals, verifying, strict=True)
+        ]
+        if decoding:
+            # A batch that also read prompts says nothing about what verifying costs.
+            verify_s = 0.0 if prompts else time.perf_counter() - drafted
+            round_.settle(emitted, drafted - started, verify_s)
         for sequence, last in reading:
             if last is not None:
-                self._commit(sequence, sequence.sampler.sample(main.context, last), drafted=False)
+                sequence.commit(sequence.sampler.sample(main.context, last), drafted=False)
 
     def close(self, generation: Generation) -> None:
         assert isinstance(generation, _Sequence)
@@ -136,8 +149,7 @@ class LlamaBackend(Backend):
 
     def detokenize(self, tokens: Sequence[int]) -> bytes:
         model = self._loaded().model
-        for token in tokens:
-            _check_token(token, model.n_vocab, "tokens")
+        check_tokens(tokens, model.n_vocab, "tokens")
         return b"".join(model.spell(token, special=True) for token in tokens)
 
     # --- opening ---------------------------------------------------------------------------------------------------
@@ -159,19 +171,6 @@ class LlamaBackend(Backend):
             raise Fault("not_loaded", "no model is loaded")
         return self._main
 
-    def _prompt(self, main: Lanes, request: GenerateRequest) -> list[int]:
-        if isinstance(request.prompt, str):
-            tokens = main.model.tokenize(request.prompt, add_special=request.add_special)
-            if len(tokens) > 1 and tokens[0] == tokens[1] == main.model.bos:
-                del tokens[0]  # the template had written it already
-        else:
-            tokens = list(request.prompt)
-            for token in tokens:
-                _check_token(token, main.model.n_vocab, "prompt")
-        if not tokens:
-            raise Fault.invalid("prompt", "the prompt has no tokens")
-        return tokens
-
     def _attach_draft(self, sequence: _Sequence) -> None:
         """Let the loaded draft take part, or say why it cannot."""
         if self._draft is None:
@@ -179,7 +178,7 @@ class LlamaBackend(Backend):
         elif max(sequence.tokens) >= self._draft.model.n_vocab:
             sequence.draft_skipped = "the prompt holds tokens that the draft's smaller vocabulary lacks"
         else:
-            sequence.draft = self._draft
+            sequence.draft_vocabulary = self._draft.model.n_vocab
             sequence.acceptance = Acceptance()
             self._draft.reuse(sequence.lane, sequence.tokens)
 
@@ -197,107 +196,76 @@ class LlamaBackend(Backend):
         index = main.add(sequence.lane, chunk, outputs=1 if last else 0)
         return sequence, index if last else None
 
-    def _verify(self, main: Lanes, sequence: _Sequence, first: int) -> None:
-        """Commit what the main model says from index `first` of the batch on, as far as the proposal agrees."""
-        base, proposal = len(sequence.tokens), sequence.proposal
-        accepted = 0
-        for position in range(len(proposal) + 1):
-            token = sequence.sampler.sample(main.context, first + position)
-            agreed = position < len(proposal) and token == proposal[position]
-            accepted += agreed
-            if self._commit(sequence, token, drafted=agreed) or not agreed:
-                break
+    def _verify(self, main: Lanes, sequence: _Sequence, proposal: Sequence[int], first: int) -> list[int]:
+        """Commit what the main model says from index `first` of the batch on, and take the rest out of the caches."""
+        base = len(sequence.tokens)
+        emitted, accepted = sequence.verify(proposal, lambda i: sequence.sampler.sample(main.context, first + i))
         main.truncate(sequence.lane, base + accepted)
-        if sequence.acceptance is not None:
-            ended = sequence.output.stop_reason is not None and accepted == len(sequence.tokens) - base
-            sequence.acceptance.verified(len(proposal), accepted, ended=ended)
-        if sequence.draft is not None:
-            sequence.draft.truncate(sequence.lane, base + accepted)
-
-    def _commit(self, sequence: _Sequence, token: int, *, drafted: bool) -> bool:
-        """Append one token of the main model's choice. True when the output is over."""
-        model = self._loaded().model
-        sequence.tokens.append(token)
-        if sequence.draft is not None and token >= sequence.draft.model.n_vocab:
-            sequence.draft = None
-            sequence.draft_skipped = "the output holds a token that the draft's smaller vocabulary lacks"
-        end = not sequence.request.ignore_eos and model.ends(token)
-        return sequence.output.push(token, model.piece(token), drafted=drafted, end=end)
+        if self._draft is not None and sequence.draft_vocabulary is not None:
+            self._draft.truncate(sequence.lane, base + accepted)
+        return emitted
 
     # --- drafting --------------------------------------------------------------------------------------------------
 
-    def _propose(self, sequences: Sequence[_Sequence], outputs: int) -> None:
-        """Let the draft say what comes next for each; `outputs` tokens can be verified in all."""
+    def _plan(self, sequences: Sequence[_Sequence], outputs: int) -> Round:
+        """What the controller makes of this step; `outputs` tokens can be verified in all."""
         share = outputs // max(1, len(sequences)) - 1
-        drafting: list[tuple[_Sequence, int]] = []
+        seats: list[tuple[Stream, int, int]] = []
         for sequence in sequences:
-            sequence.proposal = []
-            knobs = sequence.request.draft
-            if sequence.draft is not None and knobs is not None:
-                # The step commits one token more than it drafts, and needs a place in the context for each.
-                limit = draft_limit(knobs, min(share, sequence.output.left - 1))
-                if limit > 0:
-                    drafting.append((sequence, limit))
-        if drafting and self._draft is not None:
-            self._run_draft(self._draft, drafting)
-        for sequence, _ in drafting:
-            assert sequence.acceptance is not None
-            assert sequence.request.draft is not None
-            if not worth_verifying(sequence.request.draft, len(sequence.proposal)):
-                sequence.acceptance.unverified(len(sequence.proposal))
-                sequence.proposal = []
+            sequence.proposed = lag = 0
+            if self._draft is not None and sequence.draft_vocabulary is not None:
+                sequence.unread = self._draft.missing(sequence.lane, sequence.tokens)
+                lag = len(sequence.unread)
+            seats.append((sequence.stream, min(share, sequence.room), lag))
+        return self._controller.plan(seats)
 
-    def _run_draft(self, draft: Lanes, drafting: list[tuple[_Sequence, int]]) -> None:
-        """Continue every sequence greedily by at most its limit, as its knobs allow; one batch per token."""
-        n_vocab = self._loaded().model.n_vocab
-        pending: list[tuple[_Sequence, int, Sequence[int]]] = [
-            (s, limit, draft.missing(s.lane, s.tokens)) for s, limit in drafting
-        ]
-        if any(len(missing) > _SHARED_CHUNK for _, _, missing in pending):
-            # Far behind, on a long prompt: catch up by a chunk a step and let everybody else go on without a draft.
+    def _run_draft(self, round_: Round, sequences: Sequence[_Sequence]) -> None:
+        """Continue greedily every sequence that is worth it, all in one batch a token."""
+        draft, n_vocab = self._draft, self._loaded().model.n_vocab
+        while draft is not None and (wanting := round_.wanting()):
             draft.begin()
-            for sequence, _, missing in pending:
-                chunk = missing[: min(len(missing) - 1, draft.left, _SHARED_CHUNK)]
-                if chunk:
-                    draft.add(sequence.lane, chunk, outputs=0)
+            rows = {}
+            for seat in wanting:
+                sequence = sequences[seat]
+                if self._catches_up(draft, sequence):
+                    round_.stop(seat)
+                else:
+                    rows[seat] = draft.add(sequence.lane, sequence.unread, outputs=1)
             draft.decode()
-            return
-        while pending:
-            draft.begin()
-            rows = [draft.add(s.lane, missing, outputs=1) for s, _, missing in pending]
-            draft.decode()
-            going: list[tuple[_Sequence, int, Sequence[int]]] = []
-            for (sequence, limit, _), row in zip(pending, rows, strict=True):
-                knobs = sequence.request.draft
-                assert knobs is not None
+            for seat, row in rows.items():
+                sequence = sequences[seat]
                 logits = draft.context.logits(row)
                 token = int(np.argmax(logits))
-                if token >= n_vocab or not keeps_drafting(knobs, _top_probability(logits, token)):
+                if token >= n_vocab:
+                    round_.stop(seat)
                     continue
-                sequence.proposal.append(token)
-                if len(sequence.proposal) < limit and not draft.model.ends(token):
-                    going.append((sequence, limit, [token]))
-            pending = going
+                sequence.proposed += 1
+                sequence.unread = [token]
+                round_.offer(token, _top_probability(logits, token), seat)
+                if draft.model.ends(token):
+                    round_.stop(seat)
+
+    def _catches_up(self, draft: Lanes, sequence: _Sequence) -> bool:
+        """Far behind, on a long prompt, the draft reads a chunk a step and the others go on. True while it does."""
+        room = min(_SHARED_CHUNK, draft.left - self.slots)
+        if len(sequence.unread) <= room:
+            return False
+        if room > 0:
+            draft.add(sequence.lane, sequence.unread[:room], outputs=0)
+        return True
 
 
 @dataclass
-class _Sequence(Generation):
-    tokens: list[int] = field(default_factory=list)
-    """Prompt and output; all but the last are in the main model's cache while decoding."""
-    lane: int = 0
+class _Sequence(Decoding):
+    lane: int = field(kw_only=True)
     sampler: Sampler = field(kw_only=True)
-    draft: Lanes | None = None
-    proposal: list[int] = field(default_factory=list)
+    unread: Sequence[int] = ()
+    """What the draft is to read next."""
 
 
 def _top_probability(logits: binding.Logits, top: int) -> float:
     """The softmax probability of the likeliest token."""
     return float(1.0 / np.exp(logits - logits[top]).sum())
-
-
-def _check_token(token: int, n_vocab: int, param: str) -> None:
-    if not 0 <= token < n_vocab:
-        raise Fault.invalid(param, f"token {token} is outside the vocabulary of {n_vocab}")
 
 
 def _flag(request: LoadRequest, name: str) -> bool | None:

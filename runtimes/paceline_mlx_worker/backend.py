@@ -7,17 +7,19 @@ computed for accepted tokens stays in its cache: no token is computed twice on t
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from paceline_mlx_worker import binding
 from paceline_mlx_worker.sampler import Sampler
+from paceline_worker.acceptance import Acceptance
 from paceline_worker.backend import Backend, Generation, LoadRequest
-from paceline_worker.output import Output
+from paceline_worker.controller import Controller, Round
+from paceline_worker.decoding import Decoding, check_tokens, read_prompt
 from paceline_worker.protocol import Fault
 from paceline_worker.request import DraftKnobs, GenerateRequest
-from paceline_worker.speculation import Acceptance, draft_limit, keeps_drafting, worth_verifying
 
 _DEFAULT_CONTEXT = 4096
 
@@ -34,6 +36,7 @@ class MlxBackend(Backend):
         binding.start()
         self._main: _Loaded | None = None
         self._draft: _Loaded | None = None
+        self._controller = Controller()
 
     def devices(self) -> list[dict[str, Any]]:
         return binding.devices()
@@ -58,33 +61,30 @@ class MlxBackend(Backend):
         if self._draft is not None:
             self._draft.close()
             self._draft = None
+            self._controller = Controller(self._controller.costs)
         if role == "main" and self._main is not None:
             self._main.close()
             self._main = None
+            self._controller = Controller()
 
     def open(self, request: GenerateRequest) -> Generation:
         main = self._loaded()
-        tokens = self._prompt(main, request)
-        room = main.n_ctx - len(tokens)
-        if room < 1:
-            raise Fault(
-                "context_exceeded",
-                f"the prompt has {len(tokens)} tokens; the context of {main.n_ctx} has no room for an answer",
-                prompt_tokens=len(tokens),
-                context_length=main.n_ctx,
-            )
+        tokens, output = read_prompt(request, main.model, main.n_ctx)
         cached = main.reuse(tokens)
         generation = _Sequence(
             request=request,
-            output=Output(max_tokens=request.max_tokens, context_room=room, stop=request.stop),
+            output=output,
             prompt_tokens=len(tokens),
             cached_tokens=cached,
             prompt_done=cached,
+            vocabulary=main.model,
             tokens=tokens,
             sampler=Sampler(request.sampling, main.model.n_vocab, main.n_ctx, tokens),
         )
         if request.draft is not None:
             self._attach_draft(generation)
+        has_draft = generation.draft_vocabulary is not None
+        generation.stream = self._controller.open(request.draft or DraftKnobs(), tokens, model=has_draft)
         return generation
 
     def step(self, generations: Sequence[Generation]) -> None:
@@ -103,8 +103,7 @@ class MlxBackend(Backend):
 
     def detokenize(self, tokens: Sequence[int]) -> bytes:
         model = self._loaded().model
-        for token in tokens:
-            _check_token(token, model.n_vocab, "tokens")
+        check_tokens(tokens, model.n_vocab, "tokens")
         return b"".join(model.spell(token, special=True) for token in tokens)
 
     # --- one generation --------------------------------------------------------------------------------------------
@@ -113,19 +112,6 @@ class MlxBackend(Backend):
         if self._main is None:
             raise Fault("not_loaded", "no model is loaded")
         return self._main
-
-    def _prompt(self, main: _Loaded, request: GenerateRequest) -> list[int]:
-        if isinstance(request.prompt, str):
-            tokens = main.model.tokenize(request.prompt, add_special=request.add_special)
-            if len(tokens) > 1 and tokens[0] == tokens[1] == main.model.bos:
-                del tokens[0]  # the template had written it already
-        else:
-            tokens = list(request.prompt)
-            for token in tokens:
-                _check_token(token, main.model.n_vocab, "prompt")
-        if not tokens:
-            raise Fault.invalid("prompt", "the prompt has no tokens")
-        return tokens
 
     def _attach_draft(self, generation: _Sequence) -> None:
         """Let the loaded draft take part, or say why it cannot."""
@@ -136,7 +122,7 @@ class MlxBackend(Backend):
         elif not (self._loaded().could_take_back(generation.tokens) and self._draft.could_take_back(generation.tokens)):
             generation.draft_skipped = _CANNOT_FORGET
         else:
-            generation.draft = self._draft
+            generation.draft_vocabulary = self._draft.model.n_vocab
             generation.acceptance = Acceptance()
             self._draft.reuse(generation.tokens)
 
@@ -147,65 +133,59 @@ class MlxBackend(Backend):
         chunk = generation.tokens[start : start + binding.CHUNK]
         last = start + len(chunk) == generation.prompt_tokens
         main.extend(chunk, outputs=1 if last else 0)
-        if generation.draft is not None and not last:
-            generation.draft.extend(generation.tokens[len(generation.draft.tokens) : start + len(chunk)], outputs=0)
+        draft = self._draft
+        if draft is not None and generation.draft_vocabulary is not None and not last:
+            draft.extend(generation.tokens[len(draft.tokens) : start + len(chunk)], outputs=0)
         generation.prompt_done += len(chunk)
         if last:
-            self._commit(generation, generation.sampler.sample(main.context, 0), drafted=False)
+            generation.commit(generation.sampler.sample(main.context, 0), drafted=False)
 
     def _decode(self, generation: _Sequence) -> None:
-        main = self._loaded()
+        main, draft = self._loaded(), self._draft
         base = len(generation.tokens)
-        proposal = self._propose(generation)
+        round_ = self._plan(generation)
+        started = time.perf_counter()
+        if draft is not None:
+            self._run_draft(round_, generation, draft)
+        (proposal,) = round_.proposals()
+        drafted = time.perf_counter()
         main.extend([*generation.tokens[len(main.tokens) :], *proposal], outputs=1 + len(proposal))
-        accepted = 0
-        for position in range(len(proposal) + 1):
-            token = generation.sampler.sample(main.context, position)
-            agreed = position < len(proposal) and token == proposal[position]
-            accepted += agreed
-            if self._commit(generation, token, drafted=agreed) or not agreed:
-                break
+        emitted, accepted = generation.verify(proposal, lambda i: generation.sampler.sample(main.context, i))
+        round_.settle([emitted], drafted - started, time.perf_counter() - drafted)
         main.truncate(base + accepted)
-        if generation.acceptance is not None:
-            ended = generation.output.stop_reason is not None and accepted == len(generation.tokens) - base
-            generation.acceptance.verified(len(proposal), accepted, ended=ended)
-        if generation.draft is not None:
-            generation.draft.truncate(min(len(generation.draft.tokens), base + accepted))
+        if draft is not None and generation.draft_vocabulary is not None:
+            draft.truncate(base + accepted)
 
-    def _commit(self, generation: _Sequence, token: int, *, drafted: bool) -> bool:
-        """Append one token of the main model's choice. True when the output is over."""
-        model = self._loaded().model
-        generation.tokens.append(token)
-        if generation.draft is not None and token >= generation.draft.model.n_vocab:
-            generation.draft = None
-            generation.draft_skipped = "the output holds a token that the draft's smaller vocabulary lacks"
-        end = not generation.request.ignore_eos and model.ends(token)
-        return generation.output.push(token, model.piece(token), drafted=drafted, end=end)
+    def _plan(self, generation: _Sequence) -> Round:
+        """What the controller makes of this step."""
+        generation.proposed = room = lag = 0
+        draft, main, tokens = self._draft, self._loaded(), generation.tokens
+        if draft is not None and generation.draft_vocabulary is not None:
+            room = min(generation.room, generation.stream.knobs.exact_tokens or generation.stream.knobs.max_tokens)
+            lag = len(tokens) - len(draft.tokens)
+            if not (main.could_take_back(tokens, room) and draft.could_take_back(tokens, room)):
+                generation.leave_draft(_CANNOT_FORGET)
+                room = 0
+        return self._controller.plan([(generation.stream, room, lag)])
 
-    def _propose(self, generation: _Sequence) -> list[int]:
-        """What the draft thinks comes next: tokens worth verifying, possibly none."""
-        draft, knobs = generation.draft, generation.request.draft
-        if draft is None or knobs is None or generation.acceptance is None:
-            return []
-        # The step commits one token more than it drafts, and needs a place in the context for each.
-        limit = draft_limit(knobs, generation.output.left - 1)
-        main = self._loaded()
-        if not (main.could_take_back(generation.tokens, limit) and draft.could_take_back(generation.tokens, limit)):
-            generation.draft, generation.draft_skipped = None, _CANNOT_FORGET
-            return []
-        proposal = draft.run(generation.tokens, limit, knobs, main.model.n_vocab) if limit else []
-        if not worth_verifying(knobs, len(proposal)):
-            generation.acceptance.unverified(len(proposal))
-            return []
-        return proposal
+    def _run_draft(self, round_: Round, generation: _Sequence, draft: _Loaded) -> None:
+        """Continue greedily as far as it is worth it."""
+        n_vocab = self._loaded().model.n_vocab
+        unread: Sequence[int] = generation.tokens[len(draft.tokens) :]
+        wanted = round_.wants()
+        while wanted:
+            draft.extend(unread, outputs=1)
+            token, probability = draft.context.likeliest_with_probability()
+            if token >= n_vocab:
+                return
+            generation.proposed += 1
+            unread = [token]
+            wanted = round_.offer(token, probability) and not draft.model.ends(token)
 
 
 @dataclass
-class _Sequence(Generation):
-    tokens: list[int] = field(default_factory=list)
-    """Prompt and output; all but the last are in the main model's cache while decoding."""
+class _Sequence(Decoding):
     sampler: Sampler = field(kw_only=True)
-    draft: _Loaded | None = None
 
 
 class _Loaded:
@@ -243,25 +223,6 @@ class _Loaded:
         """Whether the last of `tokens` and `more` others could be forgotten again, once they are computed."""
         return self.context.could_take_back(len(tokens) + more - len(self.tokens))
 
-    def run(self, tokens: Sequence[int], limit: int, knobs: DraftKnobs, n_vocab: int) -> list[int]:
-        """Continue `tokens` greedily by at most `limit` tokens below `n_vocab`, as far as the knobs allow."""
-        missing = tokens[len(self.tokens) :]
-        proposal: list[int] = []
-        while True:
-            self.extend(missing, outputs=1)
-            token, probability = self.context.likeliest_with_probability()
-            if token >= n_vocab or not keeps_drafting(knobs, probability):
-                return proposal
-            proposal.append(token)
-            if len(proposal) == limit or self.model.ends(token):
-                return proposal
-            missing = [token]
-
     def close(self) -> None:
         self.context.close()
         self.model.close()
-
-
-def _check_token(token: int, n_vocab: int, param: str) -> None:
-    if not 0 <= token < n_vocab:
-        raise Fault.invalid(param, f"token {token} is outside the vocabulary of {n_vocab}")

@@ -4,6 +4,8 @@ protocol     frames over stdin and stdout, errors
 loop         dispatch: one thread reads requests, one drives the engine
 backend      what an engine side implements
 request      a generation request, checked
+decoding     what a prompt becomes, and what verifying a proposal commits
 output       committed tokens become text: detokenizing, stop strings, limits, draft marks
-speculation  how far to draft, and the acceptance record
+acceptance   what became of the tokens a draft proposed
+controller   whether to draft and how far, from what it costs (costs, pace) and brings (calibration, lookup)
 """

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from paceline_worker.acceptance import Acceptance
 from paceline_worker.output import Output
 from paceline_worker.request import GenerateRequest
-from paceline_worker.speculation import Acceptance
 
 
 @dataclass

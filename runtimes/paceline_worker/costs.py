@@ -25,8 +25,8 @@ _CURIOSITY = 1.5
 """Standard errors by which a little-known size is taken for cheaper than it was, so that it gets tried again."""
 _KNOWN = 8
 """Observations after which a point is well known."""
-_CONVINCED = 8
-"""So many wild observations in a row, all slower or all faster, are the truth, and what was known before is not."""
+_CONVINCED = 6
+"""So many wild observations of a size in a row, all slower or all faster, are the truth."""
 _FORGET_AFTER = 2048
 """Observations of other sizes after which one that was not seen again is unknown: the machine may have changed."""
 _READ_EVERY = 16
@@ -43,7 +43,6 @@ class CostCurve:
         self._drift = 0.0
         self._trend = 0.0
         self._noise = 0.1
-        self._streak = 0
         self._unread = 0
         self._clock = 0
         self._table: list[float] = []
@@ -73,27 +72,28 @@ class CostCurve:
             return
         point.seen = self._clock
         surprise = value - point.value
-        self._track(surprise)
+        point.count_wild(surprise)
         point.count += 1
         if point.count == 2:  # of two, the faster: a first call often pays for warming up
             point.value = min(point.value, value) + min(abs(surprise), _CLAMP) / 2
         else:
             step = max(1.0 / point.count, _LEAST_STEP)
-            if abs(self._streak) >= 4:  # not noise: the machine changed
+            if abs(point.wild) >= 4:  # not noise: the machine changed
                 step = max(step, 0.3)
             clamped = min(max(surprise, -_CLAMP), _CLAMP)
-            if point.count > _KNOWN and not self._streak:
+            if point.count > _KNOWN and not point.wild:
                 self._trend += _TREND_STEP * (clamped - self._trend)
                 self._noise += _TREND_STEP * (abs(clamped) - self._noise)
                 if abs(self._trend) > _NO_TREND:
                     self._drift += _TREND_STEP * self._trend
-            if abs(self._streak) >= _CONVINCED:
+            if abs(point.wild) >= _CONVINCED:
                 point.value = value
                 self._forget(_CONVINCED)
+                point.wild = 0
             else:
                 point.value += step * clamped
         self._unread += 1
-        if point.count <= _KNOWN or self._unread >= _READ_EVERY or self._streak:
+        if point.count <= _KNOWN or self._unread >= _READ_EVERY or point.wild:
             self._redraw()
 
     def at(self, n: int) -> float:
@@ -119,15 +119,6 @@ class CostCurve:
             for n in old[: len(self._points) - 1]:
                 del self._points[n]
             self._redraw()
-
-    def _track(self, surprise: float) -> None:
-        """Count surprises beyond the clamp that all point the same way."""
-        if abs(surprise) < _CLAMP:
-            self._streak = 0
-        elif surprise > 0:
-            self._streak = max(self._streak, 0) + 1
-        else:
-            self._streak = min(self._streak, 0) - 1
 
     def _redraw(self) -> None:
         self._unread = 0
@@ -156,7 +147,7 @@ class CostCurve:
         for n in sizes:
             point = self._points[n]
             hope = _CURIOSITY * self._noise / math.sqrt(point.count)
-            blocks.append([point.value - hope, float(min(point.count, 32)), 1])
+            blocks.append([point.value - hope, float(min(point.count, 256)), 1])
             while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
                 value, weight, points = blocks.pop()
                 before = blocks[-1]
@@ -242,9 +233,19 @@ class Costs:
 
 
 class _Point:
-    __slots__ = ("count", "seen", "value")
+    __slots__ = ("count", "seen", "value", "wild")
 
     def __init__(self, value: float) -> None:
         self.value = value
         self.count = 1
         self.seen = 0
+        self.wild = 0
+
+    def count_wild(self, surprise: float) -> None:
+        """Count surprises beyond the clamp that all point the same way, negative ones as negative."""
+        if abs(surprise) < _CLAMP:
+            self.wild = 0
+        elif surprise > 0:
+            self.wild = max(self.wild, 0) + 1
+        else:
+            self.wild = min(self.wild, 0) - 1

@@ -37,7 +37,7 @@ class Sampling:
 class DraftKnobs:
     max_tokens: int = 16
     min_tokens: int = 0
-    min_probability: float = 0.75
+    min_probability: float = 0.0
     exact_tokens: int | None = None
 
 

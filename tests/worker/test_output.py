@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from paceline_worker.output import Output, StopReason, StopStrings
 
 ALPHABET = "ab<|"

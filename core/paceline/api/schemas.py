@@ -31,10 +31,10 @@ class StreamOptions(_Schema):
 class Speculative(_Schema):
     """The classic draft knobs under LM Studio's names, and a wish to see which tokens were drafted."""
 
-    max_tokens: Annotated[int, Field(alias="maxTokensToDraft", ge=1, le=1024)] = 16
-    min_tokens: Annotated[int, Field(alias="minDraftLengthToConsider", ge=0, le=1024)] = 0
-    min_probability: Annotated[float, Field(alias="minContinueDraftingProbability", ge=0, le=1)] = 0.75
-    exact_tokens: Annotated[int | None, Field(alias="numDraftTokensExact", ge=1, le=1024)] = None
+    max_tokens: Annotated[int, Field(alias="maxTokensToDraft", ge=1, le=64)] = 16
+    min_tokens: Annotated[int, Field(alias="minDraftLengthToConsider", ge=0, le=64)] = 0
+    min_probability: Annotated[float, Field(alias="minContinueDraftingProbability", ge=0, le=1)] = 0.0
+    exact_tokens: Annotated[int | None, Field(alias="numDraftTokensExact", ge=1, le=64)] = None
     mark_drafted: bool = False
 
     def knobs(self) -> DraftKnobs:

@@ -25,6 +25,8 @@ MAIN, DRAFT = "paceline/paceline-coder-7m", "paceline/paceline-coder-3m"
 PROMPT = "Write a Python function `write_lines`: Write lines to a file."
 
 _DRAFTED = "bold green"
+_FIXED = 4
+"""Tokens drafted at a time in the run that is shown, so that there is something to see."""
 
 
 @click.command()
@@ -53,7 +55,12 @@ def demo(prompt: str, main_id: str, draft_id: str, max_tokens: int, runs: int, t
     runtime = _runtime(console, host, main)
     _index(console, host, main, draft)
     plain = GenerateParams(prompt, max_tokens=max_tokens, sampling=Sampling(temperature=temperature, seed=seed))
-    asyncio.run(_ride(console, host, runtime, main, draft, plain, replace(plain, draft=DraftKnobs()), runs))
+    ways = {
+        "Without": _Way(None, plain),
+        "With draft": _Way(draft, replace(plain, draft=DraftKnobs(exact_tokens=_FIXED))),
+        "Automatic": _Way(draft, replace(plain, draft=DraftKnobs())),
+    }
+    asyncio.run(_ride(console, host, runtime, main, ways, runs))
 
 
 def _runtime(console: Console, host: Host, main: Model) -> Runtime:
@@ -74,36 +81,36 @@ def _index(console: Console, host: Host, main: Model, draft: Model) -> None:
     console.print(f"[bold]Pair[/bold]      {draft.id} drafts for {main.id}: {verdict.status}, {verdict.message}")
 
 
-async def _ride(
-    console: Console,
-    host: Host,
-    runtime: Runtime,
-    main: Model,
-    draft: Model,
-    plain: GenerateParams,
-    drafted: GenerateParams,
-    runs: int,
-) -> None:
+@dataclass(frozen=True)
+class _Way:
+    """One way to generate: with which draft, and with what request."""
+
+    draft: Model | None
+    params: GenerateParams
+
+
+async def _ride(console: Console, host: Host, runtime: Runtime, main: Model, ways: dict[str, _Way], runs: int) -> None:
     from paceline.chat.rendering import Renderer
 
     renderer = Renderer()
     serving = host.serving()
     try:
-        prompt = await renderer.prompt(main, [{"role": "user", "content": plain.prompt}])
-        plain, drafted = replace(plain, prompt=prompt), replace(drafted, prompt=prompt)
-        await _answer(None, serving, main, draft, drafted)  # loads both models and warms them up
+        question = ways["Without"].params.prompt
+        prompt = await renderer.prompt(main, [{"role": "user", "content": question}])
+        ways = {name: replace(way, params=replace(way.params, prompt=prompt)) for name, way in ways.items()}
+        await _answer(None, serving, main, ways["With draft"])  # loads both models and warms them up
         console.print("\n[bold]Without a draft[/bold]\n")
-        first = await _answer(console, serving, main, None, plain)
-        console.print("\n[bold]With the draft[/bold]   ", end="")
+        await _answer(console, serving, main, ways["Without"])
+        console.print(f"\n[bold]With the draft, {_FIXED} tokens ahead[/bold]   ", end="")
         legend = "like this" if console.color_system is None else "green"
         console.print(_mark(console, legend), "= proposed by the draft, agreed to by the main model\n")
-        second = await _answer(console, serving, main, draft, drafted)
-        # Interleaved, so that whatever else this machine does meets both alike.
-        plain_runs, drafted_runs = [first], [second]
-        for _ in range(runs - 1):
-            plain_runs.append(await _answer(None, serving, main, None, plain))
-            drafted_runs.append(await _answer(None, serving, main, draft, drafted))
-        _report(console, runtime, plain_runs, drafted_runs)
+        shown = await _answer(console, serving, main, ways["With draft"])
+        # Interleaved, so that whatever else this machine does meets all alike.
+        done: dict[str, list[_Run]] = {name: [] for name in ways}
+        for _ in range(runs):
+            for name, way in ways.items():
+                done[name].append(await _answer(None, serving, main, way))
+        _report(console, runtime, shown.completion, done)
     finally:
         await serving.close()
         await renderer.close()
@@ -120,9 +127,7 @@ class _Run:
         return self.completion.tokens_per_second or 0.0
 
 
-async def _answer(
-    console: Console | None, serving: Serving, main: Model, draft: Model | None, params: GenerateParams
-) -> _Run:
+async def _answer(console: Console | None, serving: Serving, main: Model, way: _Way) -> _Run:
     """One generation, shown as it streams if there is a console."""
     from paceline.serving.generation import Completion
 
@@ -130,8 +135,8 @@ async def _answer(
     started = time.monotonic()
     first_token_s = 0.0
     completion: Completion | None = None
-    async with serving.lease(main, draft=draft) as lease:
-        async for item in lease.generate(params):
+    async with serving.lease(main, draft=way.draft) as lease:
+        async for item in lease.generate(way.params):
             if isinstance(item, Completion):
                 completion = item
                 continue
@@ -169,35 +174,34 @@ def _mark(console: Console, text: str) -> Text:
     return Text(f"{{+{text}+}}") if console.color_system is None else Text(text, style=_DRAFTED)
 
 
-def _report(console: Console, runtime: Runtime, plain: list[_Run], drafted: list[_Run]) -> None:
-    slow, fast = (statistics.median(run.speed for run in runs) for runs in (plain, drafted))
-    record = drafted[0].completion.acceptance
-    console.print()
-    if record is not None and record.drafted:
-        rate = record.acceptance_rate or 0.0
+def _report(console: Console, runtime: Runtime, shown: Completion, done: dict[str, list[_Run]]) -> None:
+    record = shown.acceptance
+    if record is None or not record.drafted:
         console.print(
-            f"[bold]Acceptance[/bold]    drafted {record.drafted} = accepted {record.accepted} "
-            f"+ rejected {record.rejected} + ignored {record.ignored}"
+            f"\n[bold]Acceptance[/bold]    nothing was drafted: {shown.draft_skipped or 'the answer was too short'}"
         )
+    else:
         console.print(
-            f"              {rate:.0%} accepted, {record.mean_accepted_length or 0.0:.2f} tokens per verification"
+            f"\n[bold]Acceptance[/bold]    drafted {record.drafted} = accepted {record.accepted} "
+            f"+ rejected {record.rejected} + ignored {record.ignored}: {record.acceptance_rate or 0:.0%} accepted"
         )
         per_position = zip(record.accepted_per_position, record.drafted_per_position, strict=True)
-        console.print("              by position: " + " ".join(f"{a}/{d}" for a, d in per_position))
-    else:
-        why = drafted[0].completion.draft_skipped or "the draft was never sure enough to propose a token"
-        console.print(f"[bold]Acceptance[/bold]    nothing was drafted: {why}")
-    console.print(f"[bold]Without[/bold]       {slow:8.1f} tokens/s   {_spread(plain)}")
-    console.print(f"[bold]With draft[/bold]    {fast:8.1f} tokens/s   {_spread(drafted)}")
-    ratio = fast / slow if slow else 0.0
-    console.print(f"[bold]Ratio[/bold]         {ratio:8.2f}x            measured on {runtime.id}")
-    same = all(run.tokens == plain[0].tokens for run in [*plain, *drafted])
-    console.print(f"[bold]Same answer[/bold]   {'yes, token by token' if same else 'no'}")
-    if ratio < 1:
         console.print(
-            "\nHere the draft does not pay. That is the truth about this pair: its main model is so small that a "
-            "token\nof it costs hardly more than a token of the draft. A draft pays for a main model many times larger."
+            f"              {record.mean_accepted_length or 0:.2f} accepted per verification; by position "
+            + " ".join(f"{a}/{d}" for a, d in per_position)
         )
+    medians = {name: statistics.median(run.speed for run in runs) for name, runs in done.items()}
+    slow = medians["Without"]
+    for name, runs in done.items():
+        ratio = f"{medians[name] / slow:5.2f}x" if slow else ""
+        console.print(f"[bold]{name:<12}[/bold]{medians[name]:8.1f} tokens/s   {ratio}   {_spread(runs)}")
+    everything = [run.tokens for runs in done.values() for run in runs]
+    same = all(tokens == everything[0] for tokens in everything)
+    console.print(f"[bold]Same answer[/bold]   {'yes, token by token' if same else 'no'}, on {runtime.id}")
+    console.print(
+        f"\n`With draft` always drafts {_FIXED} tokens. `Automatic` drafts as far as it pays, as does every request that\n"
+        "names a draft model. These models are tiny: the larger the main model beside its draft, the more is gained."
+    )
 
 
 def _spread(runs: list[_Run]) -> str:

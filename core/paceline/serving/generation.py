@@ -34,16 +34,19 @@ class Sampling:
 
 @dataclass(frozen=True)
 class DraftKnobs:
-    """How far the draft runs ahead; LM Studio's and llama.cpp's classic knobs."""
+    """Bounds on how far the draft runs ahead, the classic knobs of LM Studio and llama.cpp.
+
+    Within them the worker decides, by what drafting costs and brings.
+    """
 
     max_tokens: int = 16
     """`maxTokensToDraft`."""
     min_tokens: int = 0
     """`minDraftLengthToConsider`: a shorter draft is not verified."""
-    min_probability: float = 0.75
+    min_probability: float = 0.0
     """`minContinueDraftingProbability`: drafting stops at a token the draft itself thinks less likely."""
     exact_tokens: int | None = None
-    """`numDraftTokensExact`: overrules the other three."""
+    """`numDraftTokensExact`: overrules the other three and the worker."""
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
-"""The acceptance record adds up, and the knobs bound the draft."""
+"""A request is checked field by field, and the acceptance record adds up."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+from paceline_worker.acceptance import Acceptance
 from paceline_worker.protocol import Fault
-from paceline_worker.request import DraftKnobs, parse_generate
-from paceline_worker.speculation import Acceptance, draft_limit, keeps_drafting, worth_verifying
+from paceline_worker.request import parse_generate
 
 ROUND = st.integers(0, 8).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.booleans()))
 
@@ -24,30 +25,6 @@ def test_every_drafted_token_is_accepted_rejected_or_ignored(rounds, dropped):
     assert frame["rounds"] == sum(1 for r in rounds if r[0])
     assert len(frame["drafted_per_position"]) == len(frame["accepted_per_position"])
     assert all(a <= d for a, d in zip(frame["accepted_per_position"], frame["drafted_per_position"], strict=True))
-
-
-@given(st.integers(0, 64), st.integers(0, 64), st.integers(-5, 100))
-def test_a_draft_never_exceeds_the_room_or_the_knobs(max_tokens, min_tokens, room):
-    knobs = DraftKnobs(max_tokens=max_tokens, min_tokens=min_tokens)
-    limit = draft_limit(knobs, room)
-    assert 0 <= limit <= max(0, room)
-    assert limit <= max_tokens
-
-
-def test_an_exact_length_overrules_the_other_knobs():
-    knobs = DraftKnobs(max_tokens=2, min_tokens=9, min_probability=1.0, exact_tokens=5)
-    assert draft_limit(knobs, 100) == 5
-    assert keeps_drafting(knobs, 0.01)
-    assert worth_verifying(knobs, 1)
-
-
-def test_drafting_stops_below_the_least_probability_and_short_drafts_are_dropped():
-    knobs = DraftKnobs(min_tokens=3, min_probability=0.75)
-    assert keeps_drafting(knobs, 0.75)
-    assert not keeps_drafting(knobs, 0.7499)
-    assert not worth_verifying(knobs, 2)
-    assert worth_verifying(knobs, 3)
-    assert not worth_verifying(DraftKnobs(), 0)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""How far the draft runs ahead, and what became of what it proposed.
+"""What became of the tokens a draft proposed.
 
 Drafting and verifying follow Leviathan et al. 2023 ("Fast Inference from Transformers via Speculative Decoding") in the
 form llama.cpp uses: the main model samples every position with the request's whole sampler, and a drafted token counts
@@ -9,8 +9,6 @@ the draft.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-
-from paceline_worker.request import DraftKnobs
 
 
 @dataclass
@@ -61,19 +59,3 @@ class Acceptance:
         counts.extend([0] * (length - len(counts)))
         for i in range(length):
             counts[i] += 1
-
-
-def draft_limit(knobs: DraftKnobs, room: int) -> int:
-    """Most tokens to draft now, when at most `room` more could be used."""
-    wanted = knobs.exact_tokens if knobs.exact_tokens is not None else knobs.max_tokens
-    return max(0, min(wanted, room))
-
-
-def keeps_drafting(knobs: DraftKnobs, probability: float) -> bool:
-    """Whether a token the draft gives this probability is worth proposing."""
-    return knobs.exact_tokens is not None or probability >= knobs.min_probability
-
-
-def worth_verifying(knobs: DraftKnobs, drafted: int) -> bool:
-    """Whether a draft of this length goes to the main model."""
-    return drafted > 0 and (knobs.exact_tokens is not None or drafted >= knobs.min_tokens)

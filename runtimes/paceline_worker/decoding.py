@@ -1,0 +1,109 @@
+"""One generation being decoded, on any engine: what a prompt becomes, and what verifying a proposal commits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from paceline_worker.backend import Generation
+from paceline_worker.controller import Stream
+from paceline_worker.output import Output
+from paceline_worker.protocol import Fault
+from paceline_worker.request import GenerateRequest
+
+
+class Vocabulary(Protocol):
+    """What decoding asks of a model's tokens."""
+
+    n_vocab: int
+    bos: int | None
+
+    def tokenize(self, text: str, *, add_special: bool) -> list[int]: ...
+
+    def piece(self, token: int) -> bytes:
+        """The bytes a token adds to the output."""
+
+    def ends(self, token: int) -> bool:
+        """Whether the model ends its turn with this token."""
+
+
+@dataclass
+class Decoding(Generation):
+    """A generation's tokens, and what the draft has to do with them. A backend adds its own state in a subclass."""
+
+    vocabulary: Vocabulary = field(kw_only=True)
+    tokens: list[int] = field(kw_only=True)
+    """Prompt and output; all but the last are in the main model's cache while decoding."""
+    stream: Stream = field(init=False)
+    draft_vocabulary: int | None = None
+    """Tokens the draft knows; None when no draft takes part (any more)."""
+    proposed: int = 0
+    """Tokens the draft made in this step."""
+
+    @property
+    def room(self) -> int:
+        """How many drafted tokens this step could use: it commits one token more than it drafts."""
+        return max(0, self.output.left - 1) if self.draft_vocabulary is not None else 0
+
+    def commit(self, token: int, *, drafted: bool) -> bool:
+        """Append one token of the main model's choice. True when the output is over."""
+        self.tokens.append(token)
+        if self.draft_vocabulary is not None and token >= self.draft_vocabulary:
+            self.leave_draft("the output holds a token that the draft's smaller vocabulary lacks")
+        end = not self.request.ignore_eos and self.vocabulary.ends(token)
+        return self.output.push(token, self.vocabulary.piece(token), drafted=drafted, end=end)
+
+    def verify(self, proposal: Sequence[int], sample: Callable[[int], int]) -> tuple[list[int], int]:
+        """Commit what the main model says, as far as the proposal agrees, and one token more.
+
+        `sample` gives the main model's token after the first so many tokens of the proposal; it is called in order and
+        no further than needed. Returns what was committed and how much of it the draft had proposed.
+        """
+        base, accepted = len(self.tokens), 0
+        for position in range(len(proposal) + 1):
+            token = sample(position)
+            agreed = position < len(proposal) and token == proposal[position]
+            accepted += agreed
+            if self.commit(token, drafted=agreed) or not agreed:
+                break
+        emitted = self.tokens[base:]
+        if self.acceptance is not None:
+            ended = self.output.stop_reason is not None and accepted == len(emitted)
+            self.acceptance.unverified(self.proposed - len(proposal))
+            self.acceptance.verified(len(proposal), accepted, ended=ended)
+        return emitted, accepted
+
+    def leave_draft(self, reason: str) -> None:
+        """Go on without the draft."""
+        self.draft_vocabulary = None
+        self.draft_skipped = reason
+
+
+def read_prompt(request: GenerateRequest, vocabulary: Vocabulary, context_length: int) -> tuple[list[int], Output]:
+    """The tokens of the request's prompt, checked, and the output that may follow them."""
+    if isinstance(request.prompt, str):
+        tokens = vocabulary.tokenize(request.prompt, add_special=request.add_special)
+        if len(tokens) > 1 and tokens[0] == tokens[1] == vocabulary.bos:
+            del tokens[0]  # the template had written it already
+    else:
+        tokens = list(request.prompt)
+        check_tokens(tokens, vocabulary.n_vocab, "prompt")
+    if not tokens:
+        raise Fault.invalid("prompt", "the prompt has no tokens")
+    room = context_length - len(tokens)
+    if room < 1:
+        raise Fault(
+            "context_exceeded",
+            f"the prompt has {len(tokens)} tokens; the context of {context_length} has no room for an answer",
+            prompt_tokens=len(tokens),
+            context_length=context_length,
+        )
+    return tokens, Output(max_tokens=request.max_tokens, context_room=room, stop=request.stop)
+
+
+def check_tokens(tokens: Sequence[int], n_vocab: int, param: str) -> None:
+    """Refuse token ids outside the vocabulary."""
+    for token in tokens:
+        if not 0 <= token < n_vocab:
+            raise Fault.invalid(param, f"token {token} is outside the vocabulary of {n_vocab}")
