@@ -200,7 +200,8 @@ def _report(console: Console, runtime: Runtime, shown: Completion, done: dict[st
     console.print(f"[bold]Same answer[/bold]   {'yes, token by token' if same else 'no'}, on {runtime.id}")
     console.print(
         f"\n`With draft` always drafts {_FIXED} tokens. `Automatic` drafts as far as it pays, as does every\n"
-        "request that names a draft model. These models are tiny: the larger the main model beside its draft, the\nmore is gained."
+        "request that names a draft model. These models are tiny: the larger the main model beside\n"
+        "its draft, the more is gained."
     )
 
 
