@@ -50,6 +50,11 @@ class Contender:
     p: float | None = None
     """The draft's own probability below which it stops; None: it never does."""
 
+    @property
+    def learns(self) -> bool:
+        """Whether it has to find out first how far to draft."""
+        return self.server == PACELINE and self.drafts and self.n is None
+
     @contextmanager
     def running(self, models: Models, streams: int) -> Iterator[str]:
         """Its server, started over the models; the address."""

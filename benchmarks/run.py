@@ -31,8 +31,9 @@ from report import Cell, Record, tables
 SAMPLE = "sample"
 """In place of a quantization: the small sample model itself."""
 
+_UNUSED = 10_000
+"""Prompts from this one on are for warming up."""
 _SAMPLING = {"top_k": 40, "top_p": 0.95, "min_p": 0.05, "seed": 7}
-_WARM_UP = "Write a Python function `add`: Return the sum of two numbers."
 _QUICK = ("paceline", "llama-server", "paceline+auto", *(f"{s}+n{n}" for n in (2, 3, 4, 8) for s in ("paceline", PEER)))
 _WHOLE = ("paceline", "llama-server", "paceline+auto", "grid")
 
@@ -68,6 +69,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--first-repeat", type=int, default=0, help="its number, for a sitting in several parts")
     parser.add_argument("--prompts", type=int, default=4, help="of each kind; at least one for each stream")
     parser.add_argument("--max-tokens", type=int, default=48)
+    parser.add_argument("--warm-up", type=int, default=24, help="tokens that a new server generates before it counts")
+    parser.add_argument("--learning", type=int, default=256, help="as many where Paceline learns how far to draft")
     parser.add_argument("--noise", type=float, default=0.1, help="cores that others may keep busy when a run begins")
     parser.add_argument("--patience", type=float, default=60.0, help="seconds to wait for such quiet before each run")
     parser.add_argument("--json", type=Path, help="keep every single figure in this file")
@@ -125,10 +128,10 @@ def _turned(field: Sequence[Contender], repeat: int) -> Sequence[Contender]:
 def _session(
     contender: Contender, models: Models, cells: Sequence[Cell], repeat: int, options: argparse.Namespace
 ) -> Iterator[Record]:
-    """One server's life: it starts, answers a request that does not count, and then each cell's."""
+    """One server's life: it starts, answers some requests that do not count, and then each cell's."""
     with contender.running(models, cells[0].streams) as url:
         body = {**_SAMPLING, **contender.body(models), "max_tokens": options.max_tokens}
-        asyncio.run(ask_all(url, [chat_prompt(_WARM_UP)], {**body, "temperature": 0}, 1))
+        _warm_up(url, body, cells[0], options.learning if contender.learns else options.warm_up)
         for index, cell in enumerate(cells):
             count = max(options.prompts, cell.streams)
             # Prompts of its own for every cell: a server that has seen one would not compute it again.
@@ -137,6 +140,15 @@ def _session(
             others = OtherWork()
             run = asyncio.run(ask_all(url, prompts, {**body, "temperature": cell.temperature}, cell.streams))
             yield Record(cell, contender.name, repeat, run, others.cores())
+
+
+def _warm_up(url: str, body: dict[str, Any], cell: Cell, tokens: int) -> None:
+    """Ask until so many tokens were generated; for what no run asks."""
+    index = _UNUSED
+    while tokens > 0:
+        prompts = [chat_prompt(text) for text in _some(KINDS[cell.kind], 1, first=index)]
+        run = asyncio.run(ask_all(url, prompts, {**body, "temperature": cell.temperature}, 1))
+        tokens, index = tokens - max(1, run.tokens), index + 1
 
 
 def _some(requests: Sequence[str], count: int, *, first: int) -> list[str]:

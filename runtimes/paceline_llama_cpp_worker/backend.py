@@ -92,6 +92,7 @@ class LlamaBackend(Backend):
     def open(self, request: GenerateRequest) -> Generation:
         main = self._loaded()
         tokens, output = read_prompt(request, main.model, self._n_ctx)
+        sampler = Sampler(request.sampling, main.model.n_vocab, self._n_ctx, tokens)
         lane, cached = main.take(tokens)
         generation = _Sequence(
             request=request,
@@ -102,7 +103,7 @@ class LlamaBackend(Backend):
             vocabulary=main.model,
             tokens=tokens,
             lane=lane,
-            sampler=Sampler(request.sampling, main.model.n_vocab, self._n_ctx, tokens),
+            sampler=sampler,
         )
         if request.draft is not None:
             self._attach_draft(generation)
