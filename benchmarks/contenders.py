@@ -53,7 +53,7 @@ class Contender:
     @property
     def learns(self) -> bool:
         """Whether it has to find out first how far to draft."""
-        return self.server == PACELINE and self.drafts and self.n is None
+        return self.server == PACELINE and self.drafts and (self.n is None or self.p is not None)
 
     @contextmanager
     def running(self, models: Models, streams: int) -> Iterator[str]:

@@ -124,6 +124,12 @@ def test_what_a_contender_asks_for(bench, tmp_path, name, body):
     assert module.contender(name).body(models) == body
 
 
+def test_who_has_to_learn_how_far_to_draft(bench):
+    names = ["paceline", "paceline+auto", "paceline+n3", "paceline+n8p0.75", "llama-server+n3p0", "llama-server"]
+    learning = [name for name in names if bench("contenders").contender(name).learns]
+    assert learning == ["paceline+auto", "paceline+n8p0.75"]
+
+
 @pytest.mark.parametrize("name", ["", "ollama", "paceline+", "paceline+n0", "llama-server+auto", "paceline+n3p"])
 def test_a_name_that_means_nothing_is_refused(bench, name):
     with pytest.raises(UsageError):
