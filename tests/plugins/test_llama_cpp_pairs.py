@@ -166,13 +166,14 @@ def test_a_refusal_stands_when_the_files_are_gone(tmp_path, write_gguf):
     assert verdict.status is PairStatus.TOKEN_DIFFERS
 
 
-def test_the_worker_runs_in_its_runtime(tmp_path):
+def test_the_worker_runs_in_its_runtime(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     python = tmp_path / "env/bin/python"
     runtime = Runtime("llama.cpp", "1", "linux", ("gguf",), (), tmp_path, python)
     spec = LlamaCpp().worker(runtime)
     assert spec.argv[0] == str(python)
     assert spec.argv[-1] == "paceline_llama_cpp_worker"
-    assert spec.env == {"GGML_NO_BACKTRACE": "1"}
+    assert spec.env == {"GGML_NO_BACKTRACE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def test_the_cuda_worker_finds_the_libraries_of_its_runtime(tmp_path):

@@ -5,12 +5,12 @@ import signal
 
 import pytest
 
+pytestmark = pytest.mark.parametrize("candidate", ["echo"], indirect=True)
+
 
 @pytest.fixture
 def echo(wires, candidate, tmp_path):
     """Start an echo worker whose main model has these faults; `fields` are more of its model file."""
-    if candidate.engine != "echo":
-        pytest.skip("only the echo worker fails on purpose")
 
     def start(*faults, env=None, options=None, load=True, **fields):
         wire = wires(candidate.argv, {"PACELINE_ECHO_FAULTS": json.dumps(env)} if env else None)
