@@ -1,6 +1,8 @@
 """The engine side of llama.cpp: runs inside its runtime and drives llama-cpp-python's low-level functions.
 
-binding   models, contexts and batches over ctypes
-sampler   the request's sampler chain
-backend   two contexts, draft, verify in one batch, roll back
+binding    models, contexts and batches over ctypes
+sampler    the request's sampler chain
+lanes      the sequences of a context, and what each remembers
+backend    two contexts, draft, verify in one batch, roll back
+embedding  one vector per text
 """

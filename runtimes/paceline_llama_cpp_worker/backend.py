@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from paceline_llama_cpp_worker import binding
+from paceline_llama_cpp_worker.embedding import Embedder
 from paceline_llama_cpp_worker.lanes import Lanes
 from paceline_llama_cpp_worker.sampler import Sampler
 from paceline_worker.acceptance import Acceptance
@@ -32,6 +33,7 @@ _SHARED_CHUNK = 128
 """Prompt tokens per step beside running generations, which wait no longer than these take."""
 
 _DEFAULT_CONTEXT = 4096
+_DEFAULT_EMBEDDING_CONTEXT = 2048
 _DEFAULT_SLOTS = 4
 _DEFAULT_POOL = 16384
 """Tokens of context, over all slots, up to which more than one slot is made unasked."""
@@ -42,7 +44,7 @@ _DRAFT_PER_SLOT = 16
 class LlamaBackend(Backend):
     engine = "llama.cpp"
     version = binding.VERSION
-    features = ("generate", "draft", "tokenize")
+    features = ("generate", "draft", "embed", "tokenize")
 
     def __init__(self) -> None:
         binding.start()
@@ -50,6 +52,7 @@ class LlamaBackend(Backend):
         self._n_ctx = 0
         self._main: Lanes | None = None
         self._draft: Lanes | None = None
+        self._embedder: Embedder | None = None
         self._controller = Controller()
 
     def devices(self) -> list[dict[str, Any]]:
@@ -62,9 +65,12 @@ class LlamaBackend(Backend):
         gpu_layers = _option(request, "gpu_layers", -1, least=-1)
         model = binding.Model(request.path, gpu_layers=gpu_layers, progress=progress)
         try:
-            if not model.is_generative:
+            if role == "main" and (not model.is_generative or _flag(request, "embedding")):
+                self._n_ctx = request.context_length or min(model.n_ctx_train, _DEFAULT_EMBEDDING_CONTEXT)
+                self._embedder = Embedder(model, n_ctx=self._n_ctx, threads=request.threads)
+            elif not model.is_generative:
                 raise Fault("load_failed", f"{request.path} is no model that generates text token by token")
-            if role == "main":
+            elif role == "main":
                 self._n_ctx = request.context_length or min(model.n_ctx_train, _DEFAULT_CONTEXT)
                 unasked = max(1, min(_DEFAULT_SLOTS, _DEFAULT_POOL // self._n_ctx))
                 self.slots = _option(request, "parallel", unasked, least=1, most=64)
@@ -88,6 +94,9 @@ class LlamaBackend(Backend):
             self._main.close()
             self._main = None
             self._controller = Controller()
+        if role == "main" and self._embedder is not None:
+            self._embedder.close()
+            self._embedder = None
 
     def open(self, request: GenerateRequest) -> Generation:
         main = self._loaded()
@@ -145,11 +154,18 @@ class LlamaBackend(Backend):
         generation.sampler.close()
         self._loaded().release(generation.lane)
 
+    def embed(self, inputs: Sequence[str]) -> tuple[list[list[float]], int]:
+        if self._embedder is None:
+            if self._main is None:
+                raise Fault("not_loaded", "no model is loaded")
+            raise Fault("unsupported", "the loaded model generates text; load an embedding model")
+        return self._embedder.embed(inputs)
+
     def tokenize(self, text: str, add_special: bool) -> list[int]:
-        return self._loaded().model.tokenize(text, add_special=add_special)
+        return self._vocabulary().tokenize(text, add_special=add_special)
 
     def detokenize(self, tokens: Sequence[int]) -> bytes:
-        model = self._loaded().model
+        model = self._vocabulary()
         check_tokens(tokens, model.n_vocab, "tokens")
         return b"".join(model.spell(token, special=True) for token in tokens)
 
@@ -169,8 +185,13 @@ class LlamaBackend(Backend):
 
     def _loaded(self) -> Lanes:
         if self._main is None:
+            if self._embedder is not None:
+                raise Fault("unsupported", "the loaded model makes embeddings and generates no text")
             raise Fault("not_loaded", "no model is loaded")
         return self._main
+
+    def _vocabulary(self) -> binding.Model:
+        return self._loaded().model if self._embedder is None else self._embedder.model
 
     def _attach_draft(self, sequence: _Sequence) -> None:
         """Let the loaded draft take part, or say why it cannot."""

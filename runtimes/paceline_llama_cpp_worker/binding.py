@@ -75,7 +75,7 @@ class Model:
         _recent_errors.clear()
         self.handle = ll.llama_model_load_from_file(path.encode(), params)
         if not self.handle:
-            raise Fault("load_failed", f"llama.cpp cannot load {path}: {_last_errors()}", path=path)
+            raise Fault("load_failed", f"llama.cpp cannot load {path}: {last_errors()}", path=path)
         self.vocab = ll.llama_model_get_vocab(self.handle)
         self.n_vocab: int = ll.llama_vocab_n_tokens(self.vocab)
         self.n_ctx_train: int = ll.llama_model_n_ctx_train(self.handle)
@@ -155,7 +155,7 @@ class Context:
         _recent_errors.clear()
         self.handle = ll.llama_init_from_model(model.handle, params)
         if not self.handle:
-            raise Fault("load_failed", f"llama.cpp cannot make a context of {n_ctx} tokens: {_last_errors()}")
+            raise Fault("load_failed", f"llama.cpp cannot make a context of {n_ctx} tokens: {last_errors()}")
         self.model = model
         self.batch = Batch(n_batch, n_outputs)
         self._memory = ll.llama_get_memory(self.handle)
@@ -166,7 +166,7 @@ class Context:
         status = ll.llama_decode(self.handle, self.batch.struct)
         if status != 0:
             n = self.batch.size
-            raise Fault("engine_failed", f"llama_decode returned {status} for a batch of {n}: {_last_errors()}")
+            raise Fault("engine_failed", f"llama_decode returned {status} for a batch of {n}: {last_errors()}")
 
     def logits(self, index: int) -> Logits:
         """Logits of one token of the last batch, shape (n_vocab,); a view that the next decode overwrites."""
@@ -248,5 +248,6 @@ def _log_callback(level: int, text: bytes | None, _: object) -> None:
             _recent_errors.append(line.strip())
 
 
-def _last_errors() -> str:
+def last_errors() -> str:
+    """What llama.cpp complained of in its last calls."""
     return "; ".join(_recent_errors) or "it gave no reason"

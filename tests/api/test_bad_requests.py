@@ -202,7 +202,7 @@ def test_too_large_a_body(client, chunked):
     assert refused(answer, 413)["code"] == "request_too_large"
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/chat", "/api/ps", "/v1/embeddings", "/docs", "/openapi.json"])
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/chat", "/api/ps", "/v1/responses", "/docs", "/openapi.json"])
 def test_unknown_routes(client, path):
     assert refused(client.get(path), 404)["code"] == "unknown_url"
 

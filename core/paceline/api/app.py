@@ -11,6 +11,7 @@ from fastapi import FastAPI
 import paceline
 from paceline.api import errors, lmstudio, openai
 from paceline.api.completions import Completions
+from paceline.api.embeddings import Embeddings
 from paceline.api.security import LocalOnly
 from paceline.chat import Renderer
 
@@ -47,8 +48,9 @@ def create_app(
     errors.install(app)
     app.add_middleware(LocalOnly, bind=bind, hosts=tuple(allowed_hosts), origins=tuple(allowed_origins))
     completions = Completions(serving, library, renderer)
-    app.include_router(openai.routes(completions, library))
-    app.include_router(lmstudio.v0_routes(completions, library, serving))
+    embeddings = Embeddings(serving, library)
+    app.include_router(openai.routes(completions, embeddings, library))
+    app.include_router(lmstudio.v0_routes(completions, embeddings, library, serving))
     app.include_router(lmstudio.v1_routes(library, serving))
 
     @app.get("/health")

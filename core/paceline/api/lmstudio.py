@@ -17,11 +17,12 @@ from paceline.errors import NotFoundError
 
 if TYPE_CHECKING:
     from paceline.api.completions import Completions
+    from paceline.api.embeddings import Embeddings
     from paceline.library import Library
     from paceline.serving.pool import LoadedModel, Serving
 
 
-def v0_routes(completions: Completions, library: Library, serving: Serving) -> APIRouter:
+def v0_routes(completions: Completions, embeddings: Embeddings, library: Library, serving: Serving) -> APIRouter:
     router = APIRouter(prefix="/api/v0")
 
     @router.get("/models")
@@ -41,6 +42,10 @@ def v0_routes(completions: Completions, library: Library, serving: Serving) -> A
     @router.post("/completions", response_model=None)
     async def text(request: Request) -> Response:
         return await completions.text(request, LMSTUDIO)
+
+    @router.post("/embeddings")
+    async def embed(request: Request) -> dict[str, Any]:
+        return await embeddings.answer(request)
 
     return router
 

@@ -1,4 +1,4 @@
-"""OpenAI's routes: /v1/models, /v1/chat/completions, /v1/completions."""
+"""OpenAI's routes: /v1/models, /v1/chat/completions, /v1/completions, /v1/embeddings."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from paceline.api.shapes import OPENAI, openai_model
 
 if TYPE_CHECKING:
     from paceline.api.completions import Completions
+    from paceline.api.embeddings import Embeddings
     from paceline.library import Library
 
 
-def routes(completions: Completions, library: Library) -> APIRouter:
+def routes(completions: Completions, embeddings: Embeddings, library: Library) -> APIRouter:
     router = APIRouter(prefix="/v1")
 
     @router.get("/models")
@@ -36,5 +37,9 @@ def routes(completions: Completions, library: Library) -> APIRouter:
     @router.post("/completions", response_model=None)
     async def text(request: Request) -> Response:
         return await completions.text(request, OPENAI)
+
+    @router.post("/embeddings")
+    async def embed(request: Request) -> dict[str, Any]:
+        return await embeddings.answer(request)
 
     return router

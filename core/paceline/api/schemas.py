@@ -12,6 +12,7 @@ from paceline.api.errors import ApiError
 from paceline.serving.generation import DraftKnobs, GenerateParams, Sampling
 
 MAX_MESSAGES = 10_000
+MAX_INPUTS = 2048
 MAX_STOPS = 64
 MAX_BIASES = 10_000
 _INT32 = 2**31 - 1
@@ -189,6 +190,22 @@ class CompletionRequest(GenerationRequest):
         return value
 
 
+class EmbeddingsRequest(_Schema):
+    model: Annotated[str, Field(min_length=1, max_length=1024)]
+    input: Annotated[list[str], Field(min_length=1, max_length=MAX_INPUTS)]
+    encoding_format: Literal["float", "base64"] | None = None
+    ttl: Annotated[int, Field(ge=1, le=_INT32)] | None = None
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return [value]
+        if isinstance(value, list) and value and not all(isinstance(v, str) for v in value):
+            raise PydanticCustomError("input_type", "Inputs of token ids are not served; send strings")
+        return value
+
+
 class LoadRequest(_Schema):
     model: Annotated[str, Field(min_length=1, max_length=1024)]
     context_length: Annotated[int, Field(ge=1, le=_INT32)] | None = None
@@ -260,4 +277,5 @@ _UNSERVED: Mapping[str, Callable[[Any], bool]] = {
     "xtc_probability": _one_of(0, 0.0),
     "dry_multiplier": _one_of(0, 0.0),
     "num_experts": _empty,
+    "dimensions": _empty,
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -80,6 +80,30 @@ class Serving:
         WorkerError when the engine refuses it.
         """
         await self._check(model, draft)
+        async with self._hold(model, ttl_s) as place:
+            yield Lease(self, place, draft)
+
+    async def embed(
+        self, model: Model, inputs: Sequence[str], *, ttl_s: float | None = None
+    ) -> tuple[list[list[float]], int]:
+        """One vector of length 1 per input, and the number of tokens read. Loads the model first if need be."""
+        if model.facts.kind is not ModelKind.EMBEDDINGS:
+            raise RequestError(f"{model.id} generates text and makes no embeddings", param="model")
+        async with self._hold(model, ttl_s) as place:
+            async with place.lock:
+                worker = await self._ensure_loaded(place)
+            if "embed" not in worker.info.features:
+                raise RequestError(
+                    f"the engine {worker.info.engine} {worker.info.version} makes no embeddings", param="model"
+                )
+            try:
+                result = await worker.client.call("embed", {"inputs": list(inputs)})
+            except RequestError as error:
+                raise RequestError(error.message, help="shorten the input", param="input") from error
+            return result["embeddings"], result["prompt_tokens"]
+
+    @asynccontextmanager
+    async def _hold(self, model: Model, ttl_s: float | None) -> AsyncIterator[_Place]:
         place = self._place(model)
         async with place.entry, place.lock:
             await self._ensure_loaded(place)
@@ -88,7 +112,7 @@ class Serving:
         if ttl_s is not None:
             place.ttl_s = ttl_s
         try:
-            yield Lease(self, place, draft)
+            yield place
         finally:
             await self._release(place)
 
@@ -97,7 +121,6 @@ class Serving:
 
     async def load(self, model: Model, *, context_length: int | None = None, ttl_s: float | None = None) -> LoadedModel:
         """Load a model to stay: it makes no room for others. Changing its context waits for its requests."""
-        await self._check(model, None)
         longest = model.facts.max_context_length
         if context_length is not None and longest is not None and context_length > longest:
             raise RequestError(
@@ -185,6 +208,8 @@ class Serving:
         try:
             info = await client.initialize()
             params: dict[str, object] = {"role": "main", "path": str(model.path), "threads": _threads()}
+            if model.facts.kind is ModelKind.EMBEDDINGS:
+                params["options"] = {"embedding": True}
             if place.wanted_context is not None:
                 params["context_length"] = place.wanted_context
             result = await client.call("load", params)

@@ -1,0 +1,74 @@
+"""Embeddings: one vector per text, pooled as the model's metadata says and scaled to length 1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from llama_cpp import llama_cpp as ll
+
+from paceline_llama_cpp_worker.binding import Batch, last_errors
+from paceline_worker.protocol import Fault
+
+if TYPE_CHECKING:
+    from paceline_llama_cpp_worker.binding import Model
+
+
+class Embedder:
+    """A model that reads a text as a whole and makes a vector of it."""
+
+    def __init__(self, model: Model, *, n_ctx: int, threads: int | None) -> None:
+        params = ll.llama_context_default_params()
+        # A text is read in one batch, because its tokens attend to those before and after them.
+        params.n_ctx = params.n_batch = params.n_ubatch = n_ctx
+        params.n_seq_max = 1
+        params.embeddings = True
+        if threads is not None:
+            params.n_threads = params.n_threads_batch = threads
+        self.handle = ll.llama_init_from_model(model.handle, params)
+        if not self.handle:
+            raise Fault("load_failed", f"llama.cpp cannot make a context of {n_ctx} tokens: {last_errors()}")
+        self.model = model
+        self.n_ctx = n_ctx
+        if ll.llama_pooling_type(self.handle) in (ll.LLAMA_POOLING_TYPE_NONE, ll.LLAMA_POOLING_TYPE_RANK):
+            ll.llama_free(self.handle)
+            raise Fault("load_failed", "the model gives no vector for a whole text")
+        self._width: int = ll.llama_model_n_embd_out(model.handle)
+        self._batch = Batch(n_ctx, n_ctx)
+
+    def embed(self, inputs: Sequence[str]) -> tuple[list[list[float]], int]:
+        """One vector of length 1 per input, and the number of tokens read."""
+        tokenized = [self.model.tokenize(text, add_special=True) for text in inputs]
+        for i, tokens in enumerate(tokenized):
+            if not tokens:
+                raise Fault.invalid("inputs", f"input {i} has no tokens")
+            if len(tokens) > self.n_ctx:
+                raise Fault(
+                    "context_exceeded",
+                    f"input {i} has {len(tokens)} tokens; the model reads at most {self.n_ctx}",
+                    prompt_tokens=len(tokens),
+                    context_length=self.n_ctx,
+                )
+        return [self._one(tokens) for tokens in tokenized], sum(map(len, tokenized))
+
+    def close(self) -> None:
+        self._batch.close()
+        ll.llama_free(self.handle)
+        self.model.close()
+
+    def _one(self, tokens: Sequence[int]) -> list[float]:
+        memory = ll.llama_get_memory(self.handle)
+        if memory:
+            ll.llama_memory_clear(memory, True)
+        self._batch.clear()
+        self._batch.add(0, tokens, 0, outputs=len(tokens))
+        run = ll.llama_decode if memory else ll.llama_encode
+        status = run(self.handle, self._batch.struct)
+        if status != 0:
+            raise Fault("engine_failed", f"llama.cpp returned {status} for {len(tokens)} tokens: {last_errors()}")
+        pointer = ll.llama_get_embeddings_seq(self.handle, 0)
+        vector: np.ndarray[Any, np.dtype[np.float32]] = np.ctypeslib.as_array(pointer, (self._width,)).copy()
+        length = float(np.linalg.norm(vector))
+        scaled: list[float] = (vector / length if length > 0 else vector).tolist()
+        return scaled
