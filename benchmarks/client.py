@@ -61,7 +61,10 @@ class Run:
 
 
 async def ask_all(url: str, prompts: Sequence[str], body: Mapping[str, Any], streams: int) -> Run:
-    """Ask for a streamed plain completion of each prompt, `streams` at a time, in the order given."""
+    """Ask for a streamed plain completion of each prompt, `streams` at a time, in the order given.
+
+    Raises PacelineError with what the server said when one fails.
+    """
     waiting = list(enumerate(prompts))[::-1]
     answers: dict[int, Answer] = {}
 
@@ -70,11 +73,16 @@ async def ask_all(url: str, prompts: Sequence[str], body: Mapping[str, Any], str
             index, prompt = waiting.pop()
             answers[index] = await ask(client, {**body, "prompt": prompt})
 
-    async with httpx.AsyncClient(base_url=url, timeout=600) as client:
+    # A connection of its own for every request: a server may close an idle one at any moment.
+    limits = httpx.Limits(max_keepalive_connections=0)
+    async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
         start = time.perf_counter()
-        async with asyncio.TaskGroup() as group:
-            for _ in range(streams):
-                group.create_task(stream(client))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(streams):
+                    group.create_task(stream(client))
+        except ExceptionGroup as failed:
+            raise PacelineError(f"{url} failed: {failed.exceptions[0]}") from failed
         wall = time.perf_counter() - start
     return Run(wall, tuple(answers[i] for i in range(len(prompts))))
 
