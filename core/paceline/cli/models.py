@@ -26,7 +26,7 @@ def ls(as_json: bool) -> None:
     models = library.models()
     if as_json:
         output.as_json_text([_describe(m) for m in models])
-    elif models:
+    else:
         rows = [
             [
                 _printable(m.id),
@@ -41,7 +41,6 @@ def ls(as_json: bool) -> None:
             for m in models
         ]
         output.table(["MODEL", "TYPE", "FORMAT", "ARCH", "QUANT", "SIZE", "CONTEXT", "PUBLISHER"], rows)
-    else:
         _say_where_models_go()
     _complain(library)
 
@@ -98,7 +97,9 @@ def _describe(model: Model) -> dict[str, object]:
 def _say_where_models_go() -> None:
     from paceline import paths
 
-    click.echo(f"no models yet: put GGUF files or MLX folders below {paths.models()} (publisher/model/file)")
+    click.echo(f"\nModels are found in {paths.models()} (publisher/model/file.gguf, or a folder for MLX)")
+    for folder in paths.extra_models():
+        click.echo(f"                and {folder}")
 
 
 def _complain(library: Library) -> None:
