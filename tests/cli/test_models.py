@@ -20,14 +20,12 @@ def run(tmp_path, monkeypatch):
     return lambda *arguments: CliRunner().invoke(cli, arguments, catch_exceptions=False)
 
 
-def test_ls_shows_the_samples(run):
+def test_ls_shows_the_samples_and_where_it_looks(run, tmp_path):
     result = run("ls")
     assert result.exit_code == 0
-    assert [line.split()[0] for line in result.stdout.splitlines()] == [
-        "MODEL",
-        "paceline-coder-3m",
-        "paceline-coder-7m",
-    ]
+    table, folders = result.stdout.split("\n\n")
+    assert [line.split()[0] for line in table.splitlines()] == ["MODEL", "paceline-coder-3m", "paceline-coder-7m"]
+    assert str(tmp_path / "HOME/models") in folders
 
 
 def test_ls_as_json_has_the_facts(run):
