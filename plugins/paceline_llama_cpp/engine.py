@@ -22,14 +22,8 @@ class LlamaCpp(Engine):
 
     def worker(self, runtime: Runtime) -> WorkerSpec:
         spec = python_worker(runtime.python, "paceline_llama_cpp_worker", worker_root())
-        env = {
-            # ggml attaches a debugger to its own process for a backtrace when it aborts; a dying worker must just die.
-            "GGML_NO_BACKTRACE": "1",
-            # Threads that wait give their core away. Spinning, as OpenMP does by itself, lets a busy machine slow
-            # generation down many times over: each of a hundred barriers per token waits for whom nobody lets run.
-            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
-        }
-        return replace(spec, env={**spec.env, **env})
+        # ggml attaches a debugger to its own process for a backtrace when it aborts; a dying worker must just die.
+        return replace(spec, env={**spec.env, "GGML_NO_BACKTRACE": "1", **_waiting()})
 
     def judge_pair(self, main: Model, draft: Model, rules: str) -> PairVerdict:
         return judge(main, draft, rules)
@@ -45,3 +39,13 @@ class LlamaCppCuda(LlamaCpp):
         environment = runtime.python.parent.parent
         libraries = sorted(str(p) for p in environment.glob("lib/python*/site-packages/nvidia/*/lib"))
         return replace(spec, env={**spec.env, "LD_LIBRARY_PATH": os.pathsep.join(libraries)}) if libraries else spec
+
+
+def _waiting() -> dict[str, str]:
+    """How threads wait at the hundred barriers of a token: for a tenth of a millisecond awake, then asleep.
+
+    OpenMP by itself lets them spin for many milliseconds, on the core that the late one needs when another program has
+    its own (docs/decisions/waiting-threads.md). What the environment says about it counts more.
+    """
+    said = {name: os.environ[name] for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT") if name in os.environ}
+    return said or {"GOMP_SPINCOUNT": "2000"}

@@ -34,7 +34,7 @@ _SHARED_CHUNK = 128
 
 _DEFAULT_CONTEXT = 4096
 _DEFAULT_EMBEDDING_CONTEXT = 2048
-_DEFAULT_SLOTS = 4
+_DEFAULT_SLOTS = 8
 _DEFAULT_POOL = 16384
 """Tokens of context, over all slots, up to which more than one slot is made unasked."""
 

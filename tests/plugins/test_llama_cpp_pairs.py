@@ -167,13 +167,16 @@ def test_a_refusal_stands_when_the_files_are_gone(tmp_path, write_gguf):
 
 
 def test_the_worker_runs_in_its_runtime(tmp_path, monkeypatch):
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
     python = tmp_path / "env/bin/python"
     runtime = Runtime("llama.cpp", "1", "linux", ("gguf",), (), tmp_path, python)
     spec = LlamaCpp().worker(runtime)
     assert spec.argv[0] == str(python)
     assert spec.argv[-1] == "paceline_llama_cpp_worker"
-    assert spec.env == {"GGML_NO_BACKTRACE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    assert spec.env == {"GGML_NO_BACKTRACE": "1", "GOMP_SPINCOUNT": "2000"}
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert LlamaCpp().worker(runtime).env == {"GGML_NO_BACKTRACE": "1", "OMP_WAIT_POLICY": "ACTIVE"}
 
 
 def test_the_cuda_worker_finds_the_libraries_of_its_runtime(tmp_path):
