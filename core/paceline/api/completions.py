@@ -12,6 +12,7 @@ import asyncio
 import logging
 import time
 import uuid
+from abc import abstractmethod
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -145,8 +146,9 @@ class _Answer(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await _until_client_leaves(receive, self._respond(send))
 
+    @abstractmethod
     async def _respond(self, send: Send) -> None:
-        raise NotImplementedError
+        """Generate, and send the answer."""
 
     def _note(self, item: TokenBatch) -> None:
         if self._first_token is None and item.pieces:
