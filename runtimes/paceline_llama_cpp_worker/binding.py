@@ -24,6 +24,7 @@ Logits: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
 """One position's logits, shape (n_vocab,)."""
 
 _LEVEL_WARN, _LEVEL_ERROR, _LEVEL_CONTINUE = 3, 4, 5
+_GGML_TYPE_F16, _GGML_TYPE_BF16 = 1, 30
 _DEVICE_KINDS = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accelerator", 4: "meta"}
 _recent_errors: deque[str] = deque(maxlen=8)
 
@@ -153,8 +154,14 @@ class Context:
         if threads is not None:
             params.n_threads = params.n_threads_batch = threads
         _recent_errors.clear()
-        self.handle = ll.llama_init_from_model(model.handle, params)
-        if not self.handle:
+        # Values in BF16 make the CPU's attention compute one token and several alike, and faster
+        # (docs/decisions/batches-and-bits.md). Models that cache keys and values as one refuse them.
+        for type_v in _value_types(flash_attention):
+            params.type_v = type_v
+            self.handle = ll.llama_init_from_model(model.handle, params)
+            if self.handle:
+                break
+        else:
             raise Fault("load_failed", f"llama.cpp cannot make a context of {n_ctx} tokens: {last_errors()}")
         self.model = model
         self.batch = Batch(n_batch, n_outputs)
@@ -188,6 +195,12 @@ class Context:
     def close(self) -> None:
         self.batch.close()
         ll.llama_free(self.handle)
+
+
+def _value_types(flash_attention: bool | None) -> list[int]:
+    """In which types to try to cache the values."""
+    on_cpu = all(device["kind"] in ("cpu", "accelerator") for device in devices())
+    return [_GGML_TYPE_BF16, _GGML_TYPE_F16] if on_cpu and flash_attention is not False else [_GGML_TYPE_F16]
 
 
 class Batch:

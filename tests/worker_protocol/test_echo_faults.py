@@ -135,3 +135,9 @@ def test_what_the_draft_gets_wrong_is_counted_exactly(echo, tmp_path):
         "drafted": 10, "accepted": 5, "rejected": 2, "ignored": 3, "rounds": 2,
         "drafted_per_position": [2, 2, 1, 1, 1], "accepted_per_position": [2, 2, 1],
     }  # fmt: skip
+
+
+def test_a_draft_shorter_than_the_least_length_is_ignored(paired, candidate):
+    knobs = {"max_tokens": 2, "min_tokens": 3, "min_probability": 0.0}
+    record = paired.generate(prompt=candidate.prompt, max_tokens=20, draft=knobs).result["acceptance"]
+    assert record["drafted"] == record["ignored"] > 0

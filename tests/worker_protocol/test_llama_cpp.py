@@ -38,6 +38,28 @@ def test_an_answer_does_not_depend_on_what_runs_beside_it(llama, temperature, dr
     assert [llama.generated(id).tokens for id in together] == alone
 
 
+def test_what_a_draft_breaks_off_too_early_is_not_verified(llama):
+    knobs = {"max_tokens": 8, "min_tokens": 8, "min_probability": 0.9}
+    sampling = {"temperature": 0}
+    request = {"prompt": prompt("close"), "max_tokens": 100, "sampling": sampling, "ignore_eos": True}
+    record = llama.generate(**request, draft=knobs).result["acceptance"]
+    assert record["ignored"] > 0
+    assert record["drafted_per_position"] == [record["rounds"]] * 8 * (record["rounds"] > 0)
+
+
+@pytest.mark.parametrize("temperature", [0, 0.8])
+def test_a_draft_changes_nothing_in_long_contexts(llama, temperature):
+    # From 257 tokens on llama.cpp computes single tokens in another way, unless values are cached as the worker asks.
+    def tokens(i, **draft):
+        sampling = {"temperature": temperature, "seed": i}
+        return llama.generate(
+            prompt=prompt(NAMES[i]), max_tokens=450, sampling=sampling, ignore_eos=True, **draft
+        ).tokens
+
+    for i in range(3):
+        assert tokens(i, draft={"exact_tokens": 4}) == tokens(i)
+
+
 def test_slots_run_at_the_same_time(llama):
     slots = llama.call("initialize", protocol=1)["slots"]
     assert slots > 1
