@@ -1,7 +1,8 @@
 """What the host adds: the same worker asked directly over its pipes, and through `paceline serve`.
 
 The worker is the echo engine of the tests, which computes nothing: what a request and a streamed token take is the
-way there and back. The host's share is the difference between the two.
+way there and back. The host's share is the difference between the two. The client is a bare socket, because a client
+library's own work would count as the host's.
 
     python benchmarks/relay.py [--requests 200] [--tokens 500]
 """
@@ -9,24 +10,24 @@ way there and back. The host's share is the difference between the two.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
+from urllib.parse import urlsplit
 
-import httpx
-
-from client import ask
 from contenders import paceline
 from machine import ROOT, describe_machine
 from paceline import python_worker
+from paceline.errors import PacelineError
 from report import percentile
 from worker import Worker
 
@@ -55,24 +56,69 @@ def direct(model: Path, requests: int, tokens: int) -> Cost:
         return Cost(tuple(first), tuple((a.arrivals[-1] - a.arrivals[0]) / (len(a.tokens) - 1) for a in long))
 
 
-def relayed(model: Path, environment: Mapping[str, str], requests: int, tokens: int) -> Cost:
-    """The same worker behind the API."""
-    with paceline(environment=dict(environment)) as url:
-        return asyncio.run(_ask(url, model.stem, requests, tokens))
+def relayed(model: Path, environment: Mapping[str, str], requests: int, tokens: int) -> dict[str, Cost]:
+    """The same worker behind the API, by kind of request."""
+    with paceline(environment=dict(environment)) as url, _Connection(url) as connection:
+        return {
+            kind: _asked(connection, path, {"model": model.stem}, field, requests, tokens)
+            for kind, (path, field) in _ROUTES.items()
+        }
 
 
-async def _ask(url: str, model: str, requests: int, tokens: int) -> Cost:
-    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
-        await ask(client, {"model": model, "prompt": _line(1), "max_tokens": 1})  # loads it
-        first = [
-            (await ask(client, {"model": model, "prompt": _line(1), "max_tokens": 1})).arrivals[0]
-            for _ in range(requests)
-        ]
-        long = [
-            await ask(client, {"model": model, "prompt": _line(tokens), "max_tokens": tokens})
-            for _ in range(max(5, requests // 20))
-        ]
-    return Cost(tuple(first), tuple((a.arrivals[-1] - a.arrivals[0]) / (a.tokens - 1) for a in long))
+_ROUTES = {
+    "completion": ("/v1/completions", lambda line: {"prompt": line}),
+    "chat": ("/v1/chat/completions", lambda line: {"messages": [{"role": "user", "content": line}]}),
+}
+
+
+def _asked(
+    connection: _Connection,
+    path: str,
+    body: Mapping[str, Any],
+    field: Callable[[str], Mapping[str, Any]],
+    requests: int,
+    tokens: int,
+) -> Cost:
+    def arrivals(n: int) -> list[float]:
+        return connection.stream(path, {**body, **field(_line(n)), "max_tokens": n, "stream": True})
+
+    arrivals(1)  # loads the model
+    first = tuple(arrivals(1)[0] for _ in range(requests))
+    long = [arrivals(tokens) for _ in range(max(5, requests // 20))]
+    return Cost(first, tuple((a[-1] - a[0]) / (tokens - 1) for a in long))
+
+
+class _Connection:
+    """One HTTP connection that is kept."""
+
+    def __init__(self, url: str) -> None:
+        place = urlsplit(url)
+        self._host = place.netloc
+        self._socket = socket.create_connection((place.hostname, place.port), timeout=60)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def stream(self, path: str, body: Mapping[str, Any]) -> list[float]:
+        """When the answer's reads with events came, in seconds from sending the request; the end is not one."""
+        data = json.dumps(body).encode()
+        head = f"POST {path} HTTP/1.1\r\nHost: {self._host}\r\nContent-Type: application/json\r\n"
+        start = time.perf_counter()
+        self._socket.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+        arrivals, answer = [], b""
+        while not answer.endswith(b"0\r\n\r\n"):
+            part = self._socket.recv(65536)
+            now = time.perf_counter() - start
+            answer += part
+            if not part or not answer.startswith(b"HTTP/1.1 200 "):
+                raise PacelineError(f"{path} failed: {answer[:500].decode(errors='replace')}")
+            if b"data: {" in part:
+                arrivals.append(now)
+        return arrivals
+
+    def __enter__(self) -> _Connection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
 
 
 def _line(tokens: int) -> str:
@@ -121,13 +167,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             for _ in range(options.repeats)
         ]
     print("\n| | worker alone | through the API | the host adds |\n| --- | --- | --- | --- |")
-    for name, share in (("p50", 0.5), ("p99", 0.99)):
-        alone = median(percentile(d.first, share) for d, _ in pairs) * 1e3
-        served = median(percentile(r.first, share) for _, r in pairs) * 1e3
-        print(f"| request to first token, {name} | {alone:.2f} ms | {served:.2f} ms | {served - alone:.2f} ms |")
-    alone = median(median(d.per_token) for d, _ in pairs) * 1e3
-    served = median(median(r.per_token) for _, r in pairs) * 1e3
-    print(f"| streamed token | {alone:.3f} ms | {served:.3f} ms | {served - alone:.3f} ms |")
+    for kind in _ROUTES:
+        for name, share in (("p50", 0.5), ("p99", 0.99)):
+            alone = median(percentile(d.first, share) for d, _ in pairs) * 1e3
+            served = median(percentile(r[kind].first, share) for _, r in pairs) * 1e3
+            print(f"| {kind} to first token, {name} | {alone:.2f} ms | {served:.2f} ms | {served - alone:.2f} ms |")
+        alone = median(median(d.per_token) for d, _ in pairs) * 1e3
+        served = median(median(r[kind].per_token) for _, r in pairs) * 1e3
+        print(f"| {kind}, streamed token | {alone:.3f} ms | {served:.3f} ms | {served - alone:.3f} ms |")
     print(f"\ntook {time.monotonic() - started:.0f} s", file=sys.stderr)
     return 0
 
