@@ -21,6 +21,7 @@ from paceline_llama_cpp_worker.lanes import Lanes
 from paceline_llama_cpp_worker.sampler import Sampler
 from paceline_worker.acceptance import Acceptance
 from paceline_worker.backend import Backend, Generation, LoadRequest
+from paceline_worker.chunks import share
 from paceline_worker.controller import Controller, Round, Stream
 from paceline_worker.decoding import Decoding, check_tokens, read_prompt
 from paceline_worker.protocol import Fault
@@ -135,7 +136,9 @@ class LlamaBackend(Backend):
             main.add(s.lane, [s.tokens[-1], *proposal], outputs=1 + len(proposal))
             for s, proposal in zip(decoding, proposals, strict=True)
         ]
-        reading = [self._add_chunk(main, s, len(prompts), beside=bool(decoding)) for s in prompts]
+        needs = [s.prompt_tokens - s.prompt_done for s in prompts]
+        shares = share(needs, min(main.left, _SHARED_CHUNK if decoding else _BATCH))
+        reading = [_add_chunk(main, s, tokens) for s, tokens in zip(prompts, shares, strict=True) if tokens]
         main.decode()
         emitted = [
             self._verify(main, sequence, proposal, first)
@@ -206,18 +209,6 @@ class LlamaBackend(Backend):
 
     # --- one step --------------------------------------------------------------------------------------------------
 
-    def _add_chunk(
-        self, main: Lanes, sequence: _Sequence, prompts: int, *, beside: bool
-    ) -> tuple[_Sequence, int | None]:
-        """Put the next part of a prompt into the batch; the index of its logits if it is the last."""
-        room = min(main.left, max(1, (_SHARED_CHUNK if beside else _BATCH) // prompts))
-        start = sequence.prompt_done
-        chunk = sequence.tokens[start : min(start + room, sequence.prompt_tokens)]
-        sequence.prompt_done += len(chunk)
-        last = sequence.prompt_done == sequence.prompt_tokens
-        index = main.add(sequence.lane, chunk, outputs=1 if last else 0)
-        return sequence, index if last else None
-
     def _verify(self, main: Lanes, sequence: _Sequence, proposal: Sequence[int], first: int) -> list[int]:
         """Commit what the main model says from index `first` of the batch on, and take the rest out of the caches."""
         base = len(sequence.tokens)
@@ -283,6 +274,15 @@ class _Sequence(Decoding):
     sampler: Sampler = field(kw_only=True)
     unread: Sequence[int] = ()
     """What the draft is to read next."""
+
+
+def _add_chunk(main: Lanes, sequence: _Sequence, tokens: int) -> tuple[_Sequence, int | None]:
+    """Put the next tokens of a prompt into the batch; the index of its logits if they are the last."""
+    start = sequence.prompt_done
+    sequence.prompt_done += tokens
+    last = sequence.prompt_done == sequence.prompt_tokens
+    index = main.add(sequence.lane, sequence.tokens[start : sequence.prompt_done], outputs=1 if last else 0)
+    return sequence, index if last else None
 
 
 def _top_probability(logits: binding.Logits, top: int) -> float:

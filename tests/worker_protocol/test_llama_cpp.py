@@ -89,6 +89,34 @@ def test_a_long_prompt_does_not_hold_up_a_stream(llama):
         assert ("tokens", stream) in said[before:after]
 
 
+@pytest.fixture
+def together(llama):
+    """Begin generations of one token that all wait when the first of them is started; returns their ids."""
+
+    def begin(*prompts):
+        loading = llama.begin("load", role="main", path=str(paths.samples() / "paceline-coder-7m-q8_0.gguf"))
+        ids = [llama.begin("generate", prompt=text, max_tokens=1) for text in prompts]
+        for id in (loading, *ids):
+            llama.answer(id)
+        return ids
+
+    return begin
+
+
+def test_prompts_that_came_together_are_read_in_the_order_they_came(llama, together):
+    ids = together(*(f"{name} word " * 300 for name in NAMES[:4]))
+    said = [(f["method"], f["params"]["request"]) for f in llama.frames if f.get("method") in ("tokens", "prompt")]
+    for earlier, later in itertools.pairwise(ids):
+        assert said.index(("tokens", earlier)) < said.index(("tokens", later))
+        assert said.index(("prompt", earlier)) < said.index(("prompt", later))
+    assert said.index(("tokens", ids[0])) < said.index(("prompt", ids[-1]))
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one_before_it(llama, together):
+    long, short = together("word " * 1500, prompt("close"))
+    assert [f["params"]["request"] for f in llama.frames if f.get("method") == "tokens"] == [short, long]
+
+
 def test_a_conversation_s_beginning_is_found_again_and_shared(llama):
     system = "".join(f"def helper_{n}(value):\n    return value + {n}\n\n" for n in range(20))
     first = llama.begin("generate", prompt=system + prompt("close"), ignore_eos=True)

@@ -1,0 +1,41 @@
+"""A step's room is divided among prompts so that they end early, and none waits for ever."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paceline_worker.chunks import share
+
+needs = st.lists(st.integers(1, 5000), max_size=64)
+rooms = st.integers(0, 2048)
+
+
+@given(needs, rooms)
+def test_the_room_is_used_and_no_prompt_gets_more_than_it_needs(needs, room):
+    shares = share(needs, room)
+    assert sum(shares) == min(room, sum(needs))
+    assert all(0 <= got <= need for got, need in zip(shares, needs, strict=True))
+
+
+@given(st.lists(st.integers(1, 5000), min_size=1, max_size=64), rooms)
+def test_the_oldest_has_three_quarters_of_what_it_can_use(needs, room):
+    assert share(needs, room)[0] >= min(needs[0], room - room // 4)
+
+
+def test_equal_prompts_end_one_after_the_other():
+    assert share([100, 100, 100, 100], 250) == [100, 100, 50, 0]
+    assert share([1000, 1000], 512) == [512, 0]
+
+
+def test_a_short_prompt_is_not_held_up_by_a_long_one():
+    assert share([5000, 20], 128) == [108, 20]
+    assert share([5000, 90], 128) == [96, 32]
+
+
+@given(st.lists(st.integers(1, 2000), min_size=1, max_size=16), st.integers(1, 512))
+def test_every_prompt_is_read_in_as_few_steps_as_all_tokens_take(needs, room):
+    left, steps = list(needs), 0
+    while left:
+        left = [need - got for need, got in zip(left, share(left, room), strict=True)]
+        left = [need for need in left if need]
+        steps += 1
+    assert steps == -(-sum(needs) // room)
