@@ -18,6 +18,7 @@ import numpy as np
 from paceline_llama_cpp_worker import binding
 from paceline_llama_cpp_worker.embedding import Embedder
 from paceline_llama_cpp_worker.lanes import Lanes
+from paceline_llama_cpp_worker.options import MAIN_OPTIONS, LoadOptions, read_options
 from paceline_llama_cpp_worker.sampler import Sampler
 from paceline_worker.acceptance import Acceptance
 from paceline_worker.backend import Backend, Generation, LoadRequest
@@ -46,11 +47,13 @@ class LlamaBackend(Backend):
     engine = "llama.cpp"
     version = binding.VERSION
     features = ("generate", "draft", "embed", "tokenize")
+    load_options = MAIN_OPTIONS
 
     def __init__(self) -> None:
         binding.start()
         self.slots = 1
         self._n_ctx = 0
+        self._batch = _BATCH
         self._main: Lanes | None = None
         self._draft: Lanes | None = None
         self._embedder: Embedder | None = None
@@ -62,29 +65,40 @@ class LlamaBackend(Backend):
     def load(self, role: str, request: LoadRequest, progress: Callable[[float], None]) -> dict[str, Any]:
         if role == "draft" and self._main is None:
             raise Fault("not_loaded", "a draft is loaded after its main model")
+        options = read_options(request.options, role, binding.gpus())
         self.unload(role)
-        gpu_layers = _option(request, "gpu_layers", -1, least=-1)
-        model = binding.Model(request.path, gpu_layers=gpu_layers, progress=progress)
+        model = binding.Model(request.path, placement=options.placement, progress=progress)
         try:
-            if role == "main" and (not model.is_generative or _flag(request, "embedding")):
+            if role == "main" and (not model.is_generative or options.embedding):
                 self._n_ctx = request.context_length or min(model.n_ctx_train, _DEFAULT_EMBEDDING_CONTEXT)
-                self._embedder = Embedder(model, n_ctx=self._n_ctx, threads=request.threads)
+                self.slots = 1
+                self._embedder = Embedder(model, n_ctx=self._n_ctx, threads=request.threads, options=options.context)
+                memory = self._embedder.memory
             elif not model.is_generative:
                 raise Fault("load_failed", f"{request.path} is no model that generates text token by token")
             elif role == "main":
                 self._n_ctx = request.context_length or min(model.n_ctx_train, _DEFAULT_CONTEXT)
                 unasked = max(1, min(_DEFAULT_SLOTS, _DEFAULT_POOL // self._n_ctx))
-                self.slots = _option(request, "parallel", unasked, least=1, most=64)
-                self._main = self._lanes(model, request, outputs=max(1 + MAX_DRAFT, self.slots * (1 + _DRAFT_PER_SLOT)))
+                self.slots = options.parallel or unasked
+                self._batch = options.batch or _BATCH
+                outputs = max(1 + MAX_DRAFT, self.slots * (1 + _DRAFT_PER_SLOT))
+                self._main = self._lanes(model, request, options, outputs=outputs)
+                memory = self._main.context.memory
             else:
                 assert self._main is not None
                 if not (model.can_roll_back and self._main.model.can_roll_back):
                     raise Fault("unsupported", "a recurrent model's state cannot be rolled back: no draft is possible")
-                self._draft = self._lanes(model, request, outputs=self.slots)
+                self._draft = self._lanes(model, request, options, outputs=self.slots)
+                memory = self._draft.context.memory
         except BaseException:
             model.close()
             raise
-        return {"context_length": self._n_ctx, "vocabulary": model.n_vocab, "slots": self.slots}
+        return {
+            "context_length": self._n_ctx,
+            "vocabulary": model.n_vocab,
+            "slots": self.slots,
+            "memory": memory,
+        }
 
     def unload(self, role: str) -> None:
         if self._draft is not None:
@@ -137,7 +151,7 @@ class LlamaBackend(Backend):
             for s, proposal in zip(decoding, proposals, strict=True)
         ]
         needs = [s.prompt_tokens - s.prompt_done for s in prompts]
-        shares = share(needs, min(main.left, _SHARED_CHUNK if decoding else _BATCH))
+        shares = share(needs, min(main.left, _SHARED_CHUNK if decoding else self._batch))
         reading = [_add_chunk(main, s, tokens) for s, tokens in zip(prompts, shares, strict=True) if tokens]
         main.decode()
         emitted = [
@@ -174,15 +188,15 @@ class LlamaBackend(Backend):
 
     # --- opening ---------------------------------------------------------------------------------------------------
 
-    def _lanes(self, model: binding.Model, request: LoadRequest, *, outputs: int) -> Lanes:
+    def _lanes(self, model: binding.Model, request: LoadRequest, options: LoadOptions, *, outputs: int) -> Lanes:
         context = binding.Context(
             model,
             n_ctx=self._n_ctx * self.slots,
             n_seq=self.slots,
-            n_batch=max(_BATCH, outputs),
+            n_batch=max(options.batch or _BATCH, outputs),
             n_outputs=outputs,
             threads=request.threads,
-            flash_attention=_flag(request, "flash_attention"),
+            options=options.context,
         )
         return Lanes(context, self.slots, outputs)
 
@@ -288,17 +302,3 @@ def _add_chunk(main: Lanes, sequence: _Sequence, tokens: int) -> tuple[_Sequence
 def _top_probability(logits: binding.Logits, top: int) -> float:
     """The softmax probability of the likeliest token."""
     return float(1.0 / np.exp(logits - logits[top]).sum())
-
-
-def _flag(request: LoadRequest, name: str) -> bool | None:
-    value = request.options.get(name)
-    if value is not None and not isinstance(value, bool):
-        raise Fault.invalid(f"options.{name}", f"{name} must be true or false, not {value!r}")
-    return value
-
-
-def _option(request: LoadRequest, name: str, default: int, *, least: int, most: int = 2**31 - 1) -> int:
-    value = request.options.get(name, default)
-    if type(value) is not int or not least <= value <= most:
-        raise Fault.invalid(f"options.{name}", f"{name} must be a whole number from {least} to {most}, not {value!r}")
-    return value

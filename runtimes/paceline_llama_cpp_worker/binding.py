@@ -6,6 +6,7 @@ Signatures and struct fields are those of llama-cpp-python 0.3.36 (`llama_cpp/ll
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ import numpy as np
 from llama_cpp import _ggml
 from llama_cpp import llama_cpp as ll
 
+from paceline_llama_cpp_worker.options import CACHE_TYPES, ContextOptions, Placement
 from paceline_worker.protocol import Fault
 
 VERSION: str = llama_cpp.__version__
@@ -23,10 +25,13 @@ VERSION: str = llama_cpp.__version__
 Logits: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
 """One position's logits, shape (n_vocab,)."""
 
-_LEVEL_WARN, _LEVEL_ERROR, _LEVEL_CONTINUE = 3, 4, 5
-_GGML_TYPE_F16, _GGML_TYPE_BF16 = 1, 30
+_LEVEL_INFO, _LEVEL_WARN, _LEVEL_ERROR, _LEVEL_CONTINUE = 2, 3, 4, 5
+_F16, _BF16 = CACHE_TYPES["f16"], CACHE_TYPES["bf16"]
 _DEVICE_KINDS = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accelerator", 4: "meta"}
+_BUFFER = re.compile(r": +\S+ +(?P<kind>\w[\w ]*?) buffer size = +(?P<size>[\d.]+) MiB")
 _recent_errors: deque[str] = deque(maxlen=8)
+_buffers: list[tuple[str, float]] = []
+"""What llama.cpp said it allocated since the list was cleared: kind and MiB."""
 
 
 def start() -> None:
@@ -60,12 +65,25 @@ def devices() -> list[dict[str, Any]]:
     return found
 
 
+def gpus() -> list[str]:
+    """The names of the GPUs among which a model can be divided: integrated ones only if there are no others."""
+    found = {kind: [d["name"] for d in devices() if d["kind"] == kind] for kind in ("gpu", "igpu")}
+    return found["gpu"] or found["igpu"]
+
+
 class Model:
     """A loaded GGUF model and its vocabulary."""
 
-    def __init__(self, path: str, *, gpu_layers: int, progress: Callable[[float], None]) -> None:
+    def __init__(self, path: str, *, placement: Placement, progress: Callable[[float], None]) -> None:
         params = ll.llama_model_default_params()
-        params.n_gpu_layers = gpu_layers
+        params.n_gpu_layers = placement.gpu_layers
+        params.load_mode = placement.load_mode
+        if placement.main_gpu is not None:
+            params.split_mode = ll.LLAMA_SPLIT_MODE_NONE
+            params.main_gpu = placement.main_gpu
+        if placement.tensor_split is not None:
+            shares = (ctypes.c_float * ll.llama_max_devices())(*placement.tensor_split)
+            params.tensor_split = shares
 
         def report(fraction: float, _: object) -> bool:
             progress(fraction)
@@ -73,7 +91,7 @@ class Model:
 
         callback = ll.llama_progress_callback(report)  # referenced until loading returns
         params.progress_callback = callback
-        _recent_errors.clear()
+        forget_log()
         self.handle = ll.llama_model_load_from_file(path.encode(), params)
         if not self.handle:
             raise Fault("load_failed", f"llama.cpp cannot load {path}: {last_errors()}", path=path)
@@ -136,28 +154,23 @@ class Context:
         n_batch: int,
         n_outputs: int,
         threads: int | None,
-        flash_attention: bool | None,
+        options: ContextOptions,
     ) -> None:
-        """`n_ctx`: tokens of all sequences together; `n_outputs`: most tokens of one batch that get logits.
-
-        `flash_attention`: None lets llama.cpp decide.
-        """
+        """`n_ctx`: tokens of all sequences together; `n_outputs`: most tokens of one batch that get logits."""
         params = ll.llama_context_default_params()
         params.n_ctx = n_ctx
         params.n_batch = params.n_ubatch = n_batch
         params.n_seq_max = n_seq
-        params.flash_attn_type = -1 if flash_attention is None else int(flash_attention)
+        apply(options, params)
         # Each sequence has cells of its own: what others keep for their next turn costs it no attention.
         params.kv_unified = False
         # Bounds the logits buffer; a batch that asks for more outputs aborts the process, so `Batch` counts them.
         params.n_outputs_max = n_outputs
         if threads is not None:
             params.n_threads = params.n_threads_batch = threads
-        _recent_errors.clear()
-        # Values in BF16 make the CPU's attention compute one token and several alike, and faster
-        # (docs/decisions/batches-and-bits.md). Models that cache keys and values as one refuse them.
-        for type_v in _value_types(flash_attention):
+        for type_v in _value_types(options):
             params.type_v = type_v
+            forget_log()
             self.handle = ll.llama_init_from_model(model.handle, params)
             if self.handle:
                 break
@@ -165,6 +178,7 @@ class Context:
             raise Fault("load_failed", f"llama.cpp cannot make a context of {n_ctx} tokens: {last_errors()}")
         self.model = model
         self.batch = Batch(n_batch, n_outputs)
+        self.memory = taken(model)
         self._memory = ll.llama_get_memory(self.handle)
 
     def decode(self) -> None:
@@ -197,10 +211,47 @@ class Context:
         ll.llama_free(self.handle)
 
 
-def _value_types(flash_attention: bool | None) -> list[int]:
-    """In which types to try to cache the values."""
+def apply(options: ContextOptions, params: Any) -> None:
+    """Set what `options` says in a context's parameters."""
+    params.flash_attn_type = -1 if options.flash_attention is None else int(options.flash_attention)
+    params.offload_kqv = options.offload_kv_cache
+    if options.type_k is not None:
+        params.type_k = options.type_k
+    if options.type_v is not None:
+        params.type_v = options.type_v
+
+
+def taken(model: Model) -> dict[str, int]:
+    """What the model and the context made last take, in bytes.
+
+    llama.cpp's interface for C has no such figures but the weights', so they are those of its log, hundredths of a MiB.
+    """
+    sizes = {"cache": 0.0, "compute": 0.0}
+    for kind, size in _buffers:
+        if kind in ("output", "compute"):
+            sizes["compute"] += size
+        elif kind not in ("model", "LoRA"):
+            sizes["cache"] += size  # "KV", "RS", and those of single architectures
+    return {
+        "weights_bytes": ll.llama_model_size(model.handle),
+        "cache_bytes": round(sizes["cache"] * 2**20),
+        "compute_bytes": round(sizes["compute"] * 2**20),
+    }
+
+
+def _value_types(options: ContextOptions) -> list[int]:
+    """In which types to try to cache the values.
+
+    BF16 makes the CPU's attention compute one token and several alike, and faster (docs/decisions/batches-and-bits.md).
+    Models that cache keys and values as one refuse any type but that of the keys.
+    """
+    if options.type_v is not None:
+        return [options.type_v]
+    keys = _F16 if options.type_k is None else options.type_k
+    if options.flash_attention is False:
+        return [_F16]
     on_cpu = all(device["kind"] in ("cpu", "accelerator") for device in devices())
-    return [_GGML_TYPE_BF16, _GGML_TYPE_F16] if on_cpu and flash_attention is not False else [_GGML_TYPE_F16]
+    return list(dict.fromkeys([_BF16, _F16, keys] if on_cpu else [_F16, keys]))
 
 
 class Batch:
@@ -253,12 +304,22 @@ class Batch:
 
 @ll.llama_log_callback  # type: ignore[untyped-decorator]
 def _log_callback(level: int, text: bytes | None, _: object) -> None:
+    if level == _LEVEL_INFO and text and b"buffer size = " in text:
+        found = _BUFFER.search(text.decode("utf-8", errors="replace"))
+        if found:
+            _buffers.append((found["kind"], float(found["size"])))
     if level in (_LEVEL_WARN, _LEVEL_ERROR, _LEVEL_CONTINUE) and text:
         line = text.decode("utf-8", errors="replace")
         if level != _LEVEL_CONTINUE:
             sys.stderr.write(line)
         if level == _LEVEL_ERROR:
             _recent_errors.append(line.strip())
+
+
+def forget_log() -> None:
+    """Before a call of which `last_errors` or `taken` will be asked."""
+    _recent_errors.clear()
+    _buffers.clear()
 
 
 def last_errors() -> str:

@@ -8,27 +8,31 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from llama_cpp import llama_cpp as ll
 
-from paceline_llama_cpp_worker.binding import Batch, last_errors
+from paceline_llama_cpp_worker.binding import Batch, apply, forget_log, last_errors, taken
 from paceline_worker.protocol import Fault
 
 if TYPE_CHECKING:
     from paceline_llama_cpp_worker.binding import Model
+    from paceline_llama_cpp_worker.options import ContextOptions
 
 
 class Embedder:
     """A model that reads a text as a whole and makes a vector of it."""
 
-    def __init__(self, model: Model, *, n_ctx: int, threads: int | None) -> None:
+    def __init__(self, model: Model, *, n_ctx: int, threads: int | None, options: ContextOptions) -> None:
         params = ll.llama_context_default_params()
         # A text is read in one batch, because its tokens attend to those before and after them.
         params.n_ctx = params.n_batch = params.n_ubatch = n_ctx
         params.n_seq_max = 1
         params.embeddings = True
+        apply(options, params)
         if threads is not None:
             params.n_threads = params.n_threads_batch = threads
+        forget_log()
         self.handle = ll.llama_init_from_model(model.handle, params)
         if not self.handle:
             raise Fault("load_failed", f"llama.cpp cannot make a context of {n_ctx} tokens: {last_errors()}")
+        self.memory = taken(model)
         self.model = model
         self.n_ctx = n_ctx
         if ll.llama_pooling_type(self.handle) in (ll.LLAMA_POOLING_TYPE_NONE, ll.LLAMA_POOLING_TYPE_RANK):

@@ -18,6 +18,7 @@ from paceline_worker.acceptance import Acceptance
 from paceline_worker.backend import Backend, Generation, LoadRequest
 from paceline_worker.controller import Controller, Round
 from paceline_worker.decoding import Decoding, check_tokens, read_prompt
+from paceline_worker.options import Options
 from paceline_worker.protocol import Fault
 from paceline_worker.request import DraftKnobs, GenerateRequest
 
@@ -30,6 +31,7 @@ class MlxBackend(Backend):
     engine = "mlx"
     version = binding.VERSION
     features = ("generate", "draft", "tokenize")
+    load_options = ("embedding",)
     slots = 1
 
     def __init__(self) -> None:
@@ -44,6 +46,7 @@ class MlxBackend(Backend):
     def load(self, role: str, request: LoadRequest, progress: Callable[[float], None]) -> dict[str, Any]:
         if role == "draft" and self._main is None:
             raise Fault("not_loaded", "a draft is loaded after its main model")
+        Options(request.options, self.load_options, "mlx")
         self.unload(role)
         model = binding.Model(request.path, progress=progress)
         if role == "main":

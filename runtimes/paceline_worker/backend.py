@@ -32,6 +32,7 @@ class LoadRequest:
     context_length: int | None
     threads: int | None
     options: Mapping[str, Any]
+    """The engine's own; `paceline_worker.options` reads them."""
 
 
 class Backend(ABC):
@@ -40,6 +41,8 @@ class Backend(ABC):
     engine: str
     version: str
     features: tuple[str, ...]
+    load_options: tuple[str, ...] = ()
+    """The options that a load of a main model may have."""
     slots: int = 1
     """How many generations `step` can advance together."""
 

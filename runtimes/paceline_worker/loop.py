@@ -219,6 +219,7 @@ class _Engine:
             "features": list(backend.features),
             "devices": backend.devices(),
             "slots": backend.slots,
+            "load_options": list(backend.load_options),
         }
 
     def _load(self, job: _Job) -> dict[str, Any]:
@@ -226,11 +227,14 @@ class _Engine:
         path = job.params.get("path")
         if not isinstance(path, str):
             raise Fault.invalid("path", "path must be a string")
+        options = job.params.get("options") or {}
+        if not isinstance(options, dict):
+            raise Fault.invalid("options", f"options must be an object, not {options!r}")
         request = LoadRequest(
             path=path,
             context_length=_positive(job.params, "context_length"),
             threads=_positive(job.params, "threads"),
-            options=job.params.get("options") or {},
+            options=options,
         )
         started = time.monotonic()
         told = -1.0

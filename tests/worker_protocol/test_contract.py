@@ -108,6 +108,7 @@ def test_initialize(bare, candidate):
     assert answer["devices"]
     assert all(device["name"] and device["kind"] for device in answer["devices"])
     assert answer["slots"] >= 1
+    assert all(isinstance(name, str) for name in answer.get("load_options", []))
 
 
 def test_an_unknown_protocol_version_is_refused(bare, refused):
@@ -154,6 +155,8 @@ def test_unloading_the_main_model_unloads_both(paired, candidate, refused):
     [
         ("load", {"role": "captain", "path": "/x"}, "role"),
         ("load", {"role": "main", "path": 7}, "path"),
+        ("load", {"role": "main", "path": "/x", "options": 7}, "options"),
+        ("load", {"role": "main", "path": "/x", "options": {"magic": 1}}, "options.magic"),
         ("generate", {}, "prompt"),
         ("generate", {"prompt": {"a": 1}}, "prompt"),
         ("generate", {"prompt": [-1]}, "prompt"),

@@ -1,6 +1,7 @@
 """What the llama.cpp worker does beyond the protocol: several generations in one batch, states that are shared."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +9,8 @@ from paceline import paths, plugins
 
 pytestmark = pytest.mark.runtime
 
+MAIN = str(paths.samples() / "paceline-coder-7m-q8_0.gguf")
+LAYERS, WIDTH = 8, 128  # of the main model's keys and values
 NAMES = ["to_dict", "close", "is_even", "merge", "read_lines", "count_words", "reverse", "flatten"]
 
 
@@ -21,7 +24,7 @@ def llama(wires, llama_cpp_runtime):
     spec = plugins.load().engine("llama.cpp").worker(llama_cpp_runtime)
     wire = wires(spec.argv, dict(spec.env))
     wire.call("initialize", protocol=1)
-    wire.call("load", role="main", path=str(paths.samples() / "paceline-coder-7m-q8_0.gguf"))
+    wire.call("load", role="main", path=MAIN)
     wire.call("load", role="draft", path=str(paths.samples() / "paceline-coder-3m-q8_0.gguf"))
     return wire
 
@@ -137,10 +140,53 @@ def test_more_requests_than_slots_wait_their_turn(llama):
     assert llama.call("health") == {"state": "idle", "running": [], "waiting": []}
 
 
-def test_parallel_is_an_option_of_the_load(llama, refused):
-    main = str(paths.samples() / "paceline-coder-7m-q8_0.gguf")
-    assert llama.call("load", role="main", path=main, options={"parallel": 2})["slots"] == 2
+def test_parallel_is_an_option_of_the_load(llama):
+    assert llama.call("load", role="main", path=MAIN, options={"parallel": 2})["slots"] == 2
     assert llama.call("initialize", protocol=1)["slots"] == 2
+
+
+@pytest.mark.parametrize(
+    ("role", "options", "name"),
+    [
+        ("main", {"parallel": 0}, "parallel"),
+        ("main", {"cache_type_k": "q9_9"}, "cache_type_k"),
+        ("main", {"cache_type_v": "q8_0", "flash_attention": False}, "cache_type_v"),
+        ("main", {"main_gpu": 99}, "main_gpu"),
+        ("draft", {"parallel": 2}, "parallel"),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_named_and_nothing_is_unloaded(llama, refused, role, options, name):
     with pytest.raises(refused) as error:
-        llama.call("load", role="main", path=main, options={"parallel": 0})
-    assert error.value.data["param"] == "options.parallel"
+        llama.call("load", role=role, path=MAIN, options=options)
+    assert (error.value.kind, error.value.data["param"]) == ("invalid_request", f"options.{name}")
+    assert llama.generate(prompt=prompt("close"), max_tokens=4, draft={}).result["acceptance"] is not None
+
+
+# Bytes of 32 numbers in a cache: ggml's blocks.
+@pytest.mark.parametrize(
+    ("options", "bytes_k", "bytes_v"),
+    [
+        ({}, 64, 64),
+        ({"cache_type_k": "q8_0"}, 34, 64),
+        ({"cache_type_k": "q8_0", "cache_type_v": "q8_0"}, 34, 34),
+        ({"cache_type_k": "q4_0", "flash_attention": False}, 18, 64),
+        ({"cache_type_k": "f32", "cache_type_v": "bf16"}, 128, 64),
+    ],
+)
+def test_keys_and_values_are_cached_in_the_types_asked_for(llama, options, bytes_k, bytes_v):
+    loaded = llama.call("load", role="main", path=MAIN, context_length=1024, options={**options, "parallel": 2})
+    numbers = 2 * 1024 * LAYERS * WIDTH
+    expected = numbers // 32 * (bytes_k + bytes_v)
+    assert loaded["memory"]["cache_bytes"] == pytest.approx(expected, abs=2**20 / 100)
+    assert llama.generate(prompt=prompt("close"), max_tokens=20, ignore_eos=True).result["completion_tokens"] == 20
+
+
+def test_how_weights_are_read_and_how_many_tokens_a_step_has_changes_no_answer(llama):
+    request = {"prompt": "word " * 300 + prompt("close"), "max_tokens": 30, "sampling": {"temperature": 0}}
+    tokens = []
+    for options in ({}, {"mmap": False}, {"mmap": True, "mlock": True}, {"eval_batch_size": 64, "gpu_layers": 0}):
+        loaded = llama.call("load", role="main", path=MAIN, options=options)
+        assert 0 < loaded["memory"]["weights_bytes"] < Path(MAIN).stat().st_size
+        assert loaded["memory"]["compute_bytes"] > 0
+        tokens.append(llama.generate(**request).tokens)
+    assert tokens == [tokens[0]] * 4

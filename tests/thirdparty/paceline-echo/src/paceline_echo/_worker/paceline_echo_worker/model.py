@@ -35,6 +35,10 @@ class Echo:
         path, options = params.get("path"), params.get("options") or {}
         if not isinstance(path, str):
             raise Refusal.of("`path` is no string", "invalid_request", param="path")
+        if not isinstance(options, dict):
+            raise Refusal.of("`options` is no object", "invalid_request", param="options")
+        if unknown := next((name for name in options if name not in ("embedding", "faults")), None):
+            raise Refusal.of(f"there is no option `{unknown}`", "invalid_request", param=f"options.{unknown}")
         try:
             data = json.loads(Path(path).read_bytes())
             model = cls(data, params)
