@@ -3,7 +3,6 @@
 options    what a load can be told
 binding    models, contexts and batches over ctypes
 sampler    the request's sampler chain
-lanes      the sequences of a context, and what each remembers
 backend    two contexts, draft, verify in one batch, roll back
 embedding  one vector per text
 """

@@ -17,9 +17,9 @@ import numpy as np
 
 from paceline_llama_cpp_worker import binding
 from paceline_llama_cpp_worker.embedding import Embedder
-from paceline_llama_cpp_worker.lanes import Lanes
 from paceline_llama_cpp_worker.options import MAIN_OPTIONS, LoadOptions, read_options
 from paceline_llama_cpp_worker.sampler import Sampler
+from paceline_worker import lanes
 from paceline_worker.acceptance import Acceptance
 from paceline_worker.backend import Backend, Generation, LoadRequest
 from paceline_worker.chunks import share
@@ -27,6 +27,8 @@ from paceline_worker.controller import Controller, Round, Stream
 from paceline_worker.decoding import Decoding, check_tokens, read_prompt
 from paceline_worker.protocol import Fault
 from paceline_worker.request import MAX_DRAFT, DraftKnobs, GenerateRequest
+
+Lanes = lanes.Lanes[binding.Context, binding.Model]
 
 _BATCH = 512
 """Tokens computed in one step: the grain of progress and of cancelling."""
@@ -198,7 +200,7 @@ class LlamaBackend(Backend):
             threads=request.threads,
             options=options.context,
         )
-        return Lanes(context, self.slots, outputs)
+        return Lanes(context, model, self.slots, outputs)
 
     def _loaded(self) -> Lanes:
         if self._main is None:

@@ -8,31 +8,68 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from paceline_llama_cpp_worker.binding import Context, Model
-
+from typing import Generic, Protocol, TypeVar
 
 _WORTH_COPYING = 64
 """Tokens that another lane must know more for its state to be copied, which moves the whole lane's cells."""
 
 
-class Lanes:
+class Batch(Protocol):
+    """Tokens of several lanes that are computed together."""
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def left(self) -> int:
+        """Tokens that still fit."""
+
+    def clear(self) -> None: ...
+
+    def add(self, lane: int, tokens: Sequence[int], start: int, /, *, outputs: int) -> int:
+        """Append `tokens` of `lane` from position `start` on; returns the index of the first of the last `outputs`."""
+
+
+class Context(Protocol):
+    """What lanes ask of an engine's context, which holds the state of each."""
+
+    @property
+    def batch(self) -> Batch: ...
+
+    def decode(self) -> None:
+        """Compute the batch."""
+
+    def keep(self, lane: int, length: int, /) -> bool:
+        """Forget a lane from position `length` on; False when its memory cannot forget a part."""
+
+    def forget(self, lane: int, /) -> None: ...
+
+    def copy(self, source: int, target: int, /) -> None:
+        """Give `target`, which is empty, all that `source` holds."""
+
+    def close(self) -> None: ...
+
+
+class Model(Protocol):
+    def close(self) -> None: ...
+
+
+ContextT = TypeVar("ContextT", bound=Context)
+ModelT = TypeVar("ModelT", bound=Model)
+
+
+class Lanes(Generic[ContextT, ModelT]):
     """A model's context, divided into lanes."""
 
-    def __init__(self, context: Context, count: int, outputs: int) -> None:
+    def __init__(self, context: ContextT, model: ModelT, count: int, outputs: int) -> None:
         self.context = context
+        self.model = model
         self.outputs = outputs
         """Most tokens of one batch that can have logits."""
         self._tokens: list[list[int]] = [[] for _ in range(count)]
         self._busy = [False] * count
         self._used = [0] * count
         self._clock = itertools.count(1)
-
-    @property
-    def model(self) -> Model:
-        return self.context.model
 
     @property
     def left(self) -> int:
@@ -94,9 +131,8 @@ class Lanes:
             self.context.decode()
 
     def close(self) -> None:
-        model = self.model
         self.context.close()
-        model.close()
+        self.model.close()
 
     def _clear(self, lane: int) -> None:
         self.context.forget(lane)
