@@ -48,7 +48,7 @@ _DRAFT_PER_SLOT = 16
 class LlamaBackend(Backend):
     engine = "llama.cpp"
     version = binding.VERSION
-    features = ("generate", "draft", "embed", "tokenize")
+    features = ("generate", "draft", "embed", "tokenize", "lora")
     load_options = MAIN_OPTIONS
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class LlamaBackend(Backend):
             raise Fault("not_loaded", "a draft is loaded after its main model")
         options = read_options(request.options, role, binding.gpus())
         self.unload(role)
-        model = binding.Model(request.path, placement=options.placement, progress=progress)
+        model = binding.Model(request.path, placement=options.placement, adapters=options.adapters, progress=progress)
         try:
             if role == "main" and (not model.is_generative or options.embedding):
                 self._n_ctx = request.context_length or min(model.n_ctx_train, _DEFAULT_EMBEDDING_CONTEXT)

@@ -17,7 +17,7 @@ import numpy as np
 from llama_cpp import _ggml
 from llama_cpp import llama_cpp as ll
 
-from paceline_llama_cpp_worker.options import CACHE_TYPES, ContextOptions, Placement
+from paceline_llama_cpp_worker.options import CACHE_TYPES, Adapter, ContextOptions, Placement
 from paceline_worker.protocol import Fault
 
 VERSION: str = llama_cpp.__version__
@@ -74,7 +74,14 @@ def gpus() -> list[str]:
 class Model:
     """A loaded GGUF model and its vocabulary."""
 
-    def __init__(self, path: str, *, placement: Placement, progress: Callable[[float], None]) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        placement: Placement,
+        adapters: Sequence[Adapter] = (),
+        progress: Callable[[float], None],
+    ) -> None:
         params = ll.llama_model_default_params()
         params.n_gpu_layers = placement.gpu_layers
         params.load_mode = placement.load_mode
@@ -95,6 +102,9 @@ class Model:
         self.handle = ll.llama_model_load_from_file(path.encode(), params)
         if not self.handle:
             raise Fault("load_failed", f"llama.cpp cannot load {path}: {last_errors()}", path=path)
+        self.size: int = ll.llama_model_size(self.handle)
+        """Bytes of the weights, adapters included."""
+        self._adapters = [(self._adapter(adapter), adapter.scale) for adapter in adapters]
         self.vocab = ll.llama_model_get_vocab(self.handle)
         self.n_vocab: int = ll.llama_vocab_n_tokens(self.vocab)
         self.n_ctx_train: int = ll.llama_model_n_ctx_train(self.handle)
@@ -105,6 +115,28 @@ class Model:
         bos = ll.llama_vocab_bos(self.vocab)
         self.bos: int | None = bos if bos >= 0 else None
         self._pieces: dict[int, bytes] = {}
+
+    def adapt(self, context: Any) -> None:
+        """Have a new context add the adapters to the weights."""
+        if self._adapters:
+            handles, scales = zip(*self._adapters, strict=True)
+            n = len(handles)
+            ll.llama_set_adapters_lora(
+                context, (ll.llama_adapter_lora_p_ctypes * n)(*handles), n, (ctypes.c_float * n)(*scales)
+            )
+
+    def _adapter(self, adapter: Adapter) -> Any:
+        """A loaded adapter, which llama.cpp frees with the model."""
+        forget_log()
+        handle = ll.llama_adapter_lora_init(self.handle, adapter.path.encode())
+        if not handle or ll.llama_adapter_get_alora_n_invocation_tokens(handle):
+            reason = (
+                "it is to be used only after tokens that invoke it, which is not served" if handle else last_errors()
+            )
+            self.close()
+            raise Fault("load_failed", f"the adapter {adapter.path} cannot be used: {reason}", path=adapter.path)
+        self.size += sum(round(size * 2**20) for kind, size in _buffers if kind == "LoRA")
+        return handle
 
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
         """Token ids; special tokens written out in `text` become their ids."""
@@ -178,6 +210,7 @@ class Context:
             raise Fault("load_failed", f"llama.cpp cannot make a context of {n_ctx} tokens: {last_errors()}")
         self.model = model
         self.batch = Batch(n_batch, n_outputs)
+        model.adapt(self.handle)
         self.memory = taken(model)
         self._memory = ll.llama_get_memory(self.handle)
 
@@ -230,10 +263,10 @@ def taken(model: Model) -> dict[str, int]:
     for kind, size in _buffers:
         if kind in ("output", "compute"):
             sizes["compute"] += size
-        elif kind not in ("model", "LoRA"):
+        elif kind != "model":
             sizes["cache"] += size  # "KV", "RS", and those of single architectures
     return {
-        "weights_bytes": ll.llama_model_size(model.handle),
+        "weights_bytes": model.size,
         "cache_bytes": round(sizes["cache"] * 2**20),
         "compute_bytes": round(sizes["compute"] * 2**20),
     }

@@ -32,6 +32,7 @@ class Embedder:
         self.handle = ll.llama_init_from_model(model.handle, params)
         if not self.handle:
             raise Fault("load_failed", f"llama.cpp cannot make a context of {n_ctx} tokens: {last_errors()}")
+        model.adapt(self.handle)
         self.memory = taken(model)
         self.model = model
         self.n_ctx = n_ctx

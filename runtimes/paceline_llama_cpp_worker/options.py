@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from paceline_worker.options import Options, invalid
+from paceline_worker.options import Options, invalid, is_finite
 
 CACHE_TYPES = {
     "f32": 0,
@@ -24,7 +24,7 @@ CACHE_TYPES = {
 _FLOATS = ("f32", "f16", "bf16")
 _PLACING = ("gpu_layers", "main_gpu", "mmap", "mlock")
 _COMPUTING = ("flash_attention", "offload_kv_cache", "cache_type_k", "cache_type_v")
-MAIN_OPTIONS = (*_PLACING, "tensor_split", *_COMPUTING, "eval_batch_size", "parallel", "embedding")
+MAIN_OPTIONS = (*_PLACING, "tensor_split", *_COMPUTING, "eval_batch_size", "parallel", "embedding", "lora")
 _DRAFT_OPTIONS = (*_PLACING, *_COMPUTING)
 
 _LOAD_MODES = {(False, False): 0, (True, False): 1, (False, True): 2, (True, True): 3}
@@ -56,9 +56,18 @@ class ContextOptions:
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter's file, and how much of it is added to the weights."""
+
+    path: str
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
 class LoadOptions:
     placement: Placement
     context: ContextOptions
+    adapters: tuple[Adapter, ...] = ()
     batch: int | None = None
     """Tokens computed in one step."""
     parallel: int | None = None
@@ -72,6 +81,7 @@ def read_options(given: Mapping[str, Any], role: str, gpus: Sequence[str]) -> Lo
     return LoadOptions(
         placement=_placement(options, role, gpus),
         context=_context(options),
+        adapters=_adapters(options),
         batch=options.whole("eval_batch_size", least=1, most=16384),
         parallel=options.whole("parallel", least=1, most=64),
         embedding=options.flag("embedding") or False,
@@ -109,3 +119,17 @@ def _context(options: Options) -> ContextOptions:
         type_k=None if type_k is None else CACHE_TYPES[type_k],
         type_v=None if type_v is None else CACHE_TYPES[type_v],
     )
+
+
+def _adapters(options: Options) -> tuple[Adapter, ...]:
+    found = []
+    for i, given in enumerate(options.objects("lora")):
+        path, scale = given.get("path"), given.get("scale", 1.0)
+        if not isinstance(path, str) or not path:
+            raise invalid("lora", f"lora[{i}].path must be the path of a file, not {path!r}")
+        if not is_finite(scale):
+            raise invalid("lora", f"lora[{i}].scale must be a number, not {scale!r}")
+        if unknown := sorted(given.keys() - {"path", "scale"}):
+            raise invalid("lora", f"lora[{i}] has no {unknown[0]!r}; it has path and scale")
+        found.append(Adapter(path, float(scale)))
+    return tuple(found)

@@ -47,7 +47,7 @@ class Options:
         value = self._given.get(name)
         if value is None:
             return None
-        if not isinstance(value, list) or not all(_finite(v) and v >= 0 for v in value) or not sum(value) > 0:
+        if not isinstance(value, list) or not all(is_finite(v) and v >= 0 for v in value) or not sum(value) > 0:
             raise invalid(name, f"{name} must be a list of numbers from 0 on, not all of them 0, not {value!r}")
         return tuple(float(v) for v in value)
 
@@ -65,5 +65,6 @@ def invalid(option: str, message: str) -> Fault:
     return Fault.invalid(f"options.{option}", message)
 
 
-def _finite(value: object) -> bool:
+def is_finite(value: object) -> bool:
+    """Whether a JSON value is a number; what JSON cannot say but Python reads (NaN, Infinity) is none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -8,6 +8,7 @@ import sys
 import psutil
 import pytest
 
+FEATURES = {"generate", "draft", "embed", "tokenize", "logprobs", "grammar", "lookup", "overflow", "lora"}
 GREEDY = {"temperature": 0}
 STOP_REASONS = {"eosFound", "stopStringFound", "maxPredictedTokensReached", "contextLengthReached", "userStopped"}
 
@@ -104,7 +105,7 @@ def test_initialize(bare, candidate):
     assert answer["protocol"] == 1
     assert answer["engine"] == candidate.engine
     assert answer["version"]
-    assert {"generate"} <= set(answer["features"]) <= {"generate", "draft", "embed", "tokenize"}
+    assert {"generate"} <= set(answer["features"]) <= FEATURES
     assert answer["devices"]
     assert all(device["name"] and device["kind"] for device in answer["devices"])
     assert answer["slots"] >= 1
