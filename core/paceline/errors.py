@@ -16,6 +16,7 @@ PacelineError
   + PairError             the draft cannot propose for the main model
   + RequestError          a generation request the model cannot serve
   + TemplateError         the chat template failed or refused the messages
+  + OverloadedError       more requests wait for a model than its queue holds
   + WorkerError           a worker did not do what the protocol says
       + WorkerDied            its process ended
 
@@ -100,6 +101,10 @@ class RequestError(PacelineError):
 
 class TemplateError(PacelineError):
     code = "chat_template_error"
+
+
+class OverloadedError(PacelineError):
+    code = "overloaded"
 
 
 class WorkerError(PacelineError):

@@ -24,6 +24,9 @@ from paceline_worker.request import parse_generate
 
 _BARRIERS = ("load", "unload")
 
+_WAITING_PER_SLOT = 64
+"""Generations that may wait for each slot, unless the load says otherwise."""
+
 
 def run(make_backend: Callable[[], Backend], output_fd: int) -> None:
     """Serve until stdin ends; never returns. `output_fd` is what `take_stdout` gave."""
@@ -61,6 +64,8 @@ class _Engine:
         self._waiting: deque[_Job] = deque()
         self._running: list[_Running] = []
         self._cancelled: set[Any] = set()
+        self._slots = 1
+        self._queue = _WAITING_PER_SLOT
 
     # --- the protocol's thread -------------------------------------------------------------------------------------
 
@@ -81,10 +86,27 @@ class _Engine:
                 self._wire.fail(request_id, Fault.invalid("request", "request must be the id of a request"))
         elif method in ("initialize", "load", "unload", "generate", "tokenize", "detokenize", "embed"):
             with self._wake:
-                self._waiting.append(_Job(request_id, method, params, time.monotonic()))
-                self._wake.notify()
+                overload = self._overload() if method == "generate" else None
+                if overload is None:
+                    self._waiting.append(_Job(request_id, method, params, time.monotonic()))
+                    self._wake.notify()
+            if overload is not None:
+                self._wire.fail(request_id, overload)
         else:
             self._wire.fail(request_id, Fault("unsupported", f"no method {method!r}", code=METHOD_NOT_FOUND))
+
+    def _overload(self) -> Fault | None:
+        """Why no further generation may wait; those that find a free slot are not counted."""
+        waiting = sum(job.method == "generate" for job in self._waiting) + len(self._running) - self._slots
+        if waiting < self._queue:
+            return None
+        return Fault(
+            "overloaded",
+            f"{self._queue} requests already wait for this model",
+            waiting=waiting,
+            limit=self._queue,
+            help="send it again later, or load the model with more slots or a longer queue",
+        )
 
     def _cancel(self, target: int) -> None:
         with self._wake:
@@ -219,7 +241,7 @@ class _Engine:
             "features": list(backend.features),
             "devices": backend.devices(),
             "slots": backend.slots,
-            "load_options": list(backend.load_options),
+            "load_options": [*backend.load_options, "queue"],
         }
 
     def _load(self, job: _Job) -> dict[str, Any]:
@@ -230,11 +252,12 @@ class _Engine:
         options = job.params.get("options") or {}
         if not isinstance(options, dict):
             raise Fault.invalid("options", f"options must be an object, not {options!r}")
+        queue = _queue(options) if role == "main" else None
         request = LoadRequest(
             path=path,
             context_length=_positive(job.params, "context_length"),
             threads=_positive(job.params, "threads"),
-            options=options,
+            options={name: value for name, value in options.items() if role != "main" or name != "queue"},
         )
         started = time.monotonic()
         told = -1.0
@@ -246,6 +269,10 @@ class _Engine:
                 self._wire.notify("progress", {"request": job.id, "fraction": round(fraction, 4)})
 
         result = self._backend.load(role, request, progress)
+        if role == "main":
+            with self._wake:
+                self._slots = self._backend.slots
+                self._queue = _WAITING_PER_SLOT * self._slots if queue is None else queue
         return {**result, "load_s": time.monotonic() - started}
 
     def _unload(self, job: _Job) -> dict[str, Any]:
@@ -277,6 +304,13 @@ def _role(params: Mapping[str, Any]) -> str:
     if role not in ("main", "draft"):
         raise Fault.invalid("role", f"role must be main or draft, not {role!r}")
     return str(role)
+
+
+def _queue(options: Mapping[str, Any]) -> int | None:
+    value = options.get("queue")
+    if value is not None and (type(value) is not int or value < 0):
+        raise Fault.invalid("options.queue", f"queue must be a whole number from 0, not {value!r}")
+    return value
 
 
 def _positive(params: Mapping[str, Any], name: str) -> int | None:

@@ -7,7 +7,7 @@ from contextlib import aclosing
 import psutil
 import pytest
 
-from paceline.errors import NotFoundError, PairError, RequestError, WorkerDied, WorkerError
+from paceline.errors import NotFoundError, OverloadedError, PairError, RequestError, WorkerDied, WorkerError
 from paceline.serving.generation import Completion, DraftKnobs, GenerateParams, Sampling, StopReason
 
 PATIENCE_S = 30
@@ -271,6 +271,27 @@ def test_many_requests_at_once_are_all_answered(cage, line):
             answers = await asyncio.gather(*(answer(serving, cage.model(parrot), ask(line)) for _ in range(32)))
             assert {text for text, _, _ in answers} == {line}
             assert len(workers()) == 1
+
+    run(scenario())
+
+
+def test_a_request_beyond_the_worker_s_queue_is_refused_with_a_way_out(cage, line, tmp_path):
+    gate = tmp_path / "gate"
+    gate.mkdir()
+    slow = cage.add("slow", faults=[{"at": "step", "do": "gate", "value": str(gate)}])
+
+    async def scenario():
+        async with cage.serving() as serving:
+            first = asyncio.create_task(answer(serving, cage.model(slow), ask(line)))
+            await until(lambda: (gate / "at-1").exists())
+            others = [asyncio.create_task(answer(serving, cage.model(slow), ask(line))) for _ in range(80)]
+            done, _ = await asyncio.wait(others, return_when=asyncio.FIRST_COMPLETED)
+            error = done.pop().exception()
+            assert isinstance(error, OverloadedError)
+            assert error.help
+            (gate / "go").touch()
+            ended = await asyncio.gather(first, *others, return_exceptions=True)
+            assert {item[0] for item in ended if not isinstance(item, OverloadedError)} == {line}
 
     run(scenario())
 

@@ -291,6 +291,58 @@ def test_health_tells_what_runs_and_what_waits(loaded, candidate, eventually, re
     assert eventually(lambda: loaded.call("health") == {"state": "idle", "running": [], "waiting": []})
 
 
+def test_requests_beyond_the_queue_are_refused_at_once(worker, candidate, refused):
+    load = {"role": "main", "path": str(candidate.main), "context_length": candidate.context_length}
+    worker.call("load", **load, options={"queue": 2})
+    slots = worker.call("initialize", protocol=1)["slots"]
+    request = {"prompt": candidate.prompt, "ignore_eos": True}
+    running = [worker.begin("generate", **request) for _ in range(slots)]
+    for id in running:
+        worker.first_tokens(id)
+    waiting = [worker.begin("generate", **request) for _ in range(2)]
+    with pytest.raises(refused) as error:
+        worker.call("generate", **request)
+    assert (error.value.code, error.value.kind) == (-32000, "overloaded")
+    assert (error.value.data["waiting"], error.value.data["limit"]) == (2, 2)
+    assert error.value.data["help"]
+    # What is cancelled leaves the queue while the others go on, and another takes its place.
+    worker.call("cancel", request=waiting[0])
+    with pytest.raises(refused, match="cancelled"):
+        worker.answer(waiting[0])
+    waiting[0] = worker.begin("generate", **request)
+    assert worker.call("health")["waiting"] == [waiting[1], waiting[0]]
+    for id in (waiting[1], waiting[0], *running):
+        worker.call("cancel", request=id)
+    for id in running:
+        assert worker.answer(id)["stop_reason"] == "userStopped"
+
+
+def test_a_queue_may_be_of_no_length(worker, candidate, refused):
+    load = {"role": "main", "path": str(candidate.main), "context_length": candidate.context_length}
+    worker.call("load", **load, options={"queue": 0})
+    slots = worker.call("initialize", protocol=1)["slots"]
+    running = [worker.begin("generate", prompt=candidate.prompt, ignore_eos=True) for _ in range(slots)]
+    for id in running:
+        worker.first_tokens(id)
+    with pytest.raises(refused) as error:
+        worker.call("generate", prompt=candidate.prompt)
+    assert error.value.kind == "overloaded"
+    worker.call("cancel", request=running[0])
+    worker.answer(running[0])
+    assert worker.generate(prompt=candidate.prompt, max_tokens=2).result["completion_tokens"] == 2
+    with pytest.raises(refused):
+        worker.call("load", **load, options={"queue": -1})
+
+
+def test_requests_are_served_in_the_order_they_came(loaded, candidate):
+    slots = loaded.call("initialize", protocol=1)["slots"]
+    ids = [loaded.begin("generate", prompt=candidate.prompt, max_tokens=4) for _ in range(3 * slots)]
+    for id in ids:
+        loaded.answer(id)
+    ended = [f["id"] for f in loaded.frames if f.get("id") in ids]
+    assert all(ended.index(id) < ended.index(later) for id, later in zip(ids, ids[2 * slots :], strict=False))
+
+
 @pytest.mark.parametrize("draft", [None, {"exact_tokens": 4}])
 def test_cancel_ends_a_generation_between_two_steps(paired, candidate, draft):
     id = paired.begin("generate", prompt=candidate.prompt, ignore_eos=True, draft=draft)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import paceline
-from paceline.errors import RequestError, WorkerDied, WorkerError
+from paceline.errors import OverloadedError, RequestError, WorkerDied, WorkerError
 from paceline.serving.generation import Completion, GenerateParams, TokenBatch
 from paceline.serving.launcher import Channel
 
@@ -208,4 +208,6 @@ def _result(frame: Mapping[str, Any]) -> dict[str, Any]:
         raise RequestError(message, param="messages", help="shorten the prompt or load the model with a longer context")
     if kind in _REQUEST_KINDS:
         raise RequestError(message, param=data.get("param"))
+    if kind == "overloaded":
+        raise OverloadedError(message, help=data.get("help"))
     raise WorkerError(message, help=data.get("help"))

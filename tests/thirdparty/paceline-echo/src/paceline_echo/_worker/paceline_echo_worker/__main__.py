@@ -14,9 +14,10 @@ from typing import Any, BinaryIO
 from paceline_echo_worker import faults
 from paceline_echo_worker.generation import Generation
 from paceline_echo_worker.model import Echo
-from paceline_echo_worker.refusal import Refusal
+from paceline_echo_worker.refusal import Refusal, number
 
 MAX_FRAME = 64 * 1024 * 1024
+QUEUE = 64
 
 
 @dataclass
@@ -41,6 +42,7 @@ class Worker:
         self._running: Job | None = None
         self._main: Echo | None = None
         self._draft: Echo | None = None
+        self._queue = QUEUE
 
     def run(self) -> None:
         threading.Thread(target=self._engine, daemon=True).start()
@@ -71,6 +73,8 @@ class Worker:
         try:
             if method in ("load", "unload", "generate"):
                 with self._changed:
+                    if method == "generate":
+                        self._check_queue()
                     self._waiting.append(Job(id, method, params))
                     self._changed.notify()
                 return None
@@ -84,6 +88,14 @@ class Worker:
         except Exception as error:
             self._refuse(id, Refusal(-32603, f"{type(error).__name__}: {error}", kind="engine_failed"))
 
+    def _check_queue(self) -> None:
+        """Refuse a generation when too many wait; one that finds the engine idle does not wait."""
+        ahead = [*self._waiting, *([self._running] if self._running else [])]
+        waiting = sum(job.method == "generate" for job in ahead) - 1
+        if waiting >= self._queue:
+            help = "send it again later"
+            raise Refusal.of("too many requests wait", "overloaded", waiting=waiting, limit=self._queue, help=help)
+
     def _initialize(self, params: dict[str, Any]) -> dict[str, Any]:
         faults.strike(faults.of_environment(), "initialize", self._out)
         if params.get("protocol") != 1:
@@ -94,7 +106,8 @@ class Worker:
         features = ["generate", "draft", "tokenize"]
         devices = [{"name": "CPU", "kind": "cpu", "memory_bytes": None}]
         engine = {"engine": "echo", "version": "1.0.0"}
-        return {"protocol": 1, **engine, "features": features, "devices": devices, "slots": 1}
+        options = {"load_options": ["queue"]}
+        return {"protocol": 1, **engine, "features": features, "devices": devices, "slots": 1, **options}
 
     def _health(self, params: dict[str, Any]) -> dict[str, Any]:
         with self._changed:
@@ -150,7 +163,9 @@ class Worker:
         started = time.monotonic()
         role = _role(job.params)
         model = Echo.load(job.params, self._out)
+        queue = number(job.params.get("options") or {}, "queue", QUEUE, at_least=0)
         if role == "main":
+            self._queue = queue
             self._main, self._draft = model, None
         else:
             self._model()

@@ -37,7 +37,7 @@ class Echo:
             raise Refusal.of("`path` is no string", "invalid_request", param="path")
         if not isinstance(options, dict):
             raise Refusal.of("`options` is no object", "invalid_request", param="options")
-        if unknown := next((name for name in options if name not in ("embedding", "faults")), None):
+        if unknown := next((name for name in options if name not in ("embedding", "faults", "queue")), None):
             raise Refusal.of(f"there is no option `{unknown}`", "invalid_request", param=f"options.{unknown}")
         try:
             data = json.loads(Path(path).read_bytes())
