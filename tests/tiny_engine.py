@@ -10,16 +10,15 @@ import hashlib
 import importlib.util
 import inspect
 import io
-import json
 import os
 import subprocess
 import sys
 import tarfile
 import zipfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from paceline.registry import registry_text
 from paceline.types import Package, Recipe, Release, Requirements
 
 ENGINE, DEPENDENCY, BUILDER = "tinyengine", "tinydep", "tinybuild"
@@ -28,6 +27,13 @@ VERSION = "1.0.0"
 
 class TinyWorld:
     """A folder with the packages, the plugin, a home and a cache."""
+
+    @property
+    def worker(self) -> str:
+        """The source of the engine's worker."""
+        return _WORKER
+
+    write_wheel = staticmethod(lambda *arguments: write_wheel(*arguments))
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -61,9 +67,7 @@ class TinyWorld:
 
     def offer(self, *releases: Release) -> None:
         """Make these the releases that the plugin brings."""
-        (self._plugin / "releases.json").write_text(
-            json.dumps({"schema_version": 1, "releases": [*map(_json, releases)]})
-        )
+        (self._plugin / "releases.json").write_text(registry_text(releases))
 
     def hash(self, file: str) -> str:
         return hashlib.sha256((self.index / file).read_bytes()).hexdigest()
@@ -134,31 +138,6 @@ def write_wheel(path: Path, name: str, files: dict[str, str], version: str = "1.
             archive.writestr(zipfile.ZipInfo(file), text)
 
 
-def _json(release: Release) -> dict[str, Any]:
-    """A release as registry.json writes it."""
-    recipe = release.recipe
-
-    def package(p: Package) -> dict[str, Any]:
-        value = {"name": p.name, "version": p.version, "sha256": list(p.sha256), "source": p.source}
-        return value | ({"index": p.index} if p.index else {})
-
-    return {
-        "engine": release.engine,
-        "version": release.version,
-        "platform": release.platform,
-        "formats": list(release.formats),
-        "features": list(release.features),
-        "requires": {name: value for name, value in asdict(release.requires).items() if value},
-        "recipe": {
-            "packages": [package(p) for p in recipe.packages],
-            "build_packages": [package(p) for p in recipe.build_packages],
-            "config_settings": {name: dict(values) for name, values in recipe.config_settings.items()},
-            "prune": list(recipe.prune),
-            "expected_build_s": recipe.expected_build_s,
-        },
-    }
-
-
 def _load(file: Path) -> Any:
     spec = importlib.util.spec_from_file_location("tiny_plugin_under_test", file)
     assert spec is not None
@@ -170,7 +149,7 @@ def _load(file: Path) -> Any:
 
 _PLUGIN = """
 from pathlib import Path
-from paceline import Engine, WorkerSpec, hookimpl
+from paceline import Engine, Upstream, WorkerSpec, hookimpl
 from paceline.registry import read_registry
 
 PACELINE_API = 1
@@ -178,6 +157,7 @@ PACELINE_API = 1
 class Tiny(Engine):
     name = "tiny"
     formats = ("tiny",)
+    upstream = Upstream("tinyengine", ">=1,<2")
 
     def releases(self):
         return read_registry(Path(__file__).with_name("releases.json"))

@@ -20,6 +20,7 @@ from paceline.types import (
     Release,
     Requirements,
     Runtime,
+    Upstream,
     Verdict,
     WorkerSpec,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "Release",
     "Requirements",
     "Runtime",
+    "Upstream",
     "Verdict",
     "WorkerSpec",
     "hookimpl",

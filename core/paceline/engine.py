@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from paceline.types import Model, ModelFacts, Release, Runtime
+    from paceline.types import Model, ModelFacts, Release, Runtime, Upstream
 
 
 class ModelFormat(ABC):
@@ -47,6 +47,9 @@ class Engine(ABC):
     formats: tuple[str, ...]
     pair_rules: tuple[str, ...] = ("default",)
     """Names of the variants of the pair rules, the one in force first."""
+
+    upstream: Upstream | None = None
+    """Where new versions of its releases appear first; None: nowhere but in the registry."""
 
     def releases(self) -> Iterable[Release]:
         """Releases that the plugin itself knows, beside those of the registry."""

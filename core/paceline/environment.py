@@ -65,6 +65,8 @@ def uv_environment(environ: Mapping[str, str], *, pinned: bool = True) -> dict[s
     the same; pip's way to treat several indexes as one is safe to follow when every package is pinned by hash.
     """
     kept = {name: value for name, value in environ.items() if _KEPT.fullmatch(name.upper())}
+    if environ.get("PACELINE_OFFLINE"):
+        kept["UV_OFFLINE"] = "1"
     for theirs, ours in _OF_PIP.items():
         if environ.get(theirs) and not any(name in kept for name in ours):
             kept[ours[0]] = environ[theirs]

@@ -145,11 +145,25 @@ class Recipe:
     """Paths below site-packages that the packages leave behind and no engine needs."""
     expected_build_s: float | None = None
     """Measured once, on the machine named in the registry's notes; for the sentence before a build."""
+    roots: tuple[str, ...] = ()
+    """The requirements (PEP 508) whose closure `packages` is: what newer releases are resolved from."""
+    build_roots: tuple[str, ...] = ()
+    unhashed: Mapping[str, str] = field(default_factory=dict)
+    """Package name -> the index page it is taken from, where that page publishes no hashes."""
 
     @property
     def unpinned(self) -> tuple[Package, ...]:
         """The packages whose index publishes no hash."""
         return tuple(p for p in self.packages if not p.sha256)
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """Where an engine's new versions appear: a package in the index the user has configured."""
+
+    package: str
+    versions: str
+    """A PEP 440 specifier of the versions that the plugin's worker can drive."""
 
 
 @dataclass(frozen=True)

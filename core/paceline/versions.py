@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from packaging.version import InvalidVersion, Version
 
@@ -30,7 +31,7 @@ def at_least(found: str, floor: str) -> bool:
     return numbers(found) >= numbers(floor)
 
 
-def order(version: str) -> tuple[int, Version] | tuple[int, tuple[tuple[int, int, str], ...]]:
+def order(version: str) -> tuple[int, Any]:
     """A sort key for versions of releases: PEP 440 where it applies, else numbers by value and words by letter.
 
     The two families never compare with each other: every PEP 440 version is the newer one.

@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from paceline import Engine, python_worker, worker_root
+from paceline import Engine, Upstream, python_worker, worker_root
 from paceline_llama_cpp.pairs import RULES, judge
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ class LlamaCpp(Engine):
     name = "llama.cpp"
     formats = ("gguf",)
     pair_rules = RULES
+    upstream = Upstream("llama-cpp-python", ">=0.3.36,<0.4")
 
     def worker(self, runtime: Runtime) -> WorkerSpec:
         spec = python_worker(runtime.python, "paceline_llama_cpp_worker", worker_root())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from paceline import Engine, python_worker, worker_root
+from paceline import Engine, Upstream, python_worker, worker_root
 from paceline_mlx.pairs import RULES, judge
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ class Mlx(Engine):
     name = "mlx"
     formats = ("mlx",)
     pair_rules = RULES
+    upstream = Upstream("mlx-lm", ">=0.32.2,<0.33")
 
     def worker(self, runtime: Runtime) -> WorkerSpec:
         return python_worker(runtime.python, "paceline_mlx_worker", worker_root())

@@ -10,6 +10,7 @@ import click
 
 from paceline import paths
 from paceline.cli import output
+from paceline.cli.update import update
 from paceline.errors import IncompatibleError, NotFoundError, PacelineError
 from paceline.store import Store
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 @click.group(epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 nothing matches, or nothing that runs here.")
 def runtime() -> None:
-    """Install, select, remove and survey runtimes.
+    """Install, select, update, remove and survey runtimes.
 
     A QUERY is an engine (`llama.cpp`), an engine with filters (`llama.cpp:cuda`), one version (`llama.cpp@0.3.36`) or a
     full name (`llama.cpp-linux-x86_64-cpu@0.3.36`).
@@ -125,6 +126,9 @@ def remove(query: str, force: bool, dry_run: bool, as_json: bool) -> None:
         click.echo(f"{'Would remove' if dry_run else 'Removed'} {chosen.id} ({output.size(size)})")
 
 
+runtime.add_command(update)
+
+
 @runtime.command("survey")
 @output.json_option
 def survey(as_json: bool) -> None:
@@ -172,9 +176,10 @@ def _nothing_fits_is_3() -> Iterator[None]:
 def _ranked(loaded: Plugins, query: str | None) -> list[tuple[Release, Verdict]]:
     from paceline.registry import load_registry
     from paceline.survey import take_survey
+    from paceline.upstream import found_file
     from paceline.verdict import rank
 
-    registry = load_registry(loaded)
+    registry = load_registry(loaded, found=found_file(paths.home()))
     matching = registry.match(query) if query else list(registry.releases)
     if not matching:
         what = f"no release matches {query!r}" if query else "no release is known"

@@ -1,6 +1,6 @@
-"""The catalogue of releases: registry.json and what the engines bring, checked in every detail.
+"""Read a registry file, checked in every detail.
 
-The file is written by people and by a script; whatever is wrong with it is named by its JSON path.
+People and programs write it; whatever is wrong with it is named by its JSON path.
 """
 
 from __future__ import annotations
@@ -10,75 +10,29 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from paceline import query
 from paceline.errors import RegistryError
-from paceline.paths import registry_file
 from paceline.types import GpuRequirement, Package, Recipe, Release, Requirements
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
     from pathlib import Path
-
-    from paceline.plugins import Plugins
 
 SCHEMA_VERSION = 1
 
 
-@dataclass(frozen=True)
-class Registry:
-    """Every release that an active plugin's engine could run."""
-
-    releases: tuple[Release, ...]
-
-    def match(self, text: str) -> list[Release]:
-        """The releases a query means, newest first; empty when there is none. Raises UsageError for no query."""
-        return query.select(text, self.releases)
-
-
-def load_registry(plugins: Plugins, file: Path | None = None) -> Registry:
-    """The releases of the shipped registry (or `file`) and of the plugins' engines, without those no engine serves.
-
-    A release that an engine brings replaces one of the same id in the file. Raises RegistryError.
-    """
-    found = {release.id: release for release in read_registry(file or registry_file())}
-    for name, engine in sorted(plugins.engines.items()):
-        found.update((release.id, release) for release in _of_engine(name, engine.releases))
-    return Registry(tuple(query.by_name_newest_first(r for r in found.values() if r.engine in plugins.engines)))
-
-
-def read_registry(file: Path) -> tuple[Release, ...]:
-    """Every release in a registry file. Raises RegistryError that names the place in the file."""
+def read_registry(file: Path, *, way_out: str = "reinstall Paceline") -> tuple[Release, ...]:
+    """Every release in a registry file. Raises RegistryError that names the place in the file, and `way_out`."""
     try:
         data = json.loads(file.read_bytes())
     except OSError as error:
-        raise RegistryError(
-            f"the registry {file} cannot be read: {error.strerror}", help="reinstall Paceline"
-        ) from None
+        raise RegistryError(f"the registry {file} cannot be read: {error.strerror}", help=way_out) from None
     except ValueError as error:
-        raise RegistryError(f"the registry {file} is no JSON: {error}", help="reinstall Paceline") from None
+        raise RegistryError(f"the registry {file} is no JSON: {error}", help=way_out) from None
     try:
         return _registry(_Node(data, "$"))
     except _Wrong as wrong:
         raise RegistryError(
-            f"the registry {file} is wrong at {wrong}", help="reinstall Paceline, or mend the file at that place"
+            f"the registry {file} is wrong at {wrong}", help=f"{way_out}, or mend the file at that place"
         ) from None
-
-
-def _of_engine(name: str, releases: Callable[[], Iterable[Release]]) -> list[Release]:
-    try:
-        found = list(releases())
-    except Exception as error:
-        raise RegistryError(
-            f"engine {name} could not list its releases: {type(error).__name__}: {error}",
-            help="set PACELINE_PLUGINS to the plugins to use, without this one, and report it to its author",
-        ) from error
-    for release in found:
-        if not isinstance(release, Release) or release.engine != name:
-            raise RegistryError(
-                f"engine {name} brought {getattr(release, 'id', release)!r}, which is no release of its own",
-                help="set PACELINE_PLUGINS to the plugins to use, without this one, and report it to its author",
-            )
-    return found
 
 
 class _Wrong(Exception):
@@ -197,19 +151,22 @@ def _gpu(node: _Node) -> GpuRequirement:
 
 
 def _recipe(node: _Node) -> Recipe:
-    # roots, build_roots and unhashed are for the script that makes the locks.
     fields = node.object("packages", "build_packages config_settings prune expected_build_s roots build_roots unhashed")
     settings: dict[str, dict[str, str]] = {}
     if "config_settings" in fields:
         for package, values in fields["config_settings"].map().items():
             settings[package] = {key: value.text() for key, value in values.map().items()}
     build_packages = fields["build_packages"].items() if "build_packages" in fields else []
+    unhashed = fields["unhashed"].map() if "unhashed" in fields else {}
     return Recipe(
         packages=tuple(_package(item) for item in fields["packages"].items()),
         build_packages=tuple(_package(item) for item in build_packages),
         config_settings=settings,
         prune=tuple(_below(item) for item in fields["prune"].items()) if "prune" in fields else (),
         expected_build_s=fields["expected_build_s"].number() if "expected_build_s" in fields else None,
+        roots=fields["roots"].texts() if "roots" in fields else (),
+        build_roots=fields["build_roots"].texts() if "build_roots" in fields else (),
+        unhashed={name: page.text() for name, page in unhashed.items()},
     )
 
 

@@ -1,0 +1,143 @@
+"""Exact versions and hashes of everything a release needs, resolved by uv in the index the user has configured."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from packaging.utils import canonicalize_name
+
+from paceline import child
+from paceline.environment import uv_environment
+from paceline.errors import InstallError
+from paceline.types import Package
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from paceline.types import Recipe, Requirements
+
+_TOLD = 12
+_ARCH = {"x86_64": "x86_64", "arm64": "aarch64"}
+
+
+class Resolver:
+    """Resolves for one platform and some Pythons. Its cache is its own: see `cache`."""
+
+    def __init__(
+        self,
+        requires: Requirements,
+        pythons: Sequence[str],
+        *,
+        cache: Path,
+        exclude_newer: str | None = None,
+        prerelease: bool = False,
+    ) -> None:
+        """`pythons`: ascending, such as ("3.11", "3.12"); the oldest decides the versions.
+
+        `cache`: a folder for what uv learns. It must not be the one that runtimes are installed from, because resolving
+        a source distribution anew makes uv forget the wheels that were built of it. `exclude_newer`: an RFC 3339 time;
+        files uploaded after it count as absent.
+        """
+        self._pythons = list(pythons)
+        self._cache = cache
+        self._environment = dict(uv_environment(os.environ, pinned=False))
+        self._options = ["--python-platform", _platform(requires, self._environment)]
+        if exclude_newer:
+            self._options += ["--exclude-newer", exclude_newer]
+        if prerelease:
+            self._options += ["--prerelease", "allow"]
+
+    def packages(self, recipe: Recipe, roots: Sequence[str]) -> tuple[Package, ...]:
+        """The closure of `roots`, taken and built as `recipe` says. Raises InstallError with uv's reason."""
+        built = {str(canonicalize_name(name)) for name in recipe.config_settings}
+        unhashed = {str(canonicalize_name(name)): page for name, page in recipe.unhashed.items()}
+        return self._locked(roots, unhashed, built)
+
+    def build_packages(self, roots: Sequence[str]) -> tuple[Package, ...]:
+        """The closure of build requirements, all of them wheels."""
+        return self._locked(roots, {}, set()) if roots else ()
+
+    def _locked(self, roots: Sequence[str], unhashed: Mapping[str, str], built: Collection[str]) -> tuple[Package, ...]:
+        """One pinned list for all Pythons; a package that only some need gets a marker."""
+        found: dict[str, Package] = {}
+        users: dict[str, list[str]] = {}
+        for python in self._pythons:
+            pins = [f"{name}=={package.version}" for name, package in found.items()]
+            for entry in self._compile(roots, pins, python):
+                package = self._package(entry, python, unhashed, built)
+                before = found.get(package.name)
+                hashes = {*package.sha256, *(before.sha256 if before else ())}
+                found[package.name] = replace(package, sha256=tuple(sorted(hashes)))
+                users.setdefault(package.name, []).append(python)
+        return tuple(replace(found[name], marker=_marker(users[name], self._pythons)) for name in sorted(found))
+
+    def _package(
+        self, entry: Mapping[str, Any], python: str, unhashed: Mapping[str, str], built: Collection[str]
+    ) -> Package:
+        name, version = entry["name"], entry["version"]
+        if name in unhashed:
+            return Package(name, version, index=unhashed[name])
+        source = name in built
+        files = [entry["sdist"]] if source and "sdist" in entry else [] if source else entry.get("wheels", [])
+        hashes = {file["hashes"]["sha256"] for file in files if "sha256" in file.get("hashes", {})}
+        if not hashes:
+            kind = "source distribution" if source else f"wheel for Python {python} here"
+            raise InstallError(
+                f"the package index has no {kind} with a hash for {name} {version}",
+                help="choose a version that has one, or another release",
+            )
+        return Package(name, version, tuple(sorted(hashes)), source=source)
+
+    def _compile(self, roots: Sequence[str], pins: Sequence[str], python: str) -> list[dict[str, Any]]:
+        from uv import find_uv_bin
+
+        lines: list[str] = []
+        self._cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            (folder / "roots.in").write_text("\n".join(roots), encoding="utf-8")
+            (folder / "pins.txt").write_text("\n".join(pins), encoding="utf-8")
+            lock = folder / "pylock.toml"
+            command = [find_uv_bin(), "pip", "compile", "roots.in", "--constraints", "pins.txt", "-q", "--no-header"]
+            command += ["--python-version", python, "--output-file", "pylock.toml", "--format", "pylock.toml"]
+            command += ["--cache-dir", str(self._cache), *self._options]
+            status = child.run(command, env=self._environment, cwd=folder, on_line=lines.append)
+            if status:
+                said = "".join(lines[-_TOLD:]).strip() or f"uv ended with status {status}"
+                raise InstallError(
+                    f"{', '.join(roots)} cannot be resolved for Python {python}: {said}",
+                    help="check the network and the package index that UV_INDEX_URL or PIP_INDEX_URL names",
+                )
+            return list(tomllib.loads(lock.read_text(encoding="utf-8"))["packages"])
+
+
+def _platform(requires: Requirements, environment: dict[str, str]) -> str:
+    """uv's name of the oldest platform that `requires` admits, whose wheels run on every newer one."""
+    arch = _ARCH[requires.arch or "x86_64"]
+    match requires.os:
+        case "linux":
+            return f"{arch}-manylinux_{(requires.min_glibc or '2.28').replace('.', '_')}"
+        case "macos":
+            environment["MACOSX_DEPLOYMENT_TARGET"] = requires.min_os_version or "14.0"
+            return f"{arch}-apple-darwin"
+        case "windows":
+            return f"{arch}-pc-windows-msvc"
+        case _:
+            raise InstallError(
+                "a release that names no operating system cannot be resolved for one", help="name `requires.os`"
+            )
+
+
+def _marker(users: list[str], pythons: list[str]) -> str | None:
+    if users == pythons:
+        return None
+    if users == pythons[: len(users)]:
+        return f"python_version <= '{users[-1]}'"
+    if users == pythons[-len(users) :]:
+        return f"python_version >= '{users[0]}'"
+    return " or ".join(f"python_version == '{python}'" for python in users)

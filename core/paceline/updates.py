@@ -1,0 +1,87 @@
+"""Which selected runtimes should be replaced, and by which releases. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from paceline.versions import order
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from paceline.types import Release, Runtime, Verdict
+
+
+@dataclass(frozen=True)
+class Update:
+    """A selected runtime and the release that should serve its formats instead."""
+
+    runtime: Runtime
+    formats: tuple[str, ...]
+    release: Release
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A selected runtime that stays, and why."""
+
+    runtime: Runtime
+    reason: str
+    newer: Release | None = None
+    """What would have replaced it."""
+
+
+def plan_updates(
+    selected: Mapping[str, Runtime],
+    ranked: Sequence[tuple[Release, Verdict]],
+    *,
+    channels: Collection[str] = ("stable",),
+    pinned: Collection[str] = (),
+    held: Collection[str] = (),
+    allow_unpinned: bool = False,
+) -> tuple[tuple[Update, ...], tuple[Kept, ...]]:
+    """The updates to make, and the runtimes that stay.
+
+    `selected`: by model format. `ranked`: releases with their verdicts on this machine, in any order. A runtime is
+    replaced by the newest release of its own name in one of `channels` that runs here, is not `held` (ids) and whose
+    packages all have hashes; never when it is `pinned` (ids).
+    """
+    updates: list[Update] = []
+    kept: list[Kept] = []
+    formats: dict[str, list[str]] = {}
+    for name, runtime in selected.items():
+        formats.setdefault(runtime.id, []).append(name)
+    for runtime in {r.id: r for r in selected.values()}.values():
+        newer = [(r, v) for r, v in ranked if r.name == runtime.name and order(r.version) > order(runtime.version)]
+        newer.sort(key=lambda pair: order(pair[0].version), reverse=True)
+        refused: list[tuple[Release, str]] = []
+        chosen = None
+        for release, verdict in newer:
+            reason = _reason_against(release, verdict, channels, held, allow_unpinned)
+            if reason is None:
+                chosen = release
+                break
+            refused.append((release, reason))
+        if chosen is None:
+            reason = f"{refused[0][0].version} is newer, but {refused[0][1]}" if refused else "it is the newest"
+            kept.append(Kept(runtime, reason, refused[0][0] if refused else None))
+        elif runtime.id in pinned:
+            kept.append(Kept(runtime, f"{chosen.version} is newer, but this one is pinned", chosen))
+        else:
+            updates.append(Update(runtime, tuple(sorted(formats[runtime.id])), chosen))
+    return tuple(updates), tuple(kept)
+
+
+def _reason_against(
+    release: Release, verdict: Verdict, channels: Collection[str], held: Collection[str], allow_unpinned: bool
+) -> str | None:
+    if release.channel not in channels:
+        return f"it is of the {release.channel} channel"
+    if release.id in held:
+        return "it is held back"
+    if not verdict.ok:
+        return verdict.message
+    if release.recipe.unpinned and not allow_unpinned:
+        return "no hashes are published for its packages"
+    return None

@@ -1,0 +1,117 @@
+"""Newer releases from upstream: the package index the user has configured, no server of ours in between.
+
+A release's recipe says what it is made of. The same roots are resolved again with the engine's package free within the
+versions that its plugin can drive; what comes out is locked with hashes and remembered as a release like any other.
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from paceline import transaction
+from paceline.errors import InstallError
+from paceline.registry import found_upstream, registry_value
+from paceline.resolution import Resolver
+from paceline.versions import order
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from paceline.types import Release, Upstream
+
+
+def found_file(home: Path) -> Path:
+    """Where the releases that were found are remembered."""
+    return home / "upstream.json"
+
+
+def newest(
+    release: Release,
+    upstream: Upstream,
+    *,
+    cache: Path,
+    minimum_age: timedelta = timedelta(0),
+    prerelease: bool = False,
+    now: datetime | None = None,
+) -> Release | None:
+    """The newest release the package index allows for the platform of `release`; None when that one is not older.
+
+    It is locked for the Python that runtimes are built on here. `minimum_age`: what was uploaded later than so long
+    before `now` is not looked at, which needs an index that publishes upload times. Raises InstallError when the index
+    cannot be asked or has no such package.
+    """
+    now = now or datetime.now(UTC)
+    python = ".".join(platform.python_version_tuple()[:2])
+    resolver = Resolver(
+        release.requires,
+        [python],
+        cache=cache / "resolution",
+        exclude_newer=(now - minimum_age).isoformat() if minimum_age else None,
+        prerelease=prerelease,
+    )
+    roots = [_loosened(root, upstream) for root in release.recipe.roots]
+    packages = resolver.packages(release.recipe, roots)
+    name = str(canonicalize_name(upstream.package))
+    version = next((p.version for p in packages if p.name == name), None)
+    if version is None:
+        raise InstallError(
+            f"the recipe of {release.id} does not install {name}", help="report it to the plugin's author"
+        )
+    if order(version) <= order(release.version):
+        return None
+    recipe = replace(
+        release.recipe,
+        packages=packages,
+        build_packages=resolver.build_packages(release.recipe.build_roots),
+        roots=tuple(f"{_bare(root)}=={version}" if _is(root, upstream) else root for root in roots),
+    )
+    return replace(
+        release,
+        version=version,
+        channel="beta" if Version(version).is_prerelease else release.channel,
+        requires=replace(release.requires, python=f"=={python}.*"),
+        recipe=recipe,
+        notes=f"Found in the package index on {now:%Y-%m-%d}.",
+    )
+
+
+def can_be_asked(release: Release, upstream: Upstream | None) -> bool:
+    """Whether the package index can say anything about newer releases of this kind."""
+    return (
+        upstream is not None
+        and not release.recipe.unhashed
+        and any(_is(root, upstream) for root in release.recipe.roots)
+    )
+
+
+def remember(file: Path, releases: Iterable[Release]) -> None:
+    """Add `releases` to those found before. Raises RegistryError for a damaged file, OSError for one not writable."""
+    known = {release.id: release for release in found_upstream(file)}
+    known.update((release.id, release) for release in releases)
+    transaction.write_json(file, registry_value(known[id] for id in sorted(known)))
+
+
+def _loosened(root: str, upstream: Upstream) -> str:
+    if _is(root, upstream):
+        return f"{_bare(root)}{upstream.versions}"
+    requirement = Requirement(root)
+    pinned = [specifier.version for specifier in requirement.specifier if specifier.operator == "=="]
+    return f"{_bare(root)}>={pinned[0]}" if pinned else root
+
+
+def _is(root: str, upstream: Upstream) -> bool:
+    return canonicalize_name(Requirement(root).name) == canonicalize_name(upstream.package)
+
+
+def _bare(root: str) -> str:
+    requirement = Requirement(root)
+    extras = f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else ""
+    return f"{requirement.name}{extras}"

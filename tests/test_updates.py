@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from paceline.types import Compatibility, Package, Recipe, Release, Requirements, Runtime, Verdict
+from paceline.updates import plan_updates
+
+FITS = Verdict(Compatibility.COMPATIBLE, "runs here")
+TOO_OLD = Verdict(Compatibility.GPU_DRIVER_UNSUPPORTED, "driver 550 is older than 580")
+
+
+def runtime(version, name="cpu"):
+    return Runtime("e", version, name, ("gguf",), (), Path("/r"), Path("/r/python"))
+
+
+def release(version, name="cpu", channel="stable", pinned=True):
+    package = Package("p", version, ("a" * 64,) if pinned else ())
+    return Release("e", version, name, ("gguf",), Requirements(), Recipe((package,)), channel)
+
+
+def plan(releases, selected=None, **options):
+    ranked = [pair if isinstance(pair, tuple) else (pair, FITS) for pair in releases]
+    return plan_updates(selected or {"gguf": runtime("1.0")}, ranked, **options)
+
+
+def test_the_newest_of_the_same_name_replaces_it():
+    (update,), kept = plan([release("1.9"), release("1.10"), release("3.0", name="cuda"), release("0.9")])
+    assert (update.runtime.id, update.release.id, update.formats) == ("e-cpu@1.0", "e-cpu@1.10", ("gguf",))
+    assert kept == ()
+
+
+def test_a_runtime_that_serves_two_formats_is_updated_once():
+    (update,), _ = plan([release("2.0")], {"gguf": runtime("1.0"), "mlx": runtime("1.0")})
+    assert update.formats == ("gguf", "mlx")
+
+
+@pytest.mark.parametrize(
+    ("newer", "options", "reason"),
+    [
+        (release("2.0", channel="beta"), {}, "2.0 is newer, but it is of the beta channel"),
+        (release("2.0"), {"held": {"e-cpu@2.0"}}, "2.0 is newer, but it is held back"),
+        ((release("2.0"), TOO_OLD), {}, "2.0 is newer, but driver 550 is older than 580"),
+        (release("2.0", pinned=False), {}, "2.0 is newer, but no hashes are published for its packages"),
+        (release("2.0"), {"pinned": {"e-cpu@1.0"}}, "2.0 is newer, but this one is pinned"),
+        (release("1.0"), {}, "it is the newest"),
+    ],
+)
+def test_why_a_runtime_stays(newer, options, reason):
+    updates, (kept,) = plan([newer], **options)
+    assert updates == ()
+    assert kept.reason == reason
+
+
+def test_what_is_refused_gives_way_to_the_next():
+    (update,), _ = plan([release("2.0", channel="beta"), (release("1.5"), TOO_OLD), release("1.2")])
+    assert update.release.version == "1.2"
+    (update,), _ = plan([release("2.0", channel="beta"), release("1.2")], channels=("stable", "beta"))
+    assert update.release.version == "2.0"

@@ -1,0 +1,246 @@
+"""Newer releases from a package index that this test serves: real uv, real HTTP, real installations."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from paceline import plugins, upstream
+from paceline.errors import InstallError
+from paceline.registry import load_registry, read_registry
+from paceline.types import Package, Recipe, Release, Requirements, Upstream
+
+NOW = datetime(2030, 6, 30, tzinfo=UTC)
+SOURCE = Upstream("tinyengine", ">=1,<2")
+
+
+class Index:
+    """A package index with the versions of one project, each uploaded on a day of its own."""
+
+    def __init__(self, folder, write_wheel, worker):
+        self._folder = folder
+        self._write, self._worker = write_wheel, worker
+        self.files = {}
+        self.status = 200
+        self.asked = []
+        folder.mkdir()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                outer.asked.append(self.path)
+                body, kind = outer.answer(self.path)
+                self.send_response(outer.status if body is not None else 404)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(body or b"")))
+                self.end_headers()
+                if self.command == "GET":
+                    self.wfile.write(body or b"")
+
+            do_HEAD = do_GET
+
+            def log_message(self, *_):
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/simple"
+        self._thread = threading.Thread(target=self._server.serve_forever)
+        self._thread.start()
+
+    def publish(self, version, day, **settings):
+        name = f"tinyengine-{version}-py3-none-any.whl"
+        files = {"tinyengine/__main__.py": self._worker, "tinyengine/settings.json": json.dumps(settings)}
+        self._write(self._folder / name, "tinyengine", files, version)
+        self.files[name] = day
+        return hashlib.sha256((self._folder / name).read_bytes()).hexdigest()
+
+    def answer(self, path):
+        if path.startswith("/files/"):
+            return (
+                self._folder / path.removeprefix("/files/").partition(".metadata")[0]
+            ).read_bytes(), "application/zip"
+        if path != "/simple/tinyengine/":
+            return None, "text/plain"
+        files = [
+            {
+                "filename": name,
+                "url": f"/files/{name}",
+                "hashes": {"sha256": hashlib.sha256((self._folder / name).read_bytes()).hexdigest()},
+                "upload-time": f"{day}T00:00:00Z",
+            }
+            for name, day in self.files.items()
+        ]
+        page = {"meta": {"api-version": "1.1"}, "name": "tinyengine", "files": files}
+        return json.dumps(page).encode(), "application/vnd.pypi.simple.v1+json"
+
+    def close(self):
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@pytest.fixture
+def index(tiny, tmp_path, monkeypatch):
+    made = Index(tmp_path / "files", tiny.write_wheel, tiny.worker)
+    monkeypatch.delenv("UV_NO_INDEX")
+    monkeypatch.delenv("UV_FIND_LINKS")
+    monkeypatch.setenv("UV_DEFAULT_INDEX", made.url)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def release(index):
+    """What the registry knows: version 1.0, a wheel of the index."""
+    digest = index.publish("1.0", "2030-01-01")
+    recipe = Recipe((Package("tinyengine", "1.0", (digest,)),), roots=("tinyengine==1.0",))
+    requires = Requirements(os="linux", arch="x86_64", min_glibc="2.28")
+    return Release("tiny", "1.0", "any-cpu", ("tiny",), requires, recipe)
+
+
+@pytest.fixture
+def newest(release, tmp_path):
+    def ask(**options):
+        return upstream.newest(release, SOURCE, cache=tmp_path / "cache", now=NOW, **options)
+
+    return ask
+
+
+def test_the_newest_version_that_the_plugin_can_drive(index, newest):
+    digest = index.publish("1.10", "2030-02-01")
+    index.publish("1.9", "2030-03-01")
+    index.publish("2.0", "2030-04-01")
+
+    found = newest()
+
+    assert found.id == "tiny-any-cpu@1.10"
+    assert found.recipe.packages == (Package("tinyengine", "1.10", (digest,)),)
+    assert found.recipe.roots == ("tinyengine==1.10",)
+    assert found.notes == "Found in the package index on 2030-06-30."
+
+
+def test_nothing_newer(newest):
+    assert newest() is None
+
+
+def test_pre_releases_are_for_those_who_ask(index, newest):
+    index.publish("1.2b1", "2030-02-01")
+
+    assert newest() is None
+    found = newest(prerelease=True)
+    assert (found.version, found.channel) == ("1.2b1", "beta")
+
+
+def test_what_is_too_young_waits(index, newest):
+    index.publish("1.1", "2030-06-01")
+    index.publish("1.2", "2030-06-29")
+
+    assert newest(minimum_age=timedelta(days=7)).version == "1.1"
+    assert newest(minimum_age=timedelta(days=60)) is None
+    assert newest().version == "1.2"
+
+
+@pytest.mark.parametrize("status", [404, 403])
+def test_an_index_that_does_not_answer(index, newest, status):
+    index.status = status
+
+    with pytest.raises(InstallError, match=r"tinyengine<2,>=1|tinyengine>=1,<2") as caught:
+        newest()
+    assert "package index" in caught.value.help
+
+
+def test_an_index_that_sends_a_web_page(index, newest, monkeypatch):
+    monkeypatch.setattr(index, "answer", lambda path: (b"<html>please log in</html>", "text/html"))
+
+    with pytest.raises(InstallError, match="cannot be resolved"):
+        newest()
+
+
+def test_only_releases_that_were_resolved_can_be_asked_for(release):
+    assert upstream.can_be_asked(release, SOURCE)
+    assert not upstream.can_be_asked(release, None)
+    assert not upstream.can_be_asked(release, Upstream("another", ">=1"))
+    by_page = replace(release.recipe, unhashed={"tinyengine": "https://example.org/whl"})
+    assert not upstream.can_be_asked(replace(release, recipe=by_page), SOURCE)
+
+
+def test_what_was_found_is_remembered(tiny, index, newest):
+    file = upstream.found_file(tiny.home)
+    index.publish("1.1", "2030-02-01")
+    upstream.remember(file, [newest()])
+    index.publish("1.2", "2030-03-01")
+    upstream.remember(file, [newest()])
+
+    assert [r.version for r in read_registry(file)] == ["1.1", "1.2"]
+    known = load_registry(plugins.Plugins((), {"tiny": tiny.engine}), found=file)
+    assert [r.version for r in known.match("tiny")] == ["1.2", "1.1", "1.0.0"]
+
+
+class TestTheCommand:
+    @pytest.fixture
+    def installed(self, tiny, release, index):
+        tiny.offer(replace(release, requires=Requirements(os="linux")))
+        done = self.run(tiny, index, "get", "tiny")
+        assert done.returncode == 0, done.stderr
+
+    @staticmethod
+    def run(tiny, index, *arguments):
+        variables = {"UV_DEFAULT_INDEX": index.url, "UV_NO_INDEX": "", "UV_FIND_LINKS": ""}
+        return tiny.paceline("runtime", *arguments, **variables)
+
+    @pytest.mark.usefixtures("installed")
+    def test_check_then_update(self, tiny, index):
+        same = self.run(tiny, index, "update", "--check")
+        assert (same.returncode, "it is the newest" in same.stdout) == (0, True), same.stderr
+        index.publish("1.1", "2030-02-01")
+
+        check = self.run(tiny, index, "update", "--check", "--json")
+        assert check.returncode == 100, check.stderr
+        (update,) = json.loads(check.stdout)["updates"]
+        assert update == {"runtime": "tiny-any-cpu@1.0", "formats": ["tiny"], "release": "tiny-any-cpu@1.1"}
+        dry = self.run(tiny, index, "update", "--dry-run")
+        assert (dry.returncode, "would be updated" in dry.stdout) == (0, True)
+        assert self.selected(tiny, index) == {"tiny-any-cpu@1.0": ["tiny"]}
+
+        done = self.run(tiny, index, "update")
+        assert (done.returncode, "updated" in done.stdout) == (0, True), done.stderr
+        assert self.selected(tiny, index) == {"tiny-any-cpu@1.1": ["tiny"], "tiny-any-cpu@1.0": []}
+
+    @pytest.mark.usefixtures("installed")
+    def test_a_version_that_does_not_start_is_never_selected(self, tiny, index):
+        index.publish("1.1", "2030-02-01", crash="yes")
+
+        done = self.run(tiny, index, "update")
+
+        assert done.returncode == 1
+        assert "the engine has no wheels" in done.stderr
+        assert self.selected(tiny, index) == {"tiny-any-cpu@1.0": ["tiny"]}
+
+    @pytest.mark.usefixtures("installed")
+    def test_an_index_that_is_gone_changes_nothing_and_is_said(self, tiny, index):
+        index.close()
+
+        done = self.run(tiny, index, "update")
+
+        assert done.returncode == 1
+        assert "warning: tinyengine" in done.stderr
+        assert self.selected(tiny, index) == {"tiny-any-cpu@1.0": ["tiny"]}
+
+    @pytest.mark.usefixtures("installed")
+    def test_offline_asks_nobody(self, tiny, index):
+        index.asked.clear()
+
+        done = tiny.paceline("runtime", "update", "--check", PACELINE_OFFLINE="1", UV_DEFAULT_INDEX=index.url)
+
+        assert (done.returncode, "the package index was not asked" in done.stderr) == (1, True)
+        assert index.asked == []
+
+    def selected(self, tiny, index):
+        listed = json.loads(self.run(tiny, index, "ls", "--json").stdout)
+        return {runtime["id"]: runtime["selected_for"] for runtime in listed}
