@@ -1,9 +1,10 @@
 """Speculative decoding over two llama.cpp contexts, several generations in one batch.
 
-A step lets the draft propose for every generation together, as far as the controller finds worth its price, then
-decodes in one batch of the main model each generation's last token with its proposal, and chunks of the prompts that
-are not done yet. Every position is sampled with its request's own chain; what agrees is kept and the rest taken back
-out of both caches. What the draft computed for accepted tokens stays in its cache: no token is decoded twice on it.
+A step lets the draft model propose for every generation together, and prompt lookup for each, as far as the controller
+finds worth its price. Then it decodes in one batch of the main model each generation's last token with its proposal,
+and chunks of the prompts that are not done yet. Every position is sampled with its request's own chain; what agrees is
+kept and the rest taken back out of both caches. What the draft computed for accepted tokens stays in its cache: no
+token is decoded twice on it.
 """
 
 from __future__ import annotations
@@ -20,13 +21,12 @@ from paceline_llama_cpp_worker.embedding import Embedder
 from paceline_llama_cpp_worker.options import MAIN_OPTIONS, LoadOptions, read_options
 from paceline_llama_cpp_worker.sampler import Sampler
 from paceline_worker import lanes
-from paceline_worker.acceptance import Acceptance
 from paceline_worker.backend import Backend, Generation, LoadRequest
 from paceline_worker.chunks import share
 from paceline_worker.controller import Controller, Round, Stream
 from paceline_worker.decoding import Decoding, check_tokens, read_prompt
 from paceline_worker.protocol import Fault
-from paceline_worker.request import MAX_DRAFT, DraftKnobs, GenerateRequest
+from paceline_worker.request import MAX_DRAFT, GenerateRequest
 
 Lanes = lanes.Lanes[binding.Context, binding.Model]
 
@@ -44,11 +44,13 @@ _DEFAULT_POOL = 16384
 
 _DRAFT_PER_SLOT = 16
 
+_CANNOT_ROLL_BACK = "a recurrent model's state cannot be rolled back: no draft is possible"
+
 
 class LlamaBackend(Backend):
     engine = "llama.cpp"
     version = binding.VERSION
-    features = ("generate", "draft", "embed", "tokenize", "lora")
+    features = ("generate", "draft", "lookup", "embed", "tokenize", "lora")
     load_options = MAIN_OPTIONS
 
     def __init__(self) -> None:
@@ -89,7 +91,7 @@ class LlamaBackend(Backend):
             else:
                 assert self._main is not None
                 if not (model.can_roll_back and self._main.model.can_roll_back):
-                    raise Fault("unsupported", "a recurrent model's state cannot be rolled back: no draft is possible")
+                    raise Fault("unsupported", _CANNOT_ROLL_BACK)
                 self._draft = self._lanes(model, request, options, outputs=self.slots)
                 memory = self._draft.context.memory
         except BaseException:
@@ -131,10 +133,13 @@ class LlamaBackend(Backend):
             lane=lane,
             sampler=sampler,
         )
-        if request.draft is not None:
-            self._attach_draft(generation)
-        has_draft = generation.draft_vocabulary is not None
-        generation.stream = self._controller.open(request.draft or DraftKnobs(), tokens, model=has_draft)
+        generation.invite(
+            self._controller,
+            draft_vocabulary=None if self._draft is None else self._draft.model.n_vocab,
+            obstacle=None if main.model.can_roll_back else _CANNOT_ROLL_BACK,
+        )
+        if self._draft is not None and generation.draft_vocabulary is not None:
+            self._draft.reuse(lane, tokens)
         return generation
 
     def step(self, generations: Sequence[Generation]) -> None:
@@ -157,8 +162,8 @@ class LlamaBackend(Backend):
         reading = [_add_chunk(main, s, tokens) for s, tokens in zip(prompts, shares, strict=True) if tokens]
         main.decode()
         emitted = [
-            self._verify(main, sequence, proposal, first)
-            for sequence, proposal, first in zip(decoding, proposals, verifying, strict=True)
+            self._verify(main, sequence, proposal, first, looked_up=round_.looked_up(seat))
+            for seat, (sequence, proposal, first) in enumerate(zip(decoding, proposals, verifying, strict=True))
         ]
         if decoding:
             # A batch that also read prompts says nothing about what verifying costs.
@@ -212,26 +217,19 @@ class LlamaBackend(Backend):
     def _vocabulary(self) -> binding.Model:
         return self._loaded().model if self._embedder is None else self._embedder.model
 
-    def _attach_draft(self, sequence: _Sequence) -> None:
-        """Let the loaded draft take part, or say why it cannot."""
-        if self._draft is None:
-            sequence.draft_skipped = "no draft model is loaded"
-        elif max(sequence.tokens) >= self._draft.model.n_vocab:
-            sequence.draft_skipped = "the prompt holds tokens that the draft's smaller vocabulary lacks"
-        else:
-            sequence.draft_vocabulary = self._draft.model.n_vocab
-            sequence.acceptance = Acceptance()
-            self._draft.reuse(sequence.lane, sequence.tokens)
-
     # --- one step --------------------------------------------------------------------------------------------------
 
-    def _verify(self, main: Lanes, sequence: _Sequence, proposal: Sequence[int], first: int) -> list[int]:
+    def _verify(
+        self, main: Lanes, sequence: _Sequence, proposal: Sequence[int], first: int, *, looked_up: bool
+    ) -> list[int]:
         """Commit what the main model says from index `first` of the batch on, and take the rest out of the caches."""
         base = len(sequence.tokens)
-        emitted, accepted = sequence.verify(proposal, lambda i: sequence.sampler.sample(main.context, first + i))
+        emitted, accepted = sequence.verify(
+            proposal, lambda i: sequence.sampler.sample(main.context, first + i), looked_up=looked_up
+        )
         main.truncate(sequence.lane, base + accepted)
         if self._draft is not None and sequence.draft_vocabulary is not None:
-            self._draft.truncate(sequence.lane, base + accepted)
+            self._draft.truncate(sequence.lane, base + sequence.agreed(emitted))
         return emitted
 
     # --- drafting --------------------------------------------------------------------------------------------------
@@ -241,7 +239,7 @@ class LlamaBackend(Backend):
         share = outputs // max(1, len(sequences)) - 1
         seats: list[tuple[Stream, int, int]] = []
         for sequence in sequences:
-            sequence.proposed = lag = 0
+            sequence.drafted, lag = [], 0
             if self._draft is not None and sequence.draft_vocabulary is not None:
                 sequence.unread = self._draft.missing(sequence.lane, sequence.tokens)
                 lag = len(sequence.unread)
@@ -268,7 +266,7 @@ class LlamaBackend(Backend):
                 if token >= n_vocab:
                     round_.stop(seat)
                     continue
-                sequence.proposed += 1
+                sequence.drafted.append(token)
                 sequence.unread = [token]
                 round_.offer(token, _top_probability(logits, token), seat)
                 if draft.model.ends(token):

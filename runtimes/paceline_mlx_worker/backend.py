@@ -1,8 +1,8 @@
 """Speculative decoding over mlx-lm's models and caches, one generation at a time.
 
-A step computes the last committed token and the draft's proposal in one forward pass of the main model, samples every
-position with the request's own chain, keeps what agrees, and takes the rest back out of both caches. What the draft
-computed for accepted tokens stays in its cache: no token is computed twice on the draft.
+A step computes the last committed token and what the draft model or prompt lookup proposes in one forward pass of the
+main model, samples every position with the request's own chain, keeps what agrees, and takes the rest back out of both
+caches. What the draft computed for accepted tokens stays in its cache: no token is computed twice on the draft.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from typing import Any
 
 from paceline_mlx_worker import binding
 from paceline_mlx_worker.sampler import Sampler
-from paceline_worker.acceptance import Acceptance
 from paceline_worker.backend import Backend, Generation, LoadRequest
 from paceline_worker.controller import Controller, Round
 from paceline_worker.decoding import Decoding, check_tokens, read_prompt
 from paceline_worker.options import Options
 from paceline_worker.protocol import Fault
-from paceline_worker.request import DraftKnobs, GenerateRequest
+from paceline_worker.request import GenerateRequest
 
 _DEFAULT_CONTEXT = 4096
 
+_CANNOT_ROLL_BACK = "a recurrent model's state cannot be rolled back: no draft is possible"
 _CANNOT_FORGET = "the context has outgrown the model's sliding window, so rejected tokens could not be taken back"
 
 
 class MlxBackend(Backend):
     engine = "mlx"
     version = binding.VERSION
-    features = ("generate", "draft", "tokenize")
+    features = ("generate", "draft", "lookup", "tokenize")
     load_options = ("embedding",)
     slots = 1
 
@@ -56,7 +56,7 @@ class MlxBackend(Backend):
             assert self._main is not None
             if not (model.can_roll_back and self._main.model.can_roll_back):
                 model.close()
-                raise Fault("unsupported", "a recurrent model's state cannot be rolled back: no draft is possible")
+                raise Fault("unsupported", _CANNOT_ROLL_BACK)
             self._draft = loaded = _Loaded(model, n_ctx=self._main.n_ctx)
         return {"context_length": loaded.n_ctx, "vocabulary": model.n_vocab}
 
@@ -84,10 +84,15 @@ class MlxBackend(Backend):
             tokens=tokens,
             sampler=Sampler(request.sampling, main.model.n_vocab, main.n_ctx, tokens),
         )
-        if request.draft is not None:
-            self._attach_draft(generation)
-        has_draft = generation.draft_vocabulary is not None
-        generation.stream = self._controller.open(request.draft or DraftKnobs(), tokens, model=has_draft)
+        draft = self._draft
+        generation.invite(
+            self._controller,
+            draft_vocabulary=None if draft is None else draft.model.n_vocab,
+            obstacle=main.obstacle(tokens),
+            draft_obstacle=None if draft is None else draft.obstacle(tokens),
+        )
+        if draft is not None and generation.draft_vocabulary is not None:
+            draft.reuse(tokens)
         return generation
 
     def step(self, generations: Sequence[Generation]) -> None:
@@ -116,19 +121,6 @@ class MlxBackend(Backend):
             raise Fault("not_loaded", "no model is loaded")
         return self._main
 
-    def _attach_draft(self, generation: _Sequence) -> None:
-        """Let the loaded draft take part, or say why it cannot."""
-        if self._draft is None:
-            generation.draft_skipped = "no draft model is loaded"
-        elif max(generation.tokens) >= self._draft.model.n_vocab:
-            generation.draft_skipped = "the prompt holds tokens that the draft's smaller vocabulary lacks"
-        elif not (self._loaded().could_take_back(generation.tokens) and self._draft.could_take_back(generation.tokens)):
-            generation.draft_skipped = _CANNOT_FORGET
-        else:
-            generation.draft_vocabulary = self._draft.model.n_vocab
-            generation.acceptance = Acceptance()
-            self._draft.reuse(generation.tokens)
-
     def _prefill(self, generation: _Sequence) -> None:
         """Compute one chunk of the prompt; the last chunk gives the first token."""
         main = self._loaded()
@@ -148,27 +140,31 @@ class MlxBackend(Backend):
         base = len(generation.tokens)
         round_ = self._plan(generation)
         started = time.perf_counter()
-        if draft is not None:
+        if draft is not None and round_.wants():
             self._run_draft(round_, generation, draft)
         (proposal,) = round_.proposals()
         drafted = time.perf_counter()
         main.extend([*generation.tokens[len(main.tokens) :], *proposal], outputs=1 + len(proposal))
-        emitted, accepted = generation.verify(proposal, lambda i: generation.sampler.sample(main.context, i))
+        emitted, accepted = generation.verify(
+            proposal, lambda i: generation.sampler.sample(main.context, i), looked_up=round_.looked_up()
+        )
         round_.settle([emitted], drafted - started, time.perf_counter() - drafted)
         main.truncate(base + accepted)
         if draft is not None and generation.draft_vocabulary is not None:
-            draft.truncate(base + accepted)
+            draft.truncate(base + generation.agreed(emitted))
 
     def _plan(self, generation: _Sequence) -> Round:
         """What the controller makes of this step."""
-        generation.proposed = room = lag = 0
-        draft, main, tokens = self._draft, self._loaded(), generation.tokens
-        if draft is not None and generation.draft_vocabulary is not None:
-            room = min(generation.room, generation.stream.knobs.exact_tokens or generation.stream.knobs.max_tokens)
+        generation.drafted, lag = [], 0
+        draft, tokens, knobs = self._draft, generation.tokens, generation.stream.knobs
+        room = min(generation.room, knobs.exact_tokens or knobs.max_tokens)
+        if room and (obstacle := self._loaded().obstacle(tokens, room)):
+            generation.leave_draft(obstacle, lookup=True)
+            room = 0
+        elif draft is not None and generation.draft_vocabulary is not None:
             lag = len(tokens) - len(draft.tokens)
-            if not (main.could_take_back(tokens, room) and draft.could_take_back(tokens, room)):
-                generation.leave_draft(_CANNOT_FORGET)
-                room = 0
+            if obstacle := draft.obstacle(tokens, room):
+                generation.leave_draft(obstacle)
         return self._controller.plan([(generation.stream, room, lag)])
 
     def _run_draft(self, round_: Round, generation: _Sequence, draft: _Loaded) -> None:
@@ -181,7 +177,7 @@ class MlxBackend(Backend):
             token, probability = draft.context.likeliest_with_probability()
             if token >= n_vocab:
                 return
-            generation.proposed += 1
+            generation.drafted.append(token)
             unread = [token]
             wanted = round_.offer(token, probability) and not draft.model.ends(token)
 
@@ -222,9 +218,13 @@ class _Loaded:
                 length = 0
             del self.tokens[length:]
 
-    def could_take_back(self, tokens: Sequence[int], more: int = 0) -> bool:
-        """Whether the last of `tokens` and `more` others could be forgotten again, once they are computed."""
-        return self.context.could_take_back(len(tokens) + more - len(self.tokens))
+    def obstacle(self, tokens: Sequence[int], more: int = 0) -> str | None:
+        """Why the last of `tokens` and `more` others could not be forgotten once they are computed, or None."""
+        if not self.model.can_roll_back:
+            return _CANNOT_ROLL_BACK
+        if not self.context.could_take_back(len(tokens) + more - len(self.tokens)):
+            return _CANNOT_FORGET
+        return None
 
     def close(self) -> None:
         self.context.close()

@@ -1,4 +1,4 @@
-"""What became of the tokens a draft proposed.
+"""What became of the tokens that the draft model, or prompt lookup, proposed.
 
 Drafting and verifying follow Leviathan et al. 2023 ("Fast Inference from Transformers via Speculative Decoding") in the
 form llama.cpp uses: the main model samples every position with the request's whole sampler, and a drafted token counts
@@ -19,6 +19,9 @@ class Acceptance:
     rejected: int = 0
     ignored: int = 0
     rounds: int = 0
+    looked_up: int = 0
+    """Tokens that prompt lookup proposed and the main model verified; they count in the sums, too."""
+    looked_up_accepted: int = 0
     drafted_per_position: list[int] = field(default_factory=list)
     accepted_per_position: list[int] = field(default_factory=list)
 
@@ -26,11 +29,17 @@ class Acceptance:
         """Count a draft that was dropped before verification."""
         self.ignored += drafted
 
-    def verified(self, drafted: int, accepted: int, *, ended: bool) -> None:
-        """Count one verification; `ended` says that the output ended before a drafted token was refused."""
+    def verified(self, drafted: int, accepted: int, *, ended: bool, looked_up: bool = False) -> None:
+        """Count one verification.
+
+        `ended` says that the output ended before a drafted token was refused, `looked_up` that prompt lookup proposed.
+        """
         if drafted == 0:
             return
         self.rounds += 1
+        if looked_up:
+            self.looked_up += drafted
+            self.looked_up_accepted += accepted
         self.accepted += accepted
         if ended:
             self.ignored += drafted - accepted
@@ -50,6 +59,7 @@ class Acceptance:
             "rejected": self.rejected,
             "ignored": self.ignored,
             "rounds": self.rounds,
+            "lookup": {"drafted": self.looked_up, "accepted": self.looked_up_accepted},
             "drafted_per_position": self.drafted_per_position,
             "accepted_per_position": self.accepted_per_position + padding,
         }

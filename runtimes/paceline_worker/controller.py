@@ -73,6 +73,22 @@ class Stream:
         self.last = 0
         """How the step before ended: 0 nothing was verified, 1 a token was refused, 2 all were accepted."""
 
+    @property
+    def drafts(self) -> bool:
+        """Whether anything can propose for this sequence."""
+        return self.has_model or self.lookup is not None
+
+    def extend(self, token: int) -> None:
+        """The sequence got a token."""
+        if self.lookup is not None:
+            self.lookup.extend((token,))
+
+    def leave(self, *, lookup: bool) -> None:
+        """The draft model can take no part any more, nor can prompt lookup if `lookup`."""
+        self.has_model = False
+        if lookup:
+            self.lookup = None
+
 
 class Controller:
     """Decides for one pair of models, or one model with prompt lookup, in one worker. Not thread-safe."""
@@ -201,6 +217,10 @@ class Round:
             self._proposals = [seat.chosen[: seat.keep] for seat in self._seats]
         return self._proposals
 
+    def looked_up(self, seat: int = 0) -> bool:
+        """Whether a seat's proposal is prompt lookup's, not the draft model's."""
+        return self._seats[seat].looked_up
+
     def settle(self, emitted: Sequence[Sequence[int]], draft_seconds: float, verify_seconds: float) -> None:
         """Learn from the step: what each seat committed (accepted tokens and the main model's own), and the times.
 
@@ -272,9 +292,13 @@ class Round:
         odds = calibration.odds[cls] * seat.stream.lookup_shift.factor
         survival = seat.lookup_probability = odds / (1.0 + odds)
         follows = calibration.next[cls]
+        chance = survival
         for _ in seat.lookup_tokens:
+            if chance < seat.least and not seat.exact:
+                break
             seat.lookup_survivals.append(survival)
             survival *= follows
+            chance = follows
 
     # --- going on ------------------------------------------------------------------------------------------------
 
@@ -321,11 +345,12 @@ class Round:
         for i, seat in enumerate(self._seats):
             seat.chosen, survivals = seat.tokens, seat.survivals
             if seat.sure:
-                looked_up = not seat.tokens
+                seat.looked_up = not seat.tokens
             else:
-                looked_up = self._best_prefix(seat.lookup_survivals) > self._best_prefix(survivals)
-            if looked_up:
-                seat.chosen, survivals = seat.lookup_tokens, seat.lookup_survivals
+                seat.looked_up = self._best_prefix(seat.lookup_survivals) > self._best_prefix(survivals)
+            if seat.looked_up:
+                survivals = seat.lookup_survivals
+                seat.chosen = seat.lookup_tokens[: len(survivals)]
             if seat.sure:
                 seat.keep = min(len(survivals), seat.limit)
                 n += seat.keep
@@ -348,7 +373,7 @@ class Round:
             seat.keep = least if whole and self._occupancy == 1 and self._pays(seat, least) else 0
 
     def _pays(self, seat: _Seat, length: int) -> bool:
-        survivals = seat.survivals if seat.chosen is seat.tokens else seat.lookup_survivals
+        survivals = seat.lookup_survivals if seat.looked_up else seat.survivals
         n = self._occupancy
         return sum(survivals[:length]) > self._rate * (self._verify[n + length] - self._plain)
 
@@ -406,9 +431,7 @@ class Round:
             previous = cls
             if not agreed:
                 break
-        if stream.lookup is not None:
-            self._learn_lookup(seat, emitted)
-            stream.lookup.extend(emitted)
+        self._learn_lookup(seat, emitted)
         stream.last = 0 if not proposal else 2 if len(emitted) > len(proposal) else 1
 
     def _learn_lookup(self, seat: _Seat, emitted: Sequence[int]) -> None:
@@ -454,6 +477,7 @@ class _Seat:
         self.lookup_class = 0
         self.lookup_probability = 0.0
         self.chosen: list[int] = []
+        self.looked_up = False
         self.keep = 0
 
 

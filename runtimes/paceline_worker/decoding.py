@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from paceline_worker.acceptance import Acceptance
 from paceline_worker.backend import Generation
-from paceline_worker.controller import Stream
+from paceline_worker.controller import Controller, Stream
 from paceline_worker.output import Output
 from paceline_worker.protocol import Fault
-from paceline_worker.request import GenerateRequest
+from paceline_worker.request import DraftKnobs, GenerateRequest
 
 
 class Vocabulary(Protocol):
@@ -30,35 +31,69 @@ class Vocabulary(Protocol):
 
 @dataclass
 class Decoding(Generation):
-    """A generation's tokens, and what the draft has to do with them. A backend adds its own state in a subclass."""
+    """A generation's tokens, and what is drafted for them. A backend adds its own state in a subclass."""
 
     vocabulary: Vocabulary = field(kw_only=True)
     tokens: list[int] = field(kw_only=True)
     """Prompt and output; all but the last are in the main model's cache while decoding."""
     stream: Stream = field(init=False)
     draft_vocabulary: int | None = None
-    """Tokens the draft knows; None when no draft takes part (any more)."""
-    proposed: int = 0
-    """Tokens the draft made in this step."""
+    """Tokens the draft model knows; None when it takes no part (any more)."""
+    drafted: list[int] = field(default_factory=list)
+    """What the draft model made in this step."""
+
+    def invite(
+        self,
+        controller: Controller,
+        *,
+        draft_vocabulary: int | None,
+        obstacle: str | None,
+        draft_obstacle: str | None = None,
+    ) -> None:
+        """Let the drafters that the request asks for take part, or note why one cannot.
+
+        `draft_vocabulary` is the loaded draft model's, None when none is loaded; `obstacle` is why nothing that was
+        drafted could be taken back again, `draft_obstacle` the same of the draft model's own state.
+        """
+        knobs = self.request.draft or DraftKnobs(model=False)
+        model, lookup = knobs.model, knobs.lookup
+        if (model or lookup) and obstacle is not None:
+            self.draft_skipped = obstacle
+            model = lookup = False
+        elif model:
+            if draft_vocabulary is None:
+                self.draft_skipped = "no draft model is loaded"
+            elif max(self.tokens) >= draft_vocabulary:
+                self.draft_skipped = "the prompt holds tokens that the draft's smaller vocabulary lacks"
+            else:
+                self.draft_skipped = draft_obstacle
+            model = self.draft_skipped is None
+        self.draft_vocabulary = draft_vocabulary if model else None
+        self.acceptance = Acceptance() if model or lookup else None
+        self.stream = controller.open(knobs, self.tokens, model=model, lookup=lookup)
 
     @property
     def room(self) -> int:
         """How many drafted tokens this step could use: it commits one token more than it drafts."""
-        return max(0, self.output.left - 1) if self.draft_vocabulary is not None else 0
+        return max(0, self.output.left - 1) if self.stream.drafts else 0
 
     def commit(self, token: int, *, drafted: bool) -> bool:
         """Append one token of the main model's choice. True when the output is over."""
         self.tokens.append(token)
+        self.stream.extend(token)
         if self.draft_vocabulary is not None and token >= self.draft_vocabulary:
             self.leave_draft("the output holds a token that the draft's smaller vocabulary lacks")
         end = not self.request.ignore_eos and self.vocabulary.ends(token)
         return self.output.push(token, self.vocabulary.piece(token), drafted=drafted, end=end)
 
-    def verify(self, proposal: Sequence[int], sample: Callable[[int], int]) -> tuple[list[int], int]:
+    def verify(
+        self, proposal: Sequence[int], sample: Callable[[int], int], *, looked_up: bool
+    ) -> tuple[list[int], int]:
         """Commit what the main model says, as far as the proposal agrees, and one token more.
 
         `sample` gives the main model's token after the first so many tokens of the proposal; it is called in order and
-        no further than needed. Returns what was committed and how much of it the draft had proposed.
+        no further than needed. `looked_up`: the proposal is not the draft model's. Returns what was committed and how
+        much of it had been proposed.
         """
         base, accepted = len(self.tokens), 0
         for position in range(len(proposal) + 1):
@@ -70,13 +105,26 @@ class Decoding(Generation):
         emitted = self.tokens[base:]
         if self.acceptance is not None:
             ended = self.output.stop_reason is not None and accepted == len(emitted)
-            self.acceptance.unverified(self.proposed - len(proposal))
-            self.acceptance.verified(len(proposal), accepted, ended=ended)
+            self.acceptance.unverified(len(self.drafted) - (0 if looked_up else len(proposal)))
+            self.acceptance.verified(len(proposal), accepted, ended=ended, looked_up=looked_up)
         return emitted, accepted
 
-    def leave_draft(self, reason: str) -> None:
-        """Go on without the draft."""
+    def agreed(self, emitted: Sequence[int]) -> int:
+        """How much of what the draft model computed in this step goes on being true, now that `emitted` is committed.
+
+        Its state never holds the last committed token, from which it drafts next.
+        """
+        same = 0
+        for drafted, token in zip(self.drafted, emitted[:-1], strict=False):
+            if drafted != token:
+                break
+            same += 1
+        return same
+
+    def leave_draft(self, reason: str, *, lookup: bool = False) -> None:
+        """Go on without the draft model, and if `lookup` without prompt lookup too."""
         self.draft_vocabulary = None
+        self.stream.leave(lookup=lookup)
         self.draft_skipped = reason
 
 

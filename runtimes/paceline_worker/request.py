@@ -39,6 +39,10 @@ class DraftKnobs:
     min_tokens: int = 0
     min_probability: float = 0.0
     exact_tokens: int | None = None
+    model: bool = True
+    """The draft model may propose."""
+    lookup: bool = False
+    """Prompt lookup may propose."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,8 @@ def _draft(values: Mapping[str, Any]) -> DraftKnobs:
         min_tokens=_integer(values, "min_tokens", default.min_tokens, least=0, most=MAX_DRAFT),
         min_probability=_number(values, "min_probability", default.min_probability, least=0.0, most=1.0),
         exact_tokens=_optional_integer(values, "exact_tokens", least=1, most=MAX_DRAFT),
+        model=_flag(values, "model", default.model),
+        lookup=_flag(values, "lookup", default.lookup),
     )
 
 

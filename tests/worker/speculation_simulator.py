@@ -190,8 +190,10 @@ def ride(
             draft_true = 0.0
             if steps:
                 draft_true = steps * machine.draft_step + max(0, q - read - 1) * machine.draft_read
-                read = q + min(steps, accepted)
+                read = q + trace.accepted(q, min(steps, accepted))
             verify_true = machine.verify(1 + len(proposal))
+            for token in trace.output[q : q + accepted + 1]:
+                stream.extend(token)
             step.settle(
                 [trace.output[q : q + accepted + 1]],
                 scale * draft_true * machine.blur(rng),

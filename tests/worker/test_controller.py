@@ -183,6 +183,8 @@ def play_a_round(controller, streams, data) -> None:
         elif stream.has_model:
             assert len(proposal) == max(0, min(knobs.exact_tokens, room))
         emitted.append([*proposal[: data.draw(st.integers(0, len(proposal)))], WRONG])
+        for token in emitted[-1]:
+            stream.extend(token)
     step.settle(emitted, data.draw(SECONDS), data.draw(SECONDS))
     assert LEAST_CREDIT <= controller.credit <= MOST_CREDIT
 

@@ -8,14 +8,14 @@ from paceline_worker.acceptance import Acceptance
 from paceline_worker.protocol import Fault
 from paceline_worker.request import parse_generate
 
-ROUND = st.integers(0, 8).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.booleans()))
+ROUND = st.integers(0, 8).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.booleans(), st.booleans()))
 
 
 @given(st.lists(ROUND, max_size=30), st.lists(st.integers(0, 5), max_size=5))
 def test_every_drafted_token_is_accepted_rejected_or_ignored(rounds, dropped):
     record = Acceptance()
-    for drafted, accepted, ended in rounds:
-        record.verified(drafted, accepted, ended=ended)
+    for drafted, accepted, ended, looked_up in rounds:
+        record.verified(drafted, accepted, ended=ended, looked_up=looked_up)
     for drafted in dropped:
         record.unverified(drafted)
     frame = record.frame()
@@ -23,6 +23,10 @@ def test_every_drafted_token_is_accepted_rejected_or_ignored(rounds, dropped):
     assert frame["drafted"] == frame["accepted"] + frame["rejected"] + frame["ignored"]
     assert frame["accepted"] == sum(frame["accepted_per_position"]) == sum(r[1] for r in rounds)
     assert frame["rounds"] == sum(1 for r in rounds if r[0])
+    assert frame["lookup"] == {
+        "drafted": sum(r[0] for r in rounds if r[3]),
+        "accepted": sum(r[1] for r in rounds if r[3]),
+    }
     assert len(frame["drafted_per_position"]) == len(frame["accepted_per_position"])
     assert all(a <= d for a, d in zip(frame["accepted_per_position"], frame["drafted_per_position"], strict=True))
 
@@ -48,6 +52,8 @@ def test_every_drafted_token_is_accepted_rejected_or_ignored(rounds, dropped):
         ({"prompt": "a", "sampling": []}, "sampling"),
         ({"prompt": "a", "draft": {"max_tokens": 65}}, "max_tokens"),
         ({"prompt": "a", "draft": {"exact_tokens": 0}}, "exact_tokens"),
+        ({"prompt": "a", "draft": {"lookup": 1}}, "lookup"),
+        ({"prompt": "a", "draft": {"model": "no"}}, "model"),
         ({"prompt": "a", "draft": 3}, "draft"),
     ],
 )

@@ -431,6 +431,63 @@ def test_stop_strings_and_drafts_together(paired, candidate):
     _adds_up(answer)
 
 
+# Prompt lookup
+
+
+@pytest.fixture
+def looking_up(loaded):
+    """A worker with its main model that finds proposals in the context."""
+    if "lookup" not in loaded.call("initialize", protocol=1)["features"]:
+        pytest.skip("this worker looks nothing up")
+    return loaded
+
+
+NAMES = ("width", "height", "depth", "colour", "weight")
+GETTERS = "".join(f"    def get_{name}(self):\n        return self.{name}\n\n" for name in NAMES * 3)
+"""A text that goes on as it began."""
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, {"temperature": 0.8, "seed": 7}], ids=["greedy", "seeded"])
+@pytest.mark.parametrize(
+    "knobs", [{}, {"max_tokens": 3}, {"exact_tokens": 5}, {"min_tokens": 4, "min_probability": 0.5}], ids=json.dumps
+)
+def test_prompt_lookup_changes_nothing_but_the_speed(looking_up, knobs, sampling):
+    request = {"prompt": GETTERS, "max_tokens": 40, "sampling": sampling, "ignore_eos": True}
+    plain = looking_up.generate(**request)
+    answer = looking_up.generate(**request, draft={"model": False, "lookup": True, **knobs})
+    assert answer.tokens == plain.tokens
+    assert answer.text == plain.text
+    assert answer.result["draft_skipped"] is None
+    record = _adds_up(answer)
+    assert record["lookup"] == {"drafted": record["drafted"], "accepted": record["accepted"]}
+    most = knobs.get("max_tokens") or knobs.get("exact_tokens") or 16
+    assert len(record["drafted_per_position"]) <= most
+
+
+def test_what_repeats_itself_is_accepted_without_a_draft_model(looking_up):
+    knobs = {"model": False, "lookup": True, "exact_tokens": 5}
+    answer = looking_up.generate(prompt=GETTERS, max_tokens=80, sampling=GREEDY, ignore_eos=True, draft=knobs)
+    record = _adds_up(answer)
+    assert record["accepted"] > 0.5 * record["drafted"] > 10
+
+
+def test_a_draft_model_and_prompt_lookup_share_a_record(looking_up, candidate):
+    request = {"prompt": GETTERS, "max_tokens": 60, "sampling": GREEDY, "ignore_eos": True}
+    plain = looking_up.generate(**request)
+    alone = looking_up.generate(**request, draft={"lookup": True})
+    assert alone.result["draft_skipped"], "the draft model was asked for, too"
+    assert _adds_up(alone)["lookup"]["drafted"] == alone.result["acceptance"]["drafted"] > 0
+    looking_up.call("load", role="draft", path=str(candidate.draft), context_length=candidate.context_length)
+    for knobs in ({"lookup": True}, {"lookup": True, "max_tokens": 4}, {"lookup": True, "exact_tokens": 3}):
+        both = looking_up.generate(**request, draft=knobs)
+        assert both.tokens == plain.tokens
+        assert both.result["draft_skipped"] is None
+        _adds_up(both)
+    nobody = looking_up.generate(**request, draft={"model": False})
+    assert nobody.result["acceptance"] is None
+    assert nobody.result["draft_skipped"] is None
+
+
 def _adds_up(answer):
     """The acceptance record of an answer, its meaning checked against the marks on the tokens."""
     record = answer.result["acceptance"]
@@ -443,4 +500,7 @@ def _adds_up(answer):
     assert all(later <= earlier for earlier, later in itertools.pairwise(accepted))
     assert record["rounds"] == (verified[0] if verified else 0)
     assert record["accepted"] + record["rejected"] <= sum(verified) <= record["drafted"]
+    looked_up = record.get("lookup", {"drafted": 0, "accepted": 0})
+    assert 0 <= looked_up["accepted"] <= looked_up["drafted"] <= record["drafted"]
+    assert looked_up["accepted"] <= record["accepted"]
     return record

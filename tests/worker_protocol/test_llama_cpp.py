@@ -30,7 +30,9 @@ def llama(wires, llama_cpp_runtime):
 
 
 @pytest.mark.parametrize("temperature", [0, 0.8])
-@pytest.mark.parametrize("draft", [None, {}, {"exact_tokens": 5}], ids=["plain", "draft", "exact"])
+@pytest.mark.parametrize(
+    "draft", [None, {}, {"exact_tokens": 5}, {"lookup": True}], ids=["plain", "draft", "exact", "both"]
+)
 def test_an_answer_does_not_depend_on_what_runs_beside_it(llama, temperature, draft):
     def request(i):
         sampling = {"temperature": temperature, "seed": i}
