@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from paceline import paths, plugins
 from paceline.library import Library, open_library
 from paceline.library.pairs import PairIndex, open_pairs
+from paceline.loading import LoadConfig
 from paceline.plugins import Plugins
 from paceline.serving.pool import Serving
 from paceline.store import Store
@@ -19,7 +20,9 @@ class Host:
     pairs: PairIndex
     store: Store
 
-    def serving(self, *, max_loaded: int = 3, ttl_s: float | None = 3600.0) -> Serving:
+    def serving(
+        self, *, max_loaded: int = 3, ttl_s: float | None = 3600.0, defaults: LoadConfig | None = None
+    ) -> Serving:
         """A new, empty set of loaded models over this host's library and runtimes."""
         return Serving(
             plugins=self.plugins,
@@ -28,6 +31,7 @@ class Host:
             store=self.store,
             max_loaded=max_loaded,
             ttl_s=ttl_s,
+            defaults=defaults,
         )
 
 

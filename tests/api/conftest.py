@@ -148,10 +148,10 @@ class ScriptedServing:
     def loaded(self):
         return tuple(self.kept.values())
 
-    async def load(self, model, *, context_length=None, ttl_s=None):
+    async def load(self, model, *, config=None, ttl_s=None):
         if self.lease_error is not None:
             raise self.lease_error
-        loaded = LoadedModel(model, RUNTIME, context_length or 2048, None, 0.25, 0)
+        loaded = LoadedModel(model, RUNTIME, config.context_length or 2048, None, 0.25, 0, config.parallel or 4, config)
         self.kept[model.id] = loaded
         return loaded
 

@@ -55,15 +55,57 @@ def test_load_and_unload(client):
         "instance_id": "coder-7m",
         "load_time_seconds": 0.25,
         "status": "loaded",
-        "load_config": {"context_length": 2048},
+        "load_config": {"context_length": 2048, "parallel": 4},
     }
     assert client.get("/health").json()["loaded"][0]["model"] == "coder-7m"
     entry = client.get("/api/v1/models").json()["models"][0]
-    assert entry["loaded_instances"] == [{"id": "coder-7m", "config": {"context_length": 2048}}]
+    assert entry["loaded_instances"] == [{"id": "coder-7m", "config": told["load_config"]}]
     assert client.post("/api/v1/models/unload", json={"instance_id": "coder-7m"}).json() == {"instance_id": "coder-7m"}
     again = client.post("/api/v1/models/unload", json={"instance_id": "coder-7m"})
     assert again.status_code == 404
     assert again.json()["error"]["type"] == "model_not_found"
+
+
+def test_every_way_to_load_has_a_field(client):
+    config = {
+        "context_length": 1024,
+        "eval_batch_size": 256,
+        "flash_attention": True,
+        "offload_kv_cache_to_gpu": False,
+        "parallel": 2,
+        "threads": 3,
+        "cache_type_k": "q8_0",
+        "cache_type_v": "q8_0",
+        "gpu_layers": -1,
+        "main_gpu": 0,
+        "tensor_split": [1, 0.5],
+        "mmap": False,
+        "mlock": True,
+        "lora": [{"path": "/a.gguf", "scale": 0.5}],
+    }
+    told = client.post("/api/v1/models/load", json={"model": "coder-7m", "echo_load_config": True, **config}).json()
+    assert told["load_config"] == config
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("eval_batch_size", 0),
+        ("flash_attention", "yes"),
+        ("parallel", 65),
+        ("cache_type_k", 8),
+        ("gpu_layers", -2),
+        ("tensor_split", []),
+        ("tensor_split", [-1]),
+        ("lora", [{"scale": 1}]),
+        ("lora", "/a.gguf"),
+        ("num_experts", 4),
+    ],
+)
+def test_a_way_to_load_that_makes_no_sense_is_named(client, field, value):
+    answer = client.post("/api/v1/models/load", json={"model": "coder-7m", field: value})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"].startswith(field)
 
 
 def test_loading_an_unknown_model(client):

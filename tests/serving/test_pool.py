@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from paceline.errors import NotFoundError, OverloadedError, PairError, RequestError, WorkerDied, WorkerError
+from paceline.loading import LoadConfig, LoraAdapter
 from paceline.serving.generation import Completion, DraftKnobs, GenerateParams, Sampling, StopReason
 
 PATIENCE_S = 30
@@ -337,7 +338,7 @@ def test_a_model_loaded_on_purpose_takes_no_place_and_stays(cage, line):
 
     async def scenario():
         async with cage.serving(max_loaded=1) as serving:
-            loaded = await serving.load(cage.model(kept), context_length=512)
+            loaded = await serving.load(cage.model(kept), config=LoadConfig(context_length=512))
             assert loaded.context_length == 512
             for name in others:
                 await answer(serving, cage.model(name), ask(line))
@@ -355,7 +356,7 @@ def test_another_context_length_loads_again_after_the_running_requests(cage, lin
         async with cage.serving() as serving:
             running = asyncio.create_task(answer(serving, cage.model(parrot), ask(line)))
             await until(lambda: (gate / "at-1").exists())
-            loading = asyncio.create_task(serving.load(cage.model(parrot), context_length=128))
+            loading = asyncio.create_task(serving.load(cage.model(parrot), config=LoadConfig(context_length=128)))
             done, _ = await asyncio.wait({loading}, timeout=0.2)
             assert not done
             (gate / "go").touch()
@@ -371,9 +372,50 @@ def test_a_context_longer_than_the_model_s_is_refused(cage):
     async def scenario():
         async with cage.serving() as serving:
             with pytest.raises(RequestError, match="at most 256") as caught:
-                await serving.load(cage.model(parrot), context_length=257)
+                await serving.load(cage.model(parrot), config=LoadConfig(context_length=257))
             assert caught.value.param == "context_length"
-            assert (await serving.load(cage.model(parrot), context_length=256)).context_length == 256
+            assert (await serving.load(cage.model(parrot), config=LoadConfig(context_length=256))).context_length == 256
+
+    run(scenario())
+
+
+def test_a_loaded_model_stays_as_it_is_unless_it_is_to_be_otherwise(cage, line):
+    parrot = cage.add("parrot")
+
+    async def scenario():
+        async with cage.serving(defaults=LoadConfig(context_length=512)) as serving:
+            model = cage.model(parrot)
+            first = await serving.load(model)
+            assert (first.context_length, first.slots) == (512, 1)
+            for same in (None, LoadConfig(), LoadConfig(context_length=512, parallel=1)):
+                assert (await serving.load(model, config=same)).load_s == first.load_s
+            other = await serving.load(model, config=LoadConfig(context_length=64))
+            assert (other.context_length, other.config) == (64, LoadConfig(context_length=64))
+            assert (await serving.load(model)).load_s == other.load_s
+            assert (await answer(serving, model, ask(line)))[0] == line
+            await serving.unload(model.id)
+            assert (await serving.load(model)).context_length == 512
+
+    run(scenario())
+
+
+def test_what_an_engine_cannot_do_is_refused_by_name_and_left_out_of_defaults(cage, tmp_path):
+    parrot = cage.add("parrot", context_length=256)
+
+    async def scenario():
+        async with cage.serving(defaults=LoadConfig(context_length=4096, gpu_layers=3)) as serving:
+            model = cage.model(parrot)
+            for _ in range(2):  # loaded and not
+                with pytest.raises(RequestError, match=r"echo .* has no load option mlock") as caught:
+                    await serving.load(model, config=LoadConfig(mlock=True))
+                assert caught.value.param == "mlock"
+                loaded = await serving.load(model)
+                assert (loaded.context_length, loaded.config) == (256, LoadConfig(context_length=256))
+            for path in (tmp_path, tmp_path / "absent.gguf", model.path.relative_to(tmp_path)):
+                with pytest.raises(RequestError, match="not the full path of a file") as caught:
+                    await serving.load(model, config=LoadConfig(lora=(LoraAdapter(path),)))
+                assert caught.value.param == "lora"
+            assert (await serving.load(model)).load_s == loaded.load_s
 
     run(scenario())
 

@@ -12,8 +12,8 @@ from paceline.api.body import read_object, validate
 from paceline.api.errors import ApiError
 from paceline.api.lookup import find_model
 from paceline.api.schemas import LoadRequest, UnloadRequest, refuse_unserved
-from paceline.api.shapes import LMSTUDIO, lmstudio_model, lmstudio_v1_model, lmstudio_v1_type
-from paceline.errors import NotFoundError
+from paceline.api.shapes import LMSTUDIO, LOAD_NAMES, lmstudio_model, lmstudio_v1_model, lmstudio_v1_type, load_config
+from paceline.errors import NotFoundError, RequestError
 
 if TYPE_CHECKING:
     from paceline.api.completions import Completions
@@ -65,7 +65,11 @@ def v1_routes(library: Library, serving: Serving) -> APIRouter:
         refuse_unserved(body)
         wanted = validate(LoadRequest, body)
         model = await asyncio.to_thread(find_model, library, wanted.model)
-        loaded = await serving.load(model, context_length=wanted.context_length, ttl_s=wanted.ttl)
+        try:
+            loaded = await serving.load(model, config=wanted.config(), ttl_s=wanted.ttl)
+        except RequestError as error:
+            param = LOAD_NAMES.get(error.param or "", error.param)
+            raise RequestError(error.message, help=error.help, param=param) from error
         answer: dict[str, Any] = {
             "type": lmstudio_v1_type(model),
             "instance_id": model.id,
@@ -73,7 +77,7 @@ def v1_routes(library: Library, serving: Serving) -> APIRouter:
             "status": "loaded",
         }
         if wanted.echo_load_config:
-            answer["load_config"] = {"context_length": loaded.context_length}
+            answer["load_config"] = load_config(loaded)
         return answer
 
     @router.post("/models/unload")

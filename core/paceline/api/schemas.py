@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from paceline.api.errors import ApiError
+from paceline.loading import LoadConfig, LoraAdapter
 from paceline.serving.generation import DraftKnobs, GenerateParams, Sampling
 
 MAX_MESSAGES = 10_000
@@ -206,11 +209,41 @@ class EmbeddingsRequest(_Schema):
         return value
 
 
+class Lora(_Schema):
+    path: Annotated[str, Field(min_length=1, max_length=4096)]
+    scale: float = 1.0
+
+
 class LoadRequest(_Schema):
+    """A model and how to load it. The first fields are LM Studio's, those after `ttl` Paceline's own."""
+
     model: Annotated[str, Field(min_length=1, max_length=1024)]
     context_length: Annotated[int, Field(ge=1, le=_INT32)] | None = None
+    eval_batch_size: Annotated[int, Field(ge=1, le=16384)] | None = None
+    flash_attention: bool | None = None
+    offload_kv_cache_to_gpu: bool | None = None
     echo_load_config: bool | None = None
     ttl: Annotated[int, Field(ge=1, le=_INT32)] | None = None
+    parallel: Annotated[int, Field(ge=1, le=64)] | None = None
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    cache_type_k: Annotated[str, Field(min_length=1, max_length=32)] | None = None
+    cache_type_v: Annotated[str, Field(min_length=1, max_length=32)] | None = None
+    gpu_layers: Annotated[int, Field(ge=-1, le=_INT32)] | None = None
+    main_gpu: Annotated[int, Field(ge=0, le=1024)] | None = None
+    tensor_split: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1, max_length=1024)] | None = None
+    mmap: bool | None = None
+    mlock: bool | None = None
+    lora: Annotated[list[Lora], Field(max_length=64)] | None = None
+
+    def config(self) -> LoadConfig:
+        """As the serving room takes it."""
+        own = {f.name for f in fields(LoadConfig)} & set(LoadRequest.model_fields) - {"tensor_split", "lora"}
+        return LoadConfig(
+            **{name: getattr(self, name) for name in own},
+            offload_kv_cache=self.offload_kv_cache_to_gpu,
+            tensor_split=None if self.tensor_split is None else tuple(self.tensor_split),
+            lora=None if self.lora is None else tuple(LoraAdapter(Path(a.path), a.scale) for a in self.lora),
+        )
 
 
 class UnloadRequest(_Schema):

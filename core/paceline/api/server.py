@@ -11,12 +11,15 @@ import uvicorn
 from paceline.api.app import create_app
 from paceline.errors import PacelineError, UsageError
 from paceline.host import Host
+from paceline.loading import LoadConfig
 
 _GRACE_S = 5
 """How long running answers may still take when the server is told to end."""
 
 
-def run(host: Host, *, address: str, port: int, max_loaded: int, ttl_s: float | None) -> None:
+def run(
+    host: Host, *, address: str, port: int, max_loaded: int, ttl_s: float | None, defaults: LoadConfig | None = None
+) -> None:
     """Serve until interrupted. Port 0 takes a free one; the address is printed once the socket listens."""
     if not _is_loopback(address):
         raise UsageError(
@@ -24,7 +27,7 @@ def run(host: Host, *, address: str, port: int, max_loaded: int, ttl_s: float | 
             help="listen on 127.0.0.1 and put a proxy that authenticates before it",
         )
     listener = listen(address, port)
-    serving = host.serving(max_loaded=max_loaded, ttl_s=ttl_s)
+    serving = host.serving(max_loaded=max_loaded, ttl_s=ttl_s, defaults=defaults)
     app = create_app(serving, host.library, bind=address)
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=_GRACE_S)
     name = f"[{address}]" if ":" in address else address

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from paceline.serving.pool import Lease, LoadedModel
 
 
+LOAD_NAMES = {"offload_kv_cache": "offload_kv_cache_to_gpu"}
+"""Fields of a load configuration that LM Studio's API calls otherwise."""
+
+
 @dataclass(frozen=True)
 class Shape:
     """What differs between chat and plain completions."""
@@ -147,7 +151,7 @@ def lmstudio_model(model: Model, loaded: LoadedModel | None) -> dict[str, Any]:
 def lmstudio_v1_model(model: Model, loaded: LoadedModel | None) -> dict[str, Any]:
     """The model object of /api/v1."""
     facts = model.facts
-    instances = [] if loaded is None else [{"id": model.id, "config": {"context_length": loaded.context_length}}]
+    instances = [] if loaded is None else [{"id": model.id, "config": load_config(loaded)}]
     return {
         "type": lmstudio_v1_type(model),
         "publisher": model.publisher,
@@ -166,6 +170,14 @@ def lmstudio_v1_model(model: Model, loaded: LoadedModel | None) -> dict[str, Any
         },
         "description": None,
     }
+
+
+def load_config(loaded: LoadedModel) -> dict[str, Any]:
+    """How a model is loaded, under the names of the load route; what was left to the engine is not there."""
+    config = {**loaded.config.given(), "context_length": loaded.context_length, "parallel": loaded.slots}
+    if loaded.config.lora is not None:
+        config["lora"] = [{"path": str(adapter.path), "scale": adapter.scale} for adapter in loaded.config.lora]
+    return {LOAD_NAMES.get(name, name): value for name, value in config.items()}
 
 
 def lmstudio_v1_type(model: Model) -> str:

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
+
+from paceline.cli.loading import load_options
+
+if TYPE_CHECKING:
+    from paceline.loading import LoadConfig
 
 
 @click.command()
@@ -14,12 +21,14 @@ import click
     "--max-loaded", default=3, show_default=True, type=click.IntRange(1), help="Models that requests may load."
 )
 @click.option("--ttl", default=3600.0, show_default=True, type=click.FloatRange(0), help="Idle seconds; 0 is for ever.")
-def serve(address: str, port: int, max_loaded: int, ttl: float) -> None:
+@load_options
+def serve(address: str, port: int, max_loaded: int, ttl: float, config: LoadConfig) -> None:
     """Serve the models of the library through the local API.
 
-    OpenAI-compatible under /v1, LM Studio's API under /api/v0. A model loads when it is first asked for.
+    OpenAI-compatible under /v1, LM Studio's API under /api/v0. A model loads when it is first asked for, with the
+    options given here as far as the model and its engine can have them.
     """
     from paceline.api.server import run
     from paceline.host import open_host
 
-    run(open_host(), address=address, port=port, max_loaded=max_loaded, ttl_s=ttl or None)
+    run(open_host(), address=address, port=port, max_loaded=max_loaded, ttl_s=ttl or None, defaults=config)

@@ -39,6 +39,8 @@ class WorkerInfo:
     features: tuple[str, ...]
     devices: tuple[Device, ...]
     slots: int
+    load_options: tuple[str, ...] = ()
+    """The options that a load may have."""
 
 
 class WorkerClient:
@@ -65,7 +67,13 @@ class WorkerClient:
                 Device(d["name"], d["kind"], d.get("memory_bytes"), d.get("description")) for d in result["devices"]
             )
             return WorkerInfo(
-                PROTOCOL, result["engine"], result["version"], tuple(result["features"]), devices, result["slots"]
+                PROTOCOL,
+                result["engine"],
+                result["version"],
+                tuple(result["features"]),
+                devices,
+                result["slots"],
+                tuple(result.get("load_options", ())),
             )
         except (KeyError, TypeError) as error:
             raise WorkerError(f"the worker's answer to initialize is malformed: {error!r}") from error

@@ -8,15 +8,16 @@ request starts a new one. Nothing that runs is ever interrupted to make room: wh
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from paceline.errors import InUseError, NotFoundError, PacelineError, PairError, RequestError, WorkerDied
+from paceline.loading import LoadConfig
 from paceline.serving.client import WorkerClient, WorkerInfo
+from paceline.serving.configuration import check_config, check_options, fitting, load_params
 from paceline.serving.generation import Completion, GenerateParams, TokenBatch
 from paceline.serving.launcher import Launcher, LocalLauncher
 from paceline.types import Model, ModelKind, Runtime
@@ -42,6 +43,10 @@ class LoadedModel:
     load_s: float
     running: int
     """Requests that hold it now."""
+    slots: int
+    """Requests that can run at the same time."""
+    config: LoadConfig
+    """How it was loaded."""
 
 
 class Serving:
@@ -57,8 +62,12 @@ class Serving:
         launcher: Launcher | None = None,
         max_loaded: int = 3,
         ttl_s: float | None = DEFAULT_TTL_S,
+        defaults: LoadConfig | None = None,
     ) -> None:
-        """`max_loaded` bounds the models that requests load by themselves; those loaded by `load` do not count."""
+        """`max_loaded` bounds the models that requests load by themselves; those loaded by `load` do not count.
+
+        `defaults` are for what a load leaves open, as far as the model and its engine can have them.
+        """
         self._plugins = plugins
         self._library = library
         self._pairs = pairs
@@ -66,6 +75,7 @@ class Serving:
         self._launcher = launcher or LocalLauncher()
         self._max_loaded = max_loaded
         self._ttl_s = ttl_s
+        self._defaults = defaults or LoadConfig()
         self._places: dict[str, _Place] = {}
         self._loading = asyncio.Lock()  # one model loads at a time, so that the places are counted right
         self._released = asyncio.Condition()
@@ -119,27 +129,30 @@ class Serving:
     def loaded(self) -> tuple[LoadedModel, ...]:
         return tuple(place.describe() for place in self._places.values() if place.worker and place.worker.client.alive)
 
-    async def load(self, model: Model, *, context_length: int | None = None, ttl_s: float | None = None) -> LoadedModel:
-        """Load a model to stay: it makes no room for others. Changing its context waits for its requests."""
-        longest = model.facts.max_context_length
-        if context_length is not None and longest is not None and context_length > longest:
-            raise RequestError(
-                f"{model.id} was made for at most {longest} tokens of context, not {context_length}",
-                param="context_length",
-            )
+    async def load(self, model: Model, *, config: LoadConfig | None = None, ttl_s: float | None = None) -> LoadedModel:
+        """Load a model to stay: it makes no room for others.
+
+        A loaded model stays as it is unless `config` says something else; then it loads anew once its requests are
+        done. Raises RequestError for a configuration that the model or its engine cannot have.
+        """
+        config = config or LoadConfig()
+        check_config(model, config)
         place = self._place(model)
         async with place.entry:
-            if context_length is not None and place.worker and place.worker.context_length != context_length:
+            if place.worker is not None and place.worker.differs(config):
+                check_options(place.worker.info, model, config)
                 await self._drained(place)
                 await self._stop(place)
-            if context_length is not None:
-                place.wanted_context = context_length
+            if place.worker is None:
+                place.config = config
             async with place.lock:
                 place.kept = True
                 try:
                     await self._ensure_loaded(place)
                 finally:
                     place.kept = place.worker is not None
+                    if place.worker is None:
+                        place.config = LoadConfig()
             place.ttl_s = ttl_s
             if place.leases == 0:
                 place.rest(self._expiry(place))
@@ -207,16 +220,20 @@ class Serving:
         client = WorkerClient(await self._launcher.launch(spec))
         try:
             info = await client.initialize()
-            params: dict[str, object] = {"role": "main", "path": str(model.path), "threads": _threads()}
+            check_options(info, model, place.config)
+            config = place.config.over(fitting(self._defaults, info, model))
+            options = config.options()
             if model.facts.kind is ModelKind.EMBEDDINGS:
-                params["options"] = {"embedding": True}
-            if place.wanted_context is not None:
-                params["context_length"] = place.wanted_context
-            result = await client.call("load", params)
+                options["embedding"] = True
+            result = await client.call("load", load_params("main", model, config, options))
+        except RequestError as error:
+            await asyncio.shield(client.close())
+            raise RequestError(error.message, help=error.help, param=(error.param or "").split(".")[-1]) from error
         except BaseException:
             await asyncio.shield(client.close())
             raise
-        return _Worker(client, info, runtime, int(result["context_length"]), time.monotonic() - started)
+        context_length, slots = int(result["context_length"]), int(result.get("slots", info.slots))
+        return _Worker(client, info, runtime, config, context_length, slots, time.monotonic() - started)
 
     async def _make_room(self) -> None:
         """Wait until one more model may be loaded, unloading the longest unused idle one. Holds the loading lock."""
@@ -239,7 +256,8 @@ class Serving:
             return f"the engine {worker.info.engine} {worker.info.version} cannot use a draft model"
         worker.draft = None
         try:
-            await worker.client.call("load", {"role": "draft", "path": str(draft.path), "threads": _threads()})
+            options = worker.config.draft_options()
+            await worker.client.call("load", load_params("draft", draft, worker.config, options))
         except WorkerDied:
             raise
         except PacelineError as error:
@@ -274,7 +292,7 @@ class Serving:
         """Unload an idle model and whatever was asked for when it was loaded."""
         place.kept = False
         place.ttl_s = self._ttl_s
-        place.wanted_context = None
+        place.config = LoadConfig()
         await self._stop(place)
 
     async def _drained(self, place: _Place) -> None:
@@ -328,9 +346,16 @@ class _Worker:
     client: WorkerClient
     info: WorkerInfo
     runtime: Runtime
+    config: LoadConfig
     context_length: int
+    slots: int
     load_s: float
     draft: Model | None = None
+
+    def differs(self, config: LoadConfig) -> bool:
+        """Whether anything that `config` names is otherwise here."""
+        here = {**self.config.given(), "context_length": self.context_length, "parallel": self.slots}
+        return any(here.get(name) != value for name, value in config.given().items())
 
 
 class _Place:
@@ -344,7 +369,7 @@ class _Place:
         # Held while the worker or its draft changes and while a request is sent.
         self.lock = asyncio.Lock()
         self.worker: _Worker | None = None
-        self.wanted_context: int | None = None
+        self.config = LoadConfig()
         self.kept = False
         self.leases = 0
         self.last_used = time.monotonic()
@@ -361,14 +386,13 @@ class _Place:
         worker = self.worker
         if worker is None:
             raise InUseError(f"{self.model.id} was unloaded meanwhile")
-        return LoadedModel(self.model, worker.runtime, worker.context_length, worker.draft, worker.load_s, self.leases)
-
-
-def _threads() -> int:
-    """Threads a worker computes with: the physical cores this process may use."""
-    import psutil
-
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with suppress(OSError):
-        return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
-    return usable
+        return LoadedModel(
+            self.model,
+            worker.runtime,
+            worker.context_length,
+            worker.draft,
+            worker.load_s,
+            self.leases,
+            worker.slots,
+            worker.config,
+        )
