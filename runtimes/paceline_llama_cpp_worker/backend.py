@@ -23,10 +23,10 @@ from paceline_llama_cpp_worker.sampler import Sampler
 from paceline_worker import lanes
 from paceline_worker.backend import Backend, Generation, LoadRequest
 from paceline_worker.chunks import share
-from paceline_worker.controller import Controller, Round, Stream
 from paceline_worker.decoding import Decoding, check_tokens, read_prompt
 from paceline_worker.protocol import Fault
 from paceline_worker.request import MAX_DRAFT, GenerateRequest
+from paceline_worker.speculation import Controller, Round, Stream
 
 Lanes = lanes.Lanes[binding.Context, binding.Model]
 

@@ -15,11 +15,11 @@ from typing import Any
 from paceline_mlx_worker import binding
 from paceline_mlx_worker.sampler import Sampler
 from paceline_worker.backend import Backend, Generation, LoadRequest
-from paceline_worker.controller import Controller, Round
 from paceline_worker.decoding import Decoding, check_tokens, read_prompt
 from paceline_worker.options import Options
 from paceline_worker.protocol import Fault
 from paceline_worker.request import GenerateRequest
+from paceline_worker.speculation import Controller, Round
 
 _DEFAULT_CONTEXT = 4096
 

@@ -8,10 +8,10 @@ from typing import Protocol
 
 from paceline_worker.acceptance import Acceptance
 from paceline_worker.backend import Generation
-from paceline_worker.controller import Controller, Stream
 from paceline_worker.output import Output
 from paceline_worker.protocol import Fault
 from paceline_worker.request import DraftKnobs, GenerateRequest
+from paceline_worker.speculation import Controller, Stream
 
 
 class Vocabulary(Protocol):

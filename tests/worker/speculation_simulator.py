@@ -15,8 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from paceline_worker.controller import AUTOMATIC, Controller
 from paceline_worker.request import DraftKnobs
+from paceline_worker.speculation import AUTOMATIC, Controller
 
 TRACES = Path(__file__).parent / "data" / "acceptance-traces.json.gz"
 WRONG = -1

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from paceline_worker.controller import ALLOWANCE, AUTOMATIC, LEAST_CREDIT, MOST_CREDIT, WARM_UP_CREDIT, Controller
 from paceline_worker.request import MAX_DRAFT, DraftKnobs
+from paceline_worker.speculation import AUTOMATIC, Controller
+from paceline_worker.speculation.account import ALLOWANCE, LEAST_CREDIT, MOST_CREDIT, WARM_UP_CREDIT
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -186,7 +187,7 @@ def play_a_round(controller, streams, data) -> None:
         for token in emitted[-1]:
             stream.extend(token)
     step.settle(emitted, data.draw(SECONDS), data.draw(SECONDS))
-    assert LEAST_CREDIT <= controller.credit <= MOST_CREDIT
+    assert LEAST_CREDIT <= controller.account.credit <= MOST_CREDIT
 
 
 @settings(max_examples=60, deadline=None)

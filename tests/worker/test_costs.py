@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline_worker.costs import CostCurve, Costs
+from paceline_worker.speculation.costs import CostCurve, Costs
 
 
 def true_cost(n):

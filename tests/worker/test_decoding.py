@@ -2,9 +2,9 @@
 
 import pytest
 
-from paceline_worker.controller import Controller
 from paceline_worker.decoding import Decoding, read_prompt
 from paceline_worker.request import parse_generate
+from paceline_worker.speculation import Controller
 
 
 class Letters:

@@ -5,7 +5,7 @@ import time
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline_worker.lookup import Lookup
+from paceline_worker.speculation.lookup import Lookup
 
 TOKENS = st.lists(st.integers(0, 4), max_size=60)
 
