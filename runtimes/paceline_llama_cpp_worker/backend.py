@@ -23,7 +23,7 @@ from paceline_llama_cpp_worker.sampler import Sampler
 from paceline_worker import lanes
 from paceline_worker.backend import Backend, Generation, LoadRequest
 from paceline_worker.chunks import share
-from paceline_worker.decoding import Decoding, check_tokens, read_prompt
+from paceline_worker.decoding import Decoding, check_tokens, fit_prompt
 from paceline_worker.protocol import Fault
 from paceline_worker.request import MAX_DRAFT, GenerateRequest
 from paceline_worker.speculation import Controller, Round, Stream
@@ -50,7 +50,7 @@ _CANNOT_ROLL_BACK = "a recurrent model's state cannot be rolled back: no draft i
 class LlamaBackend(Backend):
     engine = "llama.cpp"
     version = binding.VERSION
-    features = ("generate", "draft", "lookup", "embed", "tokenize", "lora")
+    features = ("generate", "draft", "lookup", "embed", "tokenize", "lora", "overflow")
     load_options = MAIN_OPTIONS
 
     def __init__(self) -> None:
@@ -119,7 +119,7 @@ class LlamaBackend(Backend):
 
     def open(self, request: GenerateRequest) -> Generation:
         main = self._loaded()
-        tokens, output = read_prompt(request, main.model, self._n_ctx)
+        tokens, output, window, dropped = fit_prompt(request, main.model, self._n_ctx)
         sampler = Sampler(request.sampling, main.model.n_vocab, self._n_ctx, tokens)
         lane, cached = main.take(tokens)
         generation = _Sequence(
@@ -130,6 +130,8 @@ class LlamaBackend(Backend):
             prompt_done=cached,
             vocabulary=main.model,
             tokens=tokens,
+            window=window,
+            context_dropped=dropped,
             lane=lane,
             sampler=sampler,
         )
@@ -145,8 +147,12 @@ class LlamaBackend(Backend):
     def step(self, generations: Sequence[Generation]) -> None:
         main = self._loaded()
         sequences = [g for g in generations if isinstance(g, _Sequence)]
-        decoding = [s for s in sequences if s.prompt_done == s.prompt_tokens]
-        prompts = [s for s in sequences if s.prompt_done < s.prompt_tokens]
+        for sequence in sequences:
+            if sequence.overflows:
+                self._roll(main, sequence)
+        lags = [(s, main.lag(s.lane, s.tokens)) for s in sequences]
+        decoding = [s for s, lag in lags if lag == 1 and s.prompt_done == s.prompt_tokens]
+        prompts = [(s, lag) for s, lag in lags if lag > 1 or s.prompt_done < s.prompt_tokens]
         round_ = self._plan(decoding, main.outputs - len(prompts))
         started = time.perf_counter()
         self._run_draft(round_, decoding)
@@ -157,9 +163,8 @@ class LlamaBackend(Backend):
             main.add(s.lane, [s.tokens[-1], *proposal], outputs=1 + len(proposal))
             for s, proposal in zip(decoding, proposals, strict=True)
         ]
-        needs = [s.prompt_tokens - s.prompt_done for s in prompts]
-        shares = share(needs, min(main.left, _SHARED_CHUNK if decoding else self._batch))
-        reading = [_add_chunk(main, s, tokens) for s, tokens in zip(prompts, shares, strict=True) if tokens]
+        shares = share([lag for _, lag in prompts], min(main.left, _SHARED_CHUNK if decoding else self._batch))
+        reading = [_add_chunk(main, s, n) for (s, _), n in zip(prompts, shares, strict=True) if n]
         main.decode()
         emitted = [
             self._verify(main, sequence, proposal, first, looked_up=round_.looked_up(seat))
@@ -218,6 +223,15 @@ class LlamaBackend(Backend):
         return self._loaded().model if self._embedder is None else self._embedder.model
 
     # --- one step --------------------------------------------------------------------------------------------------
+
+    def _roll(self, main: Lanes, sequence: _Sequence) -> None:
+        """Make room in a full context."""
+        assert sequence.window is not None
+        start, count = sequence.window.keep, sequence.window.step
+        main.cut(sequence.lane, start, count)
+        if self._draft is not None and sequence.draft_vocabulary is not None:
+            self._draft.cut(sequence.lane, start, count)
+        sequence.roll()
 
     def _verify(
         self, main: Lanes, sequence: _Sequence, proposal: Sequence[int], first: int, *, looked_up: bool
@@ -290,12 +304,13 @@ class _Sequence(Decoding):
     """What the draft is to read next."""
 
 
-def _add_chunk(main: Lanes, sequence: _Sequence, tokens: int) -> tuple[_Sequence, int | None]:
+def _add_chunk(main: Lanes, sequence: _Sequence, count: int) -> tuple[_Sequence, int | None]:
     """Put the next tokens of a prompt into the batch; the index of its logits if they are the last."""
-    start = sequence.prompt_done
-    sequence.prompt_done += tokens
-    last = sequence.prompt_done == sequence.prompt_tokens
-    index = main.add(sequence.lane, sequence.tokens[start : sequence.prompt_done], outputs=1 if last else 0)
+    start = len(sequence.tokens) - main.lag(sequence.lane, sequence.tokens)
+    end = start + count
+    sequence.prompt_done = max(sequence.prompt_done, min(end, sequence.prompt_tokens))
+    last = end == len(sequence.tokens)
+    index = main.add(sequence.lane, sequence.tokens[start:end], outputs=1 if last else 0)
     return sequence, index if last else None
 
 

@@ -232,6 +232,15 @@ class Context:
         """Forget a sequence from position `length` on; False when this memory cannot forget a part."""
         return bool(ll.llama_memory_seq_rm(self._memory, seq, length, -1))
 
+    def shift(self, seq: int, start: int, count: int) -> bool:
+        """Forget `count` positions from `start` on and move what follows to their place; False when it cannot."""
+        if not ll.llama_memory_can_shift(self._memory):
+            return False
+        if not ll.llama_memory_seq_rm(self._memory, seq, start, start + count):
+            return False
+        ll.llama_memory_seq_add(self._memory, seq, start + count, -1, -count)
+        return True
+
     def forget(self, seq: int) -> None:
         ll.llama_memory_seq_rm(self._memory, seq, -1, -1)
 

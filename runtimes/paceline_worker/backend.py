@@ -24,6 +24,8 @@ class Generation:
     """Prompt tokens whose state is there; the output begins when it reaches `prompt_tokens`."""
     acceptance: Acceptance | None = None
     draft_skipped: str | None = None
+    context_dropped: int = 0
+    """Tokens that had to go because the context was full: of the prompt, and later."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -12,6 +13,7 @@ from paceline_worker.output import Output
 from paceline_worker.protocol import Fault
 from paceline_worker.request import DraftKnobs, GenerateRequest
 from paceline_worker.speculation import Controller, Stream
+from paceline_worker.window import Overflow, Window
 
 
 class Vocabulary(Protocol):
@@ -35,10 +37,12 @@ class Decoding(Generation):
 
     vocabulary: Vocabulary = field(kw_only=True)
     tokens: list[int] = field(kw_only=True)
-    """Prompt and output; all but the last are in the main model's cache while decoding."""
+    """Prompt and output, less what was dropped; all but the last are in the main model's cache while decoding."""
     stream: Stream = field(init=False)
     draft_vocabulary: int | None = None
     """Tokens the draft model knows; None when it takes no part (any more)."""
+    window: Window | None = None
+    """What to do when the context is full; None: the output ends before."""
     drafted: list[int] = field(default_factory=list)
     """What the draft model made in this step."""
 
@@ -75,7 +79,22 @@ class Decoding(Generation):
     @property
     def room(self) -> int:
         """How many drafted tokens this step could use: it commits one token more than it drafts."""
-        return max(0, self.output.left - 1) if self.stream.drafts else 0
+        room = self.output.left - 1
+        if self.window is not None:
+            # What is dropped, and when, must not depend on drafts.
+            room = min(room, self.window.size - len(self.tokens))
+        return max(0, room) if self.stream.drafts else 0
+
+    @property
+    def overflows(self) -> bool:
+        """Whether the context has no room for the last token."""
+        return self.window is not None and len(self.tokens) > self.window.size
+
+    def roll(self) -> None:
+        """Drop what the window says."""
+        assert self.window is not None
+        del self.tokens[self.window.keep : self.window.keep + self.window.step]
+        self.context_dropped += self.window.step
 
     def commit(self, token: int, *, drafted: bool) -> bool:
         """Append one token of the main model's choice. True when the output is over."""
@@ -129,16 +148,10 @@ class Decoding(Generation):
 
 
 def read_prompt(request: GenerateRequest, vocabulary: Vocabulary, context_length: int) -> tuple[list[int], Output]:
-    """The tokens of the request's prompt, checked, and the output that may follow them."""
-    if isinstance(request.prompt, str):
-        tokens = vocabulary.tokenize(request.prompt, add_special=request.add_special)
-        if len(tokens) > 1 and tokens[0] == tokens[1] == vocabulary.bos:
-            del tokens[0]  # the template had written it already
-    else:
-        tokens = list(request.prompt)
-        check_tokens(tokens, vocabulary.n_vocab, "prompt")
-    if not tokens:
-        raise Fault.invalid("prompt", "the prompt has no tokens")
+    """The tokens of the request's prompt, checked, and the output that may follow them until the context is full."""
+    if request.context_overflow is not Overflow.STOP_AT_LIMIT:
+        raise Fault.invalid("context_overflow", f"this worker knows no context_overflow but {Overflow.STOP_AT_LIMIT}")
+    tokens = _prompt_tokens(request, vocabulary)
     room = context_length - len(tokens)
     if room < 1:
         raise Fault(
@@ -148,6 +161,35 @@ def read_prompt(request: GenerateRequest, vocabulary: Vocabulary, context_length
             context_length=context_length,
         )
     return tokens, Output(max_tokens=request.max_tokens, context_room=room, stop=request.stop)
+
+
+def fit_prompt(
+    request: GenerateRequest, vocabulary: Vocabulary, context_length: int
+) -> tuple[list[int], Output, Window | None, int]:
+    """As `read_prompt`, with any `context_overflow`: also the window that the output may roll on, and how many tokens
+    of the prompt had to go."""
+    if request.context_overflow is Overflow.STOP_AT_LIMIT:
+        return *read_prompt(request, vocabulary, context_length), None, 0
+    tokens = _prompt_tokens(request, vocabulary)
+    keep = max(request.context_keep, int(tokens[0] == vocabulary.bos))
+    window = Window.of(request.context_overflow, context_length, keep)
+    assert window is not None
+    excess = window.excess(len(tokens), request.max_tokens)
+    del tokens[window.keep : window.keep + excess]
+    return tokens, Output(max_tokens=request.max_tokens, context_room=sys.maxsize, stop=request.stop), window, excess
+
+
+def _prompt_tokens(request: GenerateRequest, vocabulary: Vocabulary) -> list[int]:
+    if isinstance(request.prompt, str):
+        tokens = vocabulary.tokenize(request.prompt, add_special=request.add_special)
+        if len(tokens) > 1 and tokens[0] == tokens[1] == vocabulary.bos:
+            del tokens[0]  # the template had written it already
+    else:
+        tokens = list(request.prompt)
+        check_tokens(tokens, vocabulary.n_vocab, "prompt")
+    if not tokens:
+        raise Fault.invalid("prompt", "the prompt has no tokens")
+    return tokens
 
 
 def check_tokens(tokens: Sequence[int], n_vocab: int, param: str) -> None:

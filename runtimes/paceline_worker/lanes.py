@@ -42,6 +42,10 @@ class Context(Protocol):
     def keep(self, lane: int, length: int, /) -> bool:
         """Forget a lane from position `length` on; False when its memory cannot forget a part."""
 
+    def shift(self, lane: int, start: int, count: int, /) -> bool:
+        """Forget `count` positions from `start` on and move what follows to their place; False when that is impossible
+        and nothing was done."""
+
     def forget(self, lane: int, /) -> None: ...
 
     def copy(self, source: int, target: int, /) -> None:
@@ -67,6 +71,8 @@ class Lanes(Generic[ContextT, ModelT]):
         self.outputs = outputs
         """Most tokens of one batch that can have logits."""
         self._tokens: list[list[int]] = [[] for _ in range(count)]
+        self._sound: list[int | None] = [None] * count
+        """Up to where a lane's state is what reading its tokens anew would give; None: all of it."""
         self._busy = [False] * count
         self._used = [0] * count
         self._clock = itertools.count(1)
@@ -81,7 +87,7 @@ class Lanes(Generic[ContextT, ModelT]):
 
         Returns the lane and how many tokens are there, at most all but the last.
         """
-        common = [_common(have, tokens) for have in self._tokens]
+        common = [_common(have[:sound], tokens) for have, sound in zip(self._tokens, self._sound, strict=True)]
         free = [lane for lane, busy in enumerate(self._busy) if not busy]
         # The longest beginning; among equals an empty lane, whose tokens nobody can miss, then the longest unused.
         lane = min(free, key=lambda i: (-common[i], bool(self._tokens[i]), self._used[i]))
@@ -89,19 +95,25 @@ class Lanes(Generic[ContextT, ModelT]):
         if common[best] - common[lane] >= _WORTH_COPYING:
             self._clear(lane)
             self.context.copy(best, lane)
-            self._tokens[lane] = list(self._tokens[best])
+            self._tokens[lane], self._sound[lane] = list(self._tokens[best]), self._sound[best]
         self._busy[lane] = True
         return lane, self.reuse(lane, tokens)
 
     def release(self, lane: int) -> None:
-        """The generation on a lane ended; its tokens stay."""
+        """The generation on a lane ended; its tokens stay, as far as another could use them."""
+        if (sound := self._sound[lane]) is not None:
+            self.truncate(lane, sound)
         self._busy[lane] = False
         self._used[lane] = next(self._clock)
 
     def reuse(self, lane: int, tokens: Sequence[int]) -> int:
         """Forget what does not begin `tokens`; returns how many of them, but for the last, remain."""
-        self.truncate(lane, _common(self._tokens[lane], tokens))
+        self.truncate(lane, _common(self._tokens[lane][: self._sound[lane]], tokens))
         return len(self._tokens[lane])
+
+    def lag(self, lane: int, tokens: Sequence[int]) -> int:
+        """How many of `tokens` the lane does not hold yet."""
+        return len(tokens) - len(self._tokens[lane])
 
     def missing(self, lane: int, tokens: Sequence[int]) -> Sequence[int]:
         """What of `tokens` the lane does not hold yet."""
@@ -115,6 +127,21 @@ class Lanes(Generic[ContextT, ModelT]):
                 del held[length:]
             else:
                 self._clear(lane)
+        if (sound := self._sound[lane]) is not None and length <= sound:
+            self._sound[lane] = None
+
+    def cut(self, lane: int, start: int, count: int) -> None:
+        """Drop `count` tokens from `start` on; what follows them stays where the memory can move it, or is forgotten.
+
+        What stays was computed with the dropped tokens in sight, so it begins no other generation.
+        """
+        held = self._tokens[lane]
+        if len(held) > start + count and self.context.shift(lane, start, count):
+            del held[start : start + count]
+            sound = self._sound[lane]
+            self._sound[lane] = start if sound is None else min(sound, start)
+        else:
+            self.truncate(lane, start)
 
     def begin(self) -> None:
         """Start a batch."""
@@ -136,7 +163,7 @@ class Lanes(Generic[ContextT, ModelT]):
 
     def _clear(self, lane: int) -> None:
         self.context.forget(lane)
-        self._tokens[lane] = []
+        self._tokens[lane], self._sound[lane] = [], None
 
 
 def _common(have: Sequence[int], want: Sequence[int]) -> int:

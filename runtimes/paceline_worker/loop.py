@@ -224,6 +224,7 @@ class _Engine:
                 "generation_s": now - prompt_end,
                 "acceptance": None if acceptance is None else acceptance.frame(),
                 "draft_skipped": generation.draft_skipped,
+                "context_dropped": generation.context_dropped,
             },
         )
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paceline_worker.protocol import Fault
+from paceline_worker.window import Overflow
 
 MAX_DRAFT = 64
 """Longest run of drafted tokens a backend must be able to verify in one batch."""
@@ -54,6 +55,9 @@ class GenerateRequest:
     ignore_eos: bool
     sampling: Sampling
     draft: DraftKnobs | None
+    context_overflow: Overflow = Overflow.STOP_AT_LIMIT
+    context_keep: int = 0
+    """Tokens at the prompt's beginning that stay when others have to go."""
 
 
 def parse_generate(params: Mapping[str, Any]) -> GenerateRequest:
@@ -75,6 +79,8 @@ def parse_generate(params: Mapping[str, Any]) -> GenerateRequest:
         ignore_eos=_flag(params, "ignore_eos", False),
         sampling=_sampling(_mapping(params, "sampling")),
         draft=None if draft is None else _draft(_mapping(params, "draft")),
+        context_overflow=_overflow(params.get("context_overflow")),
+        context_keep=_integer(params, "context_keep", 0, least=0),
     )
 
 
@@ -112,6 +118,14 @@ def _draft(values: Mapping[str, Any]) -> DraftKnobs:
         model=_flag(values, "model", default.model),
         lookup=_flag(values, "lookup", default.lookup),
     )
+
+
+def _overflow(value: object) -> Overflow:
+    if value is None:
+        return Overflow.STOP_AT_LIMIT
+    if not isinstance(value, str) or value not in list(Overflow):
+        raise Fault.invalid("context_overflow", f"context_overflow must be one of {', '.join(Overflow)}, not {value!r}")
+    return Overflow(value)
 
 
 def _mapping(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -265,8 +265,7 @@ class Generated:
         return sum(drafted for _, _, drafted in self.pieces)
 
 
-@pytest.fixture
-def wires():
+def _wires():
     """Start workers: `wires(argv, env)`. Each must end when its standard input does, and must have sent only frames."""
     started: list[Wire] = []
 
@@ -278,6 +277,10 @@ def wires():
     for wire in started:
         wire.close()
     assert [line for wire in started for line in wire.garbage] == []
+
+
+wires = pytest.fixture(_wires, name="wires")
+module_wires = pytest.fixture(_wires, scope="module", name="module_wires")
 
 
 @pytest.fixture
