@@ -197,12 +197,18 @@ class Wire:
             notes = [f["params"] for f in self.frames if f.get("method") == "tokens" and f["params"]["request"] == id]
         return [(p[0], p[1] if len(p) > 1 else "", p[2] if len(p) > 2 else False) for n in notes for p in n["pieces"]]
 
+    def logprobs(self, id: int) -> list[dict[str, Any]]:
+        """The log probabilities among what a request has streamed so far."""
+        with self._changed:
+            notes = [f["params"] for f in self.frames if f.get("method") == "tokens" and f["params"]["request"] == id]
+        return [p[3] for n in notes for p in n["pieces"] if len(p) > 3]
+
     def generate(self, **params: Any) -> Generated:
         return self.generated(self.begin("generate", **params))
 
     def generated(self, id: int) -> Generated:
         result = self.answer(id)
-        return Generated(result, self.pieces(id))
+        return Generated(result, self.pieces(id), self.logprobs(id))
 
     def hang_up(self) -> int:
         """Close the worker's standard input and return its exit status; it has `END_S` to end."""
@@ -251,6 +257,7 @@ class Wire:
 class Generated:
     result: dict[str, Any]
     pieces: list[tuple[int, str, bool]]
+    logprobs: list[dict[str, Any]]
 
     @property
     def text(self) -> str:

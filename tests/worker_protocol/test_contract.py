@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 
 FEATURES = {"generate", "draft", "embed", "tokenize", "logprobs", "grammar", "lookup", "overflow", "lora"}
 GREEDY = {"temperature": 0}
+FEATURES = {"generate", "draft", "embed", "tokenize", "logprobs", "grammar", "lookup", "overflow", "lora"}
 STOP_REASONS = {"eosFound", "stopStringFound", "maxPredictedTokensReached", "contextLengthReached", "userStopped"}
 
 
@@ -429,6 +431,66 @@ def test_stop_strings_and_drafts_together(paired, candidate):
     answer = paired.generate(**request, stop=[text[middle : middle + 5]], draft={"exact_tokens": 8})
     assert answer.text == text[: text.index(text[middle : middle + 5])]
     _adds_up(answer)
+
+
+# Log probabilities
+
+
+@pytest.fixture
+def telling(loaded):
+    """A worker with its main model that gives log probabilities."""
+    if "logprobs" not in loaded.call("initialize", protocol=1)["features"]:
+        pytest.skip("this worker gives no log probabilities")
+    return loaded
+
+
+@pytest.mark.parametrize("alternatives", [0, 3, 20])
+def test_each_token_has_its_log_probability_and_the_alternatives_asked_for(telling, candidate, alternatives):
+    answer = telling.generate(prompt=candidate.prompt, sampling=GREEDY, max_tokens=10, logprobs=alternatives)
+    assert len(answer.logprobs) == len(answer.pieces) == 10
+    assert b"".join(bytes(p["bytes"]) for p in answer.logprobs).decode(errors="replace") == answer.text
+    for token, given in zip(answer.tokens, answer.logprobs, strict=True):
+        assert given["logprob"] <= 0
+        assert len(given["top"]) == alternatives
+        values = [logprob for _, logprob, _ in given["top"]]
+        assert values == sorted(values, reverse=True)
+        assert sum(map(math.exp, values)) <= 1 + 1e-5
+        if alternatives:
+            assert given["top"][0] == [token, given["logprob"], given["bytes"]]
+
+
+def test_without_asking_there_are_no_log_probabilities(telling, candidate):
+    assert telling.generate(prompt=candidate.prompt, max_tokens=4).logprobs == []
+    assert telling.generate(prompt=candidate.prompt, max_tokens=4, logprobs=None).logprobs == []
+
+
+def test_log_probabilities_are_the_model_s_whatever_the_sampling(telling, candidate):
+    request = {"prompt": candidate.prompt, "max_tokens": 1, "logprobs": 5}
+    sampling = {"temperature": 1.5, "top_k": 1, "logit_bias": {"7": -5}, "repeat_penalty": 1.5}
+    plain, changed = telling.generate(**request, sampling=GREEDY), telling.generate(**request, sampling=sampling)
+    assert [t for t, _, _ in changed.logprobs[0]["top"]] == [t for t, _, _ in plain.logprobs[0]["top"]]
+    for (_, told, _), (_, expected, _) in zip(changed.logprobs[0]["top"], plain.logprobs[0]["top"], strict=True):
+        assert told == pytest.approx(expected, abs=1e-4)
+
+
+def test_log_probabilities_are_the_same_with_a_draft(telling, candidate):
+    request = {"prompt": candidate.prompt, "sampling": GREEDY, "max_tokens": 24, "logprobs": 2}
+    plain = telling.generate(**request)
+    telling.call("load", role="draft", path=str(candidate.draft), context_length=candidate.context_length)
+    drafted = telling.generate(**request, draft={"exact_tokens": 4})
+    assert drafted.drafted > 0
+    assert drafted.tokens == plain.tokens
+    for told, expected in zip(drafted.logprobs, plain.logprobs, strict=True):
+        assert told["bytes"] == expected["bytes"]
+        assert told["logprob"] == pytest.approx(expected["logprob"], abs=1e-3)
+        assert [t for t, _, _ in told["top"]] == [t for t, _, _ in expected["top"]]
+
+
+@pytest.mark.parametrize("alternatives", [-1, 21, 1.5, True, "3"])
+def test_a_number_of_alternatives_that_makes_no_sense_is_refused(telling, candidate, alternatives, refused):
+    with pytest.raises(refused) as error:
+        telling.call("generate", prompt=candidate.prompt, logprobs=alternatives)
+    assert (error.value.kind, error.value.data["param"]) == ("invalid_request", "logprobs")
 
 
 # Prompt lookup

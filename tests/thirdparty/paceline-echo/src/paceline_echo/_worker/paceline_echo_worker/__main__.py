@@ -103,7 +103,7 @@ class Worker:
             raise Refusal.of(
                 f"protocol {theirs!r} is unknown, this worker speaks 1", "invalid_request", param="protocol"
             )
-        features = ["generate", "draft", "tokenize"]
+        features = ["generate", "draft", "tokenize", "logprobs", "lookup"]
         devices = [{"name": "CPU", "kind": "cpu", "memory_bytes": None}]
         engine = {"engine": "echo", "version": "1.0.0"}
         options = {"load_options": ["queue"]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -62,6 +63,15 @@ class Echo:
 
     def decode(self, tokens: list[int]) -> str:
         return b"".join(map(self.bytes_of, tokens)).decode(errors="replace")
+
+    def logprobs_of(self, token: int, alternatives: int) -> dict[str, Any]:
+        """Made-up log probabilities: between a half and nearly all for the token, half of what is left for the next."""
+        left = 0.5 - token % 97 / 200
+        logprob, top = math.log(1 - left), []
+        for i in range(min(alternatives, self.size)):
+            other = (token + i) % self.size
+            top.append([other, math.log(1 - left) if i == 0 else math.log(left / 2**i), list(self.bytes_of(other))])
+        return {"logprob": logprob, "bytes": list(self.bytes_of(token)), "top": top}
 
     def checked(self, tokens: Any, param: str) -> list[int]:
         if not isinstance(tokens, list) or not all(type(t) is int and 0 <= t < self.size for t in tokens):

@@ -21,10 +21,11 @@ class Refusal(Exception):
         return frame | {"data": self._data} if self._data else frame
 
 
-def number(params: dict[str, Any], name: str, default: Any, *, at_least: int) -> Any:
+def number(params: dict[str, Any], name: str, default: Any, *, at_least: int, at_most: int | None = None) -> Any:
     value = params.get(name)
     if value is None:
         return default
-    if type(value) is not int or value < at_least:
-        raise Refusal.of(f"`{name}` is {value!r}, not an integer from {at_least}", "invalid_request", param=name)
+    if type(value) is not int or value < at_least or (at_most is not None and value > at_most):
+        bounds = f"from {at_least}" if at_most is None else f"from {at_least} to {at_most}"
+        raise Refusal.of(f"`{name}` is {value!r}, not an integer {bounds}", "invalid_request", param=name)
     return value
