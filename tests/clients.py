@@ -9,9 +9,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated, Literal
 
 import openai
 import pytest
+from pydantic import BaseModel, Field
 
 
 def openai_lists_models(base_url: str, model: str) -> None:
@@ -66,6 +68,48 @@ def openai_completes(base_url: str, model: str) -> str:
     assert whole.object == "text_completion"
     assert whole.choices[0].text == streamed
     return streamed
+
+
+def openai_sees_log_probabilities(base_url: str, model: str) -> None:
+    """Whole and streamed, in chat and in plain completions, the entries spell the text."""
+    request = {"model": model, "max_tokens": 8, "temperature": 0}
+    chat = request | {"messages": [{"role": "user", "content": "add two numbers"}], "logprobs": True, "top_logprobs": 3}
+    with _openai(base_url) as client:
+        whole = client.chat.completions.create(**chat).choices[0]
+        chunks = [c.choices[0] for c in client.chat.completions.create(**chat, stream=True)]
+        text = client.completions.create(**request, prompt="def add(", logprobs=3).choices[0]
+    streamed = [entry for chunk in chunks if chunk.logprobs for entry in chunk.logprobs.content]
+    assert streamed == whole.logprobs.content
+    assert b"".join(bytes(e.bytes) for e in streamed).decode(errors="replace") == whole.message.content
+    for entry in streamed:
+        assert entry.logprob <= 0
+        assert len(entry.top_logprobs) == 3
+        assert entry.token == bytes(entry.bytes).decode(errors="replace")
+    assert "".join(text.logprobs.tokens) == text.text
+    assert len(text.logprobs.token_logprobs) == len(text.logprobs.top_logprobs) == len(text.logprobs.tokens)
+    for offset, token in zip(text.logprobs.text_offset, text.logprobs.tokens, strict=True):
+        assert text.text[offset:].startswith(token)
+
+
+class Person(BaseModel):
+    """What `openai_parses` asks for."""
+
+    name: Annotated[str, Field(max_length=12)]
+    age: Annotated[int, Field(ge=0, le=150)]
+    mood: Literal["cheerful", "gloomy"]
+
+
+def openai_parses(base_url: str, model: str, **options) -> Person:
+    """An answer in the form of a pydantic model, whole and streamed."""
+    request = {"model": model, "messages": [{"role": "user", "content": "Describe Ada."}], "seed": 1, **options}
+    with _openai(base_url) as client:
+        whole = client.chat.completions.parse(**request, response_format=Person)
+        with client.chat.completions.stream(**request, response_format=Person) as stream:
+            streamed = stream.get_final_completion()
+    person = whole.choices[0].message.parsed
+    assert isinstance(person, Person)
+    assert streamed.choices[0].message.parsed == person
+    return person
 
 
 def openai_sees_errors(base_url: str, model: str) -> None:

@@ -15,6 +15,7 @@ PacelineError
   + ModelFileError        a model file is truncated, hostile or of an unknown format
   + PairError             the draft cannot propose for the main model
   + RequestError          a generation request the model cannot serve
+      + UnsupportedError      the loaded engine lacks what it needs
   + TemplateError         the chat template failed or refused the messages
   + OverloadedError       more requests wait for a model than its queue holds
   + WorkerError           a worker did not do what the protocol says
@@ -97,6 +98,10 @@ class PairError(PacelineError):
 
 class RequestError(PacelineError):
     code = "invalid_request"
+
+
+class UnsupportedError(RequestError):
+    code = "unsupported_parameter"
 
 
 class TemplateError(PacelineError):

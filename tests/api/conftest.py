@@ -151,7 +151,8 @@ class ScriptedServing:
     async def load(self, model, *, config=None, ttl_s=None):
         if self.lease_error is not None:
             raise self.lease_error
-        loaded = LoadedModel(model, RUNTIME, config.context_length or 2048, None, 0.25, 0, config.parallel or 4, config)
+        slots, features = config.parallel or 4, ("generate", "draft")
+        loaded = LoadedModel(model, RUNTIME, config.context_length or 2048, None, 0.25, 0, slots, config, features)
         self.kept[model.id] = loaded
         return loaded
 

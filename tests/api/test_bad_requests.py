@@ -88,11 +88,57 @@ def refused(answer, status=400):
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"functions": [{}]}, "functions"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"response_format": "text"}, "response_format"),
-        ({"logprobs": True}, "logprobs"),
+        ({"typical_p": 1.1}, "typical_p"),
+        ({"xtc_probability": -0.1}, "xtc_probability"),
+        ({"xtc_threshold": 2}, "xtc_threshold"),
+        ({"dry_multiplier": -1}, "dry_multiplier"),
+        ({"dry_base": 0.5}, "dry_base"),
+        ({"dry_allowed_length": 1.5}, "dry_allowed_length"),
+        ({"dry_penalty_last_n": -2}, "dry_penalty_last_n"),
+        ({"dry_sequence_breakers": "x"}, "dry_sequence_breakers"),
+        ({"dry_sequence_breakers": ["x", 5]}, "dry_sequence_breakers"),
+        ({"dry_sequence_breakers": [""]}, "dry_sequence_breakers"),
+        ({"dry_sequence_breakers": ["x"] * 65}, "dry_sequence_breakers"),
+        ({"contextOverflowPolicy": "explode"}, "contextOverflowPolicy"),
+        ({"contextOverflowPolicy": 1}, "contextOverflowPolicy"),
+        ({"speculative": {"promptLookup": "yes"}}, "speculative.promptLookup"),
+        ({"logprobs": 3}, "logprobs"),
+        ({"logprobs": "true"}, "logprobs"),
         ({"top_logprobs": 3}, "top_logprobs"),
-        ({"grammar": "root ::= x"}, "grammar"),
+        ({"logprobs": False, "top_logprobs": 1}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": True}, "top_logprobs"),
+        ({"response_format": "json_object"}, "response_format"),
+        ({"response_format": {}}, "response_format.type"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"response_format": {"type": "json_schema", "json_schema": []}}, "response_format.json_schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+            "response_format.json_schema.schema",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": "x"}}},
+            "response_format.json_schema.schema",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {}, "strict": "very"}}},
+            "response_format.json_schema.strict",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"enum": ["x" * 300_000]}}}},
+            "response_format.json_schema.schema",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"enum": [0] * 30_000}}}},
+            "response_format.json_schema.schema",
+        ),
+        ({"response_format": {"type": "json_object", "schema": 5}}, "response_format.schema"),
+        ({"grammar": 5}, "grammar"),
+        ({"grammar": "x" * 300_000}, "grammar"),
+        ({"grammar": 'root ::= "x"', "response_format": {"type": "json_object"}}, "grammar"),
+        ({"json_schema": {"type": "object"}}, "json_schema"),
         ({"preset": "mine"}, "preset"),
     ],
 )
@@ -113,13 +159,27 @@ def test_the_wrong_field_is_named(client, serving, change, param):
         {"prompt": []},
         {"echo": True},
         {"suffix": "x"},
-        {"logprobs": 0},
+        {"logprobs": 21},
+        {"logprobs": -1},
+        {"logprobs": True},
+        {"top_logprobs": 3},
         {"best_of": 2},
     ],
     ids=str,
 )
 def test_fields_of_plain_completions(client, change):
     assert refused(client.post("/v1/completions", json={**TEXT, **change}))["param"] == next(iter(change))
+
+
+def test_a_schema_deeper_than_a_body_may_be(client, serving):
+    schema = {"type": "string"}
+    for _ in range(64):
+        schema = {"type": "array", "items": schema}
+    body = {**CHAT, "response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}
+    error = refused(client.post("/v1/chat/completions", json=body))
+    assert error["param"] == "response_format"
+    assert "64 levels" in error["message"]
+    assert not serving.calls
 
 
 @pytest.mark.parametrize("field", ["model", "messages"])
@@ -251,6 +311,11 @@ fields = st.sampled_from(
         "tool_choice",
         "response_format",
         "logprobs",
+        "top_logprobs",
+        "grammar",
+        "typical_p",
+        "dry_sequence_breakers",
+        "contextOverflowPolicy",
         "echo",
         "suffix",
         "best_of",

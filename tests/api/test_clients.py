@@ -2,7 +2,8 @@
 
 import pytest
 
-from paceline.errors import WorkerDied
+from paceline.errors import OverloadedError, WorkerDied
+from paceline.serving.generation import GrammarKind, Piece, TokenBatch, TokenLogprob
 
 MODEL = "coder-7m"
 
@@ -26,6 +27,32 @@ def test_openai_sdk_raises_when_a_stream_breaks(clients, base_url, serving):
     with pytest.raises(Exception, match="signal 9") as raised:
         clients.openai_streams(base_url, MODEL)
     assert type(raised.value).__name__ == "APIError"
+
+
+def test_openai_sdk_sees_log_probabilities(clients, base_url, serving):
+    top = tuple(TokenLogprob(i, -1.0 - i, b"x") for i in range(3))
+    words = [Piece(7, word, False, TokenLogprob(7, -0.5, word.encode(), top)) for word in ("de", "f ☃")]
+    serving.script = [TokenBatch((word,)) for word in words] + [serving.completion()]
+    clients.openai_sees_log_probabilities(base_url, MODEL)
+    assert [call.params.logprobs for call in serving.calls] == [3, 3, 3]
+
+
+def test_openai_sdk_parses_structured_output(clients, base_url, serving):
+    serving.script = [serving.batch('{"name": "Ada", "age"'), serving.batch(': 36, "mood": "cheerful"}')]
+    serving.script.append(serving.completion())
+    person = clients.openai_parses(base_url, MODEL)
+    assert (person.name, person.age, person.mood) == ("Ada", 36, "cheerful")
+    for call in serving.calls:
+        assert call.params.grammar.kind is GrammarKind.JSON_SCHEMA
+        assert set(call.params.grammar.source["properties"]) == {"name", "age", "mood"}
+
+
+def test_openai_sdk_sees_that_a_queue_is_full(clients, base_url, serving):
+    serving.script = [OverloadedError("64 requests already wait for this model")]
+    with pytest.raises(Exception, match="64 requests") as raised:
+        clients.openai_chats(base_url, MODEL)
+    assert type(raised.value).__name__ == "RateLimitError"
+    assert raised.value.response.headers["retry-after"] == "1"
 
 
 @pytest.mark.parametrize("stream", [True, False])

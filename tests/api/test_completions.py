@@ -7,8 +7,15 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from paceline.errors import NotFoundError, PairError, RequestError, WorkerDied
-from paceline.serving.generation import DraftKnobs, Sampling, StopReason
+from paceline.errors import NotFoundError, OverloadedError, PairError, RequestError, UnsupportedError, WorkerDied
+from paceline.serving.generation import (
+    AcceptanceRecord,
+    ContextOverflow,
+    DraftKnobs,
+    LookupRecord,
+    Sampling,
+    StopReason,
+)
 
 CHAT = {"model": "coder-7m", "messages": [{"role": "user", "content": "hi"}]}
 TEXT = {"model": "coder-7m", "prompt": "once"}
@@ -101,7 +108,16 @@ def test_every_field_arrives(client, serving):
         "presence_penalty": 0.2,
         "frequency_penalty": -0.3,
         "repeat_penalty": 1.1,
+        "typical_p": 0.9,
+        "xtc_probability": 0.5,
+        "xtc_threshold": 0.2,
+        "dry_multiplier": 0.8,
+        "dry_base": 2,
+        "dry_allowed_length": 3,
+        "dry_penalty_last_n": 256,
+        "dry_sequence_breakers": ["\n", "-"],
         "logit_bias": {"15": -100, "0": 2.5},
+        "contextOverflowPolicy": "truncateMiddle",
         "max_tokens": 12,
         "ttl": 60,
         "draft_model": "coder-3m",
@@ -110,6 +126,7 @@ def test_every_field_arrives(client, serving):
             "minDraftLengthToConsider": 2,
             "minContinueDraftingProbability": 0.5,
             "numDraftTokensExact": 3,
+            "promptLookup": True,
         },
         # harmless, known or not
         "user": "me",
@@ -127,8 +144,29 @@ def test_every_field_arrives(client, serving):
     assert (call.model.id, call.draft.id, call.ttl_s) == ("coder-7m", "coder-3m", 60)
     assert call.params.stop == ("END",)
     assert call.params.max_tokens == 12
-    assert call.params.draft == DraftKnobs(8, 2, 0.5, 3)
-    assert call.params.sampling == Sampling(0, 0, 0.5, 0.1, 1.1, 0.2, -0.3, logit_bias={15: -100.0, 0: 2.5}, seed=7)
+    assert call.params.draft == DraftKnobs(8, 2, 0.5, 3, model=True, lookup=True)
+    assert call.params.context_overflow is ContextOverflow.TRUNCATE_MIDDLE
+    assert call.params.logprobs is None
+    assert call.params.grammar is None
+    assert call.params.sampling == Sampling(
+        temperature=0,
+        top_k=0,
+        top_p=0.5,
+        min_p=0.1,
+        repeat_penalty=1.1,
+        presence_penalty=0.2,
+        frequency_penalty=-0.3,
+        typical_p=0.9,
+        xtc_probability=0.5,
+        xtc_threshold=0.2,
+        dry_multiplier=0.8,
+        dry_base=2,
+        dry_allowed_length=3,
+        dry_penalty_last_n=256,
+        dry_sequence_breakers=("\n", "-"),
+        logit_bias={15: -100.0, 0: 2.5},
+        seed=7,
+    )
 
 
 def test_absent_and_null_fields_mean_the_defaults(client, serving):
@@ -145,15 +183,33 @@ def test_absent_and_null_fields_mean_the_defaults(client, serving):
             "draft_model",
             "n",
             "tools",
+            "logprobs",
+            "top_logprobs",
+            "response_format",
+            "grammar",
+            "typical_p",
+            "xtc_probability",
+            "xtc_threshold",
+            "dry_multiplier",
+            "dry_base",
+            "dry_allowed_length",
+            "dry_penalty_last_n",
+            "dry_sequence_breakers",
+            "contextOverflowPolicy",
+            "speculative",
         ]
     )
-    for extra in ({}, nulls, {"draft_model": "", "max_tokens": -1, "seed": -1, "stop": [""]}):
+    nothings = {"draft_model": "", "max_tokens": -1, "seed": -1, "stop": [""], "grammar": "", "top_logprobs": 0}
+    for extra in ({}, nulls, nothings, {"speculative": {"promptLookup": None}}, {"response_format": {"type": "text"}}):
         assert client.post("/v1/completions", json={**TEXT, **extra}).status_code == 200
     for call in serving.calls:
         assert call.draft is None
         assert call.params.draft is None
         assert call.params.max_tokens is None
         assert call.params.stop == ()
+        assert call.params.logprobs is None
+        assert call.params.grammar is None
+        assert call.params.context_overflow is ContextOverflow.STOP_AT_LIMIT
         assert call.params.sampling == Sampling()
 
 
@@ -182,6 +238,34 @@ def test_the_acceptance_record(client, serving, events, stream):
     assert stats["ignored_draft_tokens_count"] == 1
     assert stats["mean_accepted_length"] == 2.0
     assert usage["completion_tokens_details"] == {"accepted_prediction_tokens": 4, "rejected_prediction_tokens": 2}
+
+
+@pytest.mark.parametrize("draft", [None, "coder-3m"])
+def test_prompt_lookup_with_and_without_a_draft_model(client, serving, draft):
+    record = AcceptanceRecord(drafted=7, accepted=4, rejected=2, ignored=1, rounds=2, lookup=LookupRecord(5, 3))
+    serving.script[-1] = serving.completion(acceptance=record)
+    body = {**CHAT, "draft_model": draft, "speculative": {"promptLookup": True, "maxTokensToDraft": 8}}
+    stats = client.post("/v1/chat/completions", json=body).json()["stats"]
+    assert serving.calls[0].params.draft == DraftKnobs(max_tokens=8, model=draft is not None, lookup=True)
+    assert stats.get("draft_model") == draft
+    assert (stats["total_draft_tokens_count"], stats["accepted_draft_tokens_count"]) == (7, 4)
+    assert (stats["total_lookup_tokens_count"], stats["accepted_lookup_tokens_count"]) == (5, 3)
+
+
+def test_the_counts_of_prompt_lookup_are_there_only_if_it_was_asked_for(client, serving):
+    record = AcceptanceRecord(drafted=7, accepted=4, rejected=2, ignored=1, rounds=2, lookup=LookupRecord(0, 0))
+    serving.script[-1] = serving.completion(acceptance=record)
+    stats = client.post("/v1/chat/completions", json={**CHAT, "draft_model": "coder-3m"}).json()["stats"]
+    assert stats["total_draft_tokens_count"] == 7
+    assert not [name for name in stats if "lookup" in name]
+
+
+def test_what_was_dropped_of_the_context_is_counted_where_it_may_be(client, serving):
+    serving.script[-1] = serving.completion(context_dropped=40)
+    rolling = {**TEXT, "contextOverflowPolicy": "rollingWindow"}
+    assert client.post("/v1/completions", json=rolling).json()["stats"]["dropped_context_tokens_count"] == 40
+    for body in (TEXT, {**TEXT, "contextOverflowPolicy": "stopAtLimit"}):
+        assert "dropped_context_tokens_count" not in client.post("/v1/completions", json=body).json()["stats"]
 
 
 def test_a_draft_that_took_no_part_is_explained_and_not_counted(client, serving):
@@ -236,6 +320,21 @@ def test_an_answer_without_any_token(client, serving, events):
             "draft_model",
         ),
         (RequestError("too long", param="messages"), 400, "invalid_request_error", "invalid_request", "messages"),
+        (
+            UnsupportedError("the engine cannot", param="context_overflow"),
+            400,
+            "invalid_request_error",
+            "unsupported_parameter",
+            "contextOverflowPolicy",
+        ),
+        (
+            UnsupportedError("the engine cannot", param="draft.lookup"),
+            400,
+            "invalid_request_error",
+            "unsupported_parameter",
+            "speculative.promptLookup",
+        ),
+        (OverloadedError("too many wait"), 429, "rate_limit_error", "overloaded", None),
         (NotFoundError("no runtime"), 503, "engine_error", "not_found", None),
         (WorkerDied("died of signal 9", log_tail="boom"), 500, "engine_error", "worker_died", None),
         (KeyError("bug"), 500, "internal_error", "internal_error", None),
@@ -252,6 +351,7 @@ def test_what_fails_before_the_first_token_has_its_own_status(
     assert answer.status_code == status
     told = answer.json()["error"]
     assert (told["type"], told["code"], told["param"]) == (kind, code, param)
+    assert (answer.headers.get("retry-after") == "1") is (status == 429)
     if isinstance(error, WorkerDied):
         assert "signal 9" in told["message"]
         assert told["log_tail"] == "boom"

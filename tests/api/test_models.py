@@ -57,7 +57,8 @@ def test_load_and_unload(client):
         "status": "loaded",
         "load_config": {"context_length": 2048, "parallel": 4},
     }
-    assert client.get("/health").json()["loaded"][0]["model"] == "coder-7m"
+    (entry,) = client.get("/health").json()["loaded"]
+    assert (entry["model"], entry["features"]) == ("coder-7m", ["generate", "draft"])
     entry = client.get("/api/v1/models").json()["models"][0]
     assert entry["loaded_instances"] == [{"id": "coder-7m", "config": told["load_config"]}]
     assert client.post("/api/v1/models/unload", json={"instance_id": "coder-7m"}).json() == {"instance_id": "coder-7m"}

@@ -7,9 +7,26 @@ from contextlib import aclosing
 import psutil
 import pytest
 
-from paceline.errors import NotFoundError, OverloadedError, PairError, RequestError, WorkerDied, WorkerError
+from paceline.errors import (
+    NotFoundError,
+    OverloadedError,
+    PairError,
+    RequestError,
+    UnsupportedError,
+    WorkerDied,
+    WorkerError,
+)
 from paceline.loading import LoadConfig, LoraAdapter
-from paceline.serving.generation import Completion, DraftKnobs, GenerateParams, Sampling, StopReason
+from paceline.serving.generation import (
+    Completion,
+    ContextOverflow,
+    DraftKnobs,
+    GenerateParams,
+    Grammar,
+    GrammarKind,
+    Sampling,
+    StopReason,
+)
 
 PATIENCE_S = 30
 
@@ -141,6 +158,76 @@ def test_a_draft_the_engine_refuses_leaves_the_main_model_serving_and_says_so(ca
             assert text == line
             assert completion.acceptance is None
             assert "an egg cannot speak" in completion.draft_skipped
+
+    run(scenario())
+
+
+def test_prompt_lookup_needs_no_draft_model(cage, line):
+    parrot = cage.add("parrot")
+
+    async def scenario():
+        async with cage.serving() as serving:
+            request = ask(line, draft=DraftKnobs(model=False, lookup=True))
+            text, pieces, completion = await answer(serving, cage.model(parrot), request)
+            assert text == line
+            assert completion.draft_skipped is None
+            record = completion.acceptance
+            assert record.lookup.drafted == record.drafted > 0
+            assert record.lookup.accepted == record.accepted == sum(p.drafted for p in pieces) > 0
+
+    run(scenario())
+
+
+def test_prompt_lookup_goes_on_without_a_draft_the_engine_refuses(cage, line):
+    parrot = cage.add("parrot")
+    egg = cage.add_draft("egg", faults=[{"at": "load", "do": "fail", "value": "an egg cannot speak"}])
+
+    async def scenario():
+        async with cage.serving() as serving:
+            request = ask(line, draft=DraftKnobs(lookup=True))
+            text, _, completion = await answer(serving, cage.model(parrot), request, cage.model(egg))
+            assert text == line
+            assert completion.acceptance.lookup.accepted > 0
+            assert "an egg cannot speak" in completion.draft_skipped
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("draft", [None, DraftKnobs(exact_tokens=3)])
+def test_log_probabilities_come_with_their_tokens(cage, line, draft):
+    parrot, chick = cage.add("parrot"), cage.add_draft("chick", wrong_every=4)
+
+    async def scenario():
+        async with cage.serving() as serving:
+            request = ask(line, logprobs=2, draft=draft)
+            _, pieces, _ = await answer(serving, cage.model(parrot), request, draft and cage.model(chick))
+            assert b"".join(p.logprob.bytes for p in pieces).decode() == line
+            for piece in pieces:
+                assert piece.logprob.token == piece.token == piece.logprob.top[0].token
+                assert 0 >= piece.logprob.logprob > piece.logprob.top[1].logprob
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("asked", "param", "words"),
+    [
+        ({"grammar": Grammar(GrammarKind.JSON_SCHEMA, {"type": "object"})}, "grammar", "JSON schema"),
+        ({"context_overflow": ContextOverflow.ROLLING_WINDOW}, "context_overflow", "end of the context"),
+    ],
+)
+def test_what_the_worker_s_features_lack_is_refused_and_said(cage, line, asked, param, words):
+    parrot = cage.add("parrot")
+
+    async def scenario():
+        async with cage.serving() as serving:
+            with pytest.raises(UnsupportedError, match=f"the engine echo 1.0.0 .*{words}") as caught:
+                await answer(serving, cage.model(parrot), ask(line, **asked))
+            assert caught.value.param == param
+            assert "paceline runtime ls" in caught.value.help
+            (loaded,) = serving.loaded()
+            assert set(loaded.features) == {"generate", "draft", "tokenize", "logprobs", "lookup"}
+            assert (await answer(serving, cage.model(parrot), ask(line)))[0] == line
 
     run(scenario())
 

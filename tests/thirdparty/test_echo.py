@@ -165,6 +165,39 @@ def test_a_draft_its_rule_refuses_is_a_client_error(api):
     assert "word 3 differs" in answer.json()["error"]["message"]
 
 
+def test_log_probabilities_through_the_api(api):
+    choice = _chat(api, "/v1/chat/completions", logprobs=True, top_logprobs=2)["choices"][0]
+    entries = choice["logprobs"]["content"]
+    assert "".join(entry["token"] for entry in entries) == LINE
+    assert all(len(entry["top_logprobs"]) == 2 for entry in entries)
+
+
+def test_prompt_lookup_through_the_api(api):
+    answer = _chat(api, "/api/v0/chat/completions", speculative={"promptLookup": True})
+    assert answer["choices"][0]["message"]["content"] == LINE
+    stats = answer["stats"]
+    assert "draft_model" not in stats
+    assert stats["accepted_lookup_tokens_count"] == stats["accepted_draft_tokens_count"] > 0
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "param"),
+    [
+        ("grammar", 'root ::= "x"', "grammar"),
+        ("response_format", {"type": "json_object"}, "response_format"),
+        ("contextOverflowPolicy", "rollingWindow", "contextOverflowPolicy"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_its_worker_lacks_is_a_client_error(api, field, value, param, stream):
+    body = {"model": "parrot", "messages": [{"role": "user", "content": LINE}], field: value, "stream": stream}
+    answer = api.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert (error["param"], error["code"]) == (param, "unsupported_parameter")
+    assert "the engine echo 1.0.0" in error["message"]
+
+
 def _chat(api, path, **fields):
     body = {"model": "parrot", "messages": [{"role": "user", "content": LINE}], **fields}
     answer = api.post(path, json=body)

@@ -67,6 +67,7 @@ def create_app(
                     "context_length": entry.context_length,
                     "load_s": entry.load_s,
                     "running": entry.running,
+                    "features": list(entry.features),
                 }
                 for entry in serving.loaded()
             ],

@@ -6,7 +6,7 @@ import json
 import math
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from paceline.api.errors import ApiError
@@ -14,7 +14,13 @@ from paceline.api.errors import ApiError
 MAX_BODY_BYTES = 16 * 1024 * 1024
 MAX_DEPTH = 64
 
-T = TypeVar("T", bound=BaseModel)
+T = TypeVar("T", bound="Schema")
+
+
+class Schema(BaseModel):
+    """The base of every request. Unknown fields are ignored, as OpenAI's clients expect."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, hide_input_in_errors=True)
 
 
 async def read_object(request: Request, limit: int = MAX_BODY_BYTES) -> dict[str, Any]:

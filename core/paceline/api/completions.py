@@ -13,7 +13,7 @@ import logging
 import time
 import uuid
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -24,6 +24,7 @@ from starlette.types import Receive, Scope, Send
 from paceline.api import sse
 from paceline.api.body import read_object, validate
 from paceline.api.errors import as_api_error
+from paceline.api.logprobs import ShownTokens
 from paceline.api.lookup import find_language_model
 from paceline.api.schemas import ChatRequest, CompletionRequest, GenerationRequest, refuse_unserved
 from paceline.api.shapes import CHAT, TEXT, Dialect, Shape, draft_runs
@@ -89,6 +90,7 @@ class Completions:
             ttl_s=wanted.ttl,
             include_usage=bool(wanted.stream_options and wanted.stream_options.include_usage),
             mark_drafted=bool(wanted.speculative and wanted.speculative.mark_drafted),
+            fields={"messages": shape.prompt_field, "prompt": shape.prompt_field, **wanted.fields},
             shape=shape,
             dialect=dialect,
             received=received,
@@ -111,6 +113,8 @@ class _Job:
     ttl_s: float | None
     include_usage: bool
     mark_drafted: bool
+    fields: Mapping[str, str]
+    """What the request calls the parameters of the worker protocol that errors are about."""
     shape: Shape
     dialect: Dialect
     received: float
@@ -128,9 +132,8 @@ class _Job:
                         if isinstance(item, Completion):
                             return
                 except RequestError as error:
-                    # The worker knows a prompt, not what it was made of.
-                    if error.param in ("messages", "prompt"):
-                        error.param = self.shape.prompt_field
+                    # The worker knows a prompt and a grammar, not what they were made of.
+                    error.param = self.fields.get(error.param or "", error.param)
                     raise
         raise WorkerError("the worker ended a generation without saying how")
 
@@ -166,9 +169,12 @@ class _WholeAnswer(_Answer):
                     batches.append(item)
                     continue
                 choice = job.shape.choice("".join(b.text for b in batches), item.stop_reason.finish_reason)
+                pieces = [piece for batch in batches for piece in batch.pieces]
+                if job.params.logprobs is not None:
+                    choice["logprobs"] = job.shape.logprobs(ShownTokens().feed(pieces))
                 if job.mark_drafted:
-                    choice["drafted"] = draft_runs(piece for batch in batches for piece in batch.pieces)
-                facts = job.dialect.facts(lease, item, self._first_token)
+                    choice["drafted"] = draft_runs(pieces)
+                facts = job.dialect.facts(lease, job.params, item, self._first_token)
                 body = {**job.envelope, "choices": [choice], "usage": job.dialect.usage(item), **facts}
         await _send_start(send, 200, ((b"content-type", b"application/json"),))
         await send({"type": "http.response.body", "body": sse.dumps(body)})
@@ -198,17 +204,23 @@ class _StreamedAnswer(_Answer):
         texts = sse.TextEvents({**job.envelope, "choices": [job.shape.chunk_choice(place)]}, place)
         if job.shape.opening is not None:
             await _send_body(send, sse.event({**job.envelope, "choices": [job.shape.opening]}))
+        tokens = ShownTokens() if job.params.logprobs is not None else None
         while isinstance(item, TokenBatch):
             self._note(item)
             text = item.text
-            if text and job.mark_drafted:
-                choice = {**job.shape.chunk_choice(text), "drafted": draft_runs(item.pieces)}
+            entries = tokens.feed(item.pieces) if tokens is not None else []
+            if entries or (text and (job.mark_drafted or tokens is not None)):
+                choice = job.shape.chunk_choice(text)
+                if tokens is not None:
+                    choice["logprobs"] = job.shape.logprobs(entries)
+                if job.mark_drafted:
+                    choice["drafted"] = draft_runs(item.pieces)
                 await _send_body(send, sse.event({**job.envelope, "choices": [choice]}))
             elif text:
                 await _send_body(send, texts.event(text))
             _, item = await anext(items)
         last = job.shape.chunk_choice(None, item.stop_reason.finish_reason)
-        facts = job.dialect.facts(lease, item, self._first_token)
+        facts = job.dialect.facts(lease, job.params, item, self._first_token)
         end = sse.event({**job.envelope, "choices": [last], **facts})
         if job.include_usage:
             end += sse.event({**job.envelope, "choices": [], "usage": job.dialect.usage(item)})

@@ -16,6 +16,9 @@ from starlette.responses import JSONResponse
 from paceline import errors
 
 LOG_TAIL_CHARS = 2000
+RETRY_AFTER_S = 1
+"""When an overloaded server may be asked again: the queue moves with every answer that ends."""
+
 log = logging.getLogger(__name__)
 
 
@@ -39,6 +42,11 @@ class ApiError(Exception):
         self.param = param
         self.type = type
         self.log_tail = log_tail
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What the answer's head says besides."""
+        return {"Retry-After": str(RETRY_AFTER_S)} if self.status == 429 else {}
 
     def body(self, path: str = "") -> dict[str, Any]:
         """As JSON. `path` is the request's, because /api/v1 names types otherwise."""
@@ -80,9 +88,9 @@ _STATUS: tuple[tuple[type[errors.PacelineError], int, str], ...] = (
     (errors.PairError, 400, "invalid_request_error"),
     (errors.AmbiguousError, 400, "invalid_request_error"),
     (errors.InUseError, 409, "invalid_request_error"),
+    (errors.OverloadedError, 429, "rate_limit_error"),
     # Models are looked up before anything else is done, so what is missing here is a runtime.
     (errors.NotFoundError, 503, "engine_error"),
-    (errors.OverloadedError, 503, "engine_error"),
     (errors.WorkerError, 500, "engine_error"),
     (errors.PacelineError, 500, "engine_error"),
 )
@@ -103,7 +111,7 @@ async def _handle(request: Request, error: Exception) -> JSONResponse:
         told = _from_http(request, error)
     else:
         told = as_api_error(error)
-    headers = error.headers if isinstance(error, HTTPException) else None
+    headers = error.headers if isinstance(error, HTTPException) else told.headers
     return JSONResponse(told.body(request.url.path), told.status, headers=headers)
 
 

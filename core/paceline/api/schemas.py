@@ -7,45 +7,50 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from paceline.api.body import Schema
 from paceline.api.errors import ApiError
+from paceline.api.structured import ResponseFormat, grammar_of
 from paceline.loading import LoadConfig, LoraAdapter
-from paceline.serving.generation import DraftKnobs, GenerateParams, Sampling
+from paceline.serving.generation import MAX_LOGPROBS, ContextOverflow, DraftKnobs, GenerateParams, Grammar, Sampling
 
 MAX_MESSAGES = 10_000
 MAX_INPUTS = 2048
 MAX_STOPS = 64
 MAX_BIASES = 10_000
+MAX_BREAKERS = 64
 _INT32 = 2**31 - 1
 
 Count = Annotated[int, Field(le=_INT32)]
 
 
-class _Schema(BaseModel):
-    # Unknown fields are ignored, as OpenAI's clients expect; those that would change the answer are refused below.
-    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, hide_input_in_errors=True)
-
-
-class StreamOptions(_Schema):
+class StreamOptions(Schema):
     include_usage: bool | None = None
 
 
-class Speculative(_Schema):
-    """The classic draft knobs under LM Studio's names, and a wish to see which tokens were drafted."""
+class Speculative(Schema):
+    """The classic draft knobs under LM Studio's names, prompt lookup, and a wish to see which tokens were drafted."""
 
     max_tokens: Annotated[int, Field(alias="maxTokensToDraft", ge=1, le=64)] = 16
     min_tokens: Annotated[int, Field(alias="minDraftLengthToConsider", ge=0, le=64)] = 0
     min_probability: Annotated[float, Field(alias="minContinueDraftingProbability", ge=0, le=1)] = 0.0
     exact_tokens: Annotated[int | None, Field(alias="numDraftTokensExact", ge=1, le=64)] = None
+    lookup: Annotated[bool | None, Field(alias="promptLookup")] = None
     mark_drafted: bool = False
 
-    def knobs(self) -> DraftKnobs:
-        return DraftKnobs(self.max_tokens, self.min_tokens, self.min_probability, self.exact_tokens)
+    def knobs(self, *, model: bool) -> DraftKnobs | None:
+        """As the serving room takes them; None when neither a draft model nor prompt lookup is to propose."""
+        lookup = bool(self.lookup)
+        if not (model or lookup):
+            return None
+        return DraftKnobs(
+            self.max_tokens, self.min_tokens, self.min_probability, self.exact_tokens, model=model, lookup=lookup
+        )
 
 
-class GenerationRequest(_Schema):
+class GenerationRequest(Schema):
     """What chat and plain completions have in common. Null means absent."""
 
     model: Annotated[str, Field(min_length=1, max_length=1024)]
@@ -61,10 +66,24 @@ class GenerationRequest(_Schema):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repeat_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    typical_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    xtc_probability: Annotated[float, Field(ge=0, le=1)] | None = None
+    xtc_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
+    dry_multiplier: Annotated[float, Field(ge=0, le=100)] | None = None
+    dry_base: Annotated[float, Field(ge=1, le=100)] | None = None
+    dry_allowed_length: Annotated[int, Field(ge=0, le=_INT32)] | None = None
+    dry_penalty_last_n: Annotated[int, Field(ge=-1, le=_INT32)] | None = None
+    dry_sequence_breakers: tuple[str, ...] | None = None
     logit_bias: dict[int, float] | None = None
+    response_format: ResponseFormat | None = None
+    grammar: str | None = None
+    context_overflow: Annotated[
+        Literal["stopAtLimit", "truncateMiddle", "rollingWindow"] | None, Field(alias="contextOverflowPolicy")
+    ] = None
     draft_model: Annotated[str, Field(max_length=1024)] | None = None
     ttl: Annotated[int, Field(ge=1, le=_INT32)] | None = None
     speculative: Speculative | None = None
+    _grammar: tuple[Grammar, str] | None = None
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -76,6 +95,17 @@ class GenerationRequest(_Schema):
             raise PydanticCustomError("stop_size", f"At most {MAX_STOPS} strings of 4096 characters each")
         # An empty stop string would end every answer before it begins; clients send it to mean none.
         return tuple(s for s in stops if s)
+
+    @field_validator("dry_sequence_breakers", mode="before")
+    @classmethod
+    def _breakers(cls, value: Any) -> tuple[str, ...] | None:
+        if value is None:
+            return None
+        if not isinstance(value, list) or not all(isinstance(s, str) for s in value):
+            raise PydanticCustomError("breakers_type", "Input should be a list of strings")
+        if len(value) > MAX_BREAKERS or not all(0 < len(s) <= 256 for s in value):
+            raise PydanticCustomError("breakers_size", f"At most {MAX_BREAKERS} strings of 1 to 256 characters each")
+        return tuple(value)
 
     @field_validator("logit_bias", mode="before")
     @classmethod
@@ -103,12 +133,27 @@ class GenerationRequest(_Schema):
                 raise ApiError(
                     400, f"{name}: Input should be at least 1, or -1 for no limit.", code="invalid_value", param=name
                 )
+        self._grammar = grammar_of(self.response_format, self.grammar)
         return self
 
     @property
     def token_limit(self) -> int | None:
         """The most tokens wanted; None is without limit."""
         return None if self.max_tokens in (None, -1) else self.max_tokens
+
+    @property
+    def alternatives(self) -> int | None:
+        """How many alternatives come with each token's log probability; None: no log probabilities are wanted."""
+        return None
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """The request's fields behind the parameters of the worker protocol, for errors that name one."""
+        return {
+            "grammar": self._grammar[1] if self._grammar else "grammar",
+            "draft.lookup": "speculative.promptLookup",
+            "context_overflow": "contextOverflowPolicy",
+        }
 
     def params(self, prompt: str) -> GenerateParams:
         """As the serving room takes it. Sampling fields that are absent have `Sampling`'s defaults."""
@@ -118,6 +163,14 @@ class GenerationRequest(_Schema):
             "top_p": self.top_p,
             "min_p": self.min_p,
             "repeat_penalty": self.repeat_penalty,
+            "typical_p": self.typical_p,
+            "xtc_probability": self.xtc_probability,
+            "xtc_threshold": self.xtc_threshold,
+            "dry_multiplier": self.dry_multiplier,
+            "dry_base": self.dry_base,
+            "dry_allowed_length": self.dry_allowed_length,
+            "dry_penalty_last_n": self.dry_penalty_last_n,
+            "dry_sequence_breakers": self.dry_sequence_breakers,
             "presence_penalty": self.presence_penalty,
             "frequency_penalty": self.frequency_penalty,
             "logit_bias": self.logit_bias,
@@ -130,11 +183,14 @@ class GenerationRequest(_Schema):
             max_tokens=self.token_limit,
             stop=self.stop,
             sampling=Sampling(**given),
-            draft=(self.speculative or Speculative()).knobs() if self.draft_model else None,
+            draft=(self.speculative or Speculative()).knobs(model=bool(self.draft_model)),
+            logprobs=self.alternatives,
+            grammar=self._grammar[0] if self._grammar else None,
+            context_overflow=ContextOverflow(self.context_overflow or ContextOverflow.STOP_AT_LIMIT),
         )
 
 
-class ChatMessage(_Schema):
+class ChatMessage(Schema):
     """One message; `content` is a string or a list of `{"type": "text", "text": …}`."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -171,6 +227,20 @@ class ChatMessage(_Schema):
 class ChatRequest(GenerationRequest):
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+
+    @model_validator(mode="after")
+    def _alternatives_of_something(self) -> ChatRequest:
+        if self.top_logprobs and not self.logprobs:
+            raise ApiError(
+                400, "top_logprobs: it needs `logprobs: true` beside it.", code="invalid_value", param="top_logprobs"
+            )
+        return self
+
+    @property
+    def alternatives(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
     def token_limit(self) -> int | None:
@@ -180,6 +250,24 @@ class ChatRequest(GenerationRequest):
 
 class CompletionRequest(GenerationRequest):
     prompt: str
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    top_logprobs: None = None
+
+    @property
+    def alternatives(self) -> int | None:
+        return self.logprobs
+
+    @field_validator("logprobs", mode="before")
+    @classmethod
+    def _none_of_chat(cls, value: Any) -> Any:
+        # What means none in chat means none here.
+        return None if value is False else value
+
+    @field_validator("top_logprobs", mode="before")
+    @classmethod
+    def _not_of_chat(cls, value: Any) -> None:
+        if value is not None and not (type(value) is int and value == 0):
+            raise PydanticCustomError("not_served", "Plain completions take the number of alternatives in `logprobs`")
 
     @field_validator("prompt", mode="before")
     @classmethod
@@ -193,7 +281,7 @@ class CompletionRequest(GenerationRequest):
         return value
 
 
-class EmbeddingsRequest(_Schema):
+class EmbeddingsRequest(Schema):
     model: Annotated[str, Field(min_length=1, max_length=1024)]
     input: Annotated[list[str], Field(min_length=1, max_length=MAX_INPUTS)]
     encoding_format: Literal["float", "base64"] | None = None
@@ -209,12 +297,12 @@ class EmbeddingsRequest(_Schema):
         return value
 
 
-class Lora(_Schema):
+class Lora(Schema):
     path: Annotated[str, Field(min_length=1, max_length=4096)]
     scale: float = 1.0
 
 
-class LoadRequest(_Schema):
+class LoadRequest(Schema):
     """A model and how to load it. The first fields are LM Studio's, those after `ttl` Paceline's own."""
 
     model: Annotated[str, Field(min_length=1, max_length=1024)]
@@ -246,7 +334,7 @@ class LoadRequest(_Schema):
         )
 
 
-class UnloadRequest(_Schema):
+class UnloadRequest(Schema):
     instance_id: Annotated[str, Field(min_length=1, max_length=1024)]
 
 
@@ -280,35 +368,24 @@ def _one_of(*values: Any) -> Callable[[Any], bool]:
     return lambda value: any(type(value) is type(v) and value == v for v in values)
 
 
-def _plain_text(value: Any) -> bool:
-    return isinstance(value, dict) and value.get("type") == "text"
-
-
 # field -> the values that mean nothing. Null means nothing everywhere.
 _UNSERVED: Mapping[str, Callable[[Any], bool]] = {
     "n": _one_of(1),
     "best_of": _one_of(1),
     "echo": _one_of(False),
     "suffix": _one_of(""),
-    "logprobs": _one_of(False),
-    "top_logprobs": _one_of(0),
     "tools": _one_of([]),
     "tool_choice": _one_of("none", "auto"),
     "functions": _one_of([]),
     "function_call": _one_of("none", "auto"),
-    "response_format": _plain_text,
     "modalities": _one_of(["text"]),
     "audio": _empty,
     "web_search_options": _empty,
     "preset": _one_of(""),
-    "grammar": _one_of(""),
     "json_schema": _empty,
     "chat_template_kwargs": _one_of({}),
     "ignore_eos": _one_of(False),
     "mirostat": _one_of(0),
-    "typical_p": _one_of(1, 1.0),
-    "xtc_probability": _one_of(0, 0.0),
-    "dry_multiplier": _one_of(0, 0.0),
     "num_experts": _empty,
     "dimensions": _empty,
 }

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from paceline.serving.generation import Completion, Piece
+from paceline.api.logprobs import Entry, chat_logprobs, text_logprobs
+from paceline.serving.generation import Completion, ContextOverflow, GenerateParams, Piece
 from paceline.types import Model, ModelKind
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ class Shape:
     """(whole text, finish reason) -> the choice of a whole answer."""
     chunk_choice: Callable[..., dict[str, Any]]
     """(text or None for the last chunk, finish reason or None) -> the choice of one chunk."""
+    logprobs: Callable[[Iterable[Entry]], dict[str, Any]]
+    """The `logprobs` of a choice that shows these tokens."""
     opening: dict[str, Any] | None = None
     """The choice of the first chunk of a stream, before any text."""
 
@@ -56,6 +59,7 @@ CHAT = Shape(
     chunk_object="chat.completion.chunk",
     choice=_chat_choice,
     chunk_choice=_chat_chunk,
+    logprobs=chat_logprobs,
     opening={"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None},
 )
 TEXT = Shape(
@@ -65,6 +69,7 @@ TEXT = Shape(
     chunk_object="text_completion",
     choice=_text_choice,
     chunk_choice=_text_choice,
+    logprobs=text_logprobs,
 )
 
 
@@ -74,8 +79,10 @@ class Dialect:
 
     names_runtime: bool
 
-    def facts(self, lease: Lease, completion: Completion, first_token_s: float | None) -> dict[str, Any]:
-        facts: dict[str, Any] = {"stats": _stats(lease, completion, first_token_s)}
+    def facts(
+        self, lease: Lease, params: GenerateParams, completion: Completion, first_token_s: float | None
+    ) -> dict[str, Any]:
+        facts: dict[str, Any] = {"stats": _stats(lease, params, completion, first_token_s)}
         if self.names_runtime:
             facts["model_info"] = {
                 "arch": lease.model.facts.arch,
@@ -184,13 +191,15 @@ def lmstudio_v1_type(model: Model) -> str:
     return "embedding" if model.facts.kind is ModelKind.EMBEDDINGS else "llm"
 
 
-def _stats(lease: Lease, completion: Completion, first_token_s: float | None) -> dict[str, Any]:
+def _stats(lease: Lease, params: GenerateParams, completion: Completion, first_token_s: float | None) -> dict[str, Any]:
     stats: dict[str, Any] = {
         "tokens_per_second": completion.tokens_per_second,
         "time_to_first_token": first_token_s,
         "generation_time": completion.generation_s,
         "stop_reason": completion.stop_reason.value,
     }
+    if params.context_overflow is not ContextOverflow.STOP_AT_LIMIT:
+        stats["dropped_context_tokens_count"] = completion.context_dropped
     if lease.draft is not None:
         stats["draft_model"] = lease.draft.id
     record = completion.acceptance
@@ -202,6 +211,11 @@ def _stats(lease: Lease, completion: Completion, first_token_s: float | None) ->
             "ignored_draft_tokens_count": record.ignored,
             "mean_accepted_length": record.mean_accepted_length,
         }
+        if record.lookup is not None and params.draft is not None and params.draft.lookup:
+            stats |= {
+                "total_lookup_tokens_count": record.lookup.drafted,
+                "accepted_lookup_tokens_count": record.lookup.accepted,
+            }
     if completion.draft_skipped is not None:
         stats["draft_skipped"] = completion.draft_skipped
     return stats

@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import paceline
-from paceline.errors import OverloadedError, RequestError, WorkerDied, WorkerError
+from paceline.errors import OverloadedError, RequestError, UnsupportedError, WorkerDied, WorkerError
 from paceline.serving.generation import Completion, GenerateParams, TokenBatch
 from paceline.serving.launcher import Channel
 
 PROTOCOL = 1
-
-_REQUEST_KINDS = frozenset({"invalid_request", "context_exceeded", "unsupported"})
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,11 @@ class WorkerInfo:
     slots: int
     load_options: tuple[str, ...] = ()
     """The options that a load may have."""
+
+    @property
+    def name(self) -> str:
+        """The engine as messages name it."""
+        return f"the engine {self.engine} {self.version}"
 
 
 class WorkerClient:
@@ -214,8 +217,10 @@ def _result(frame: Mapping[str, Any]) -> dict[str, Any]:
     kind, message = data.get("kind"), str(error.get("message"))
     if kind == "context_exceeded":
         raise RequestError(message, param="messages", help="shorten the prompt or load the model with a longer context")
-    if kind in _REQUEST_KINDS:
-        raise RequestError(message, param=data.get("param"))
     if kind == "overloaded":
         raise OverloadedError(message, help=data.get("help"))
+    if kind == "unsupported":
+        raise UnsupportedError(message, param=data.get("param"), help=data.get("help"))
+    if kind == "invalid_request":
+        raise RequestError(message, param=data.get("param"), help=data.get("help"))
     raise WorkerError(message, help=data.get("help"))

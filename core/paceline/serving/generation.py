@@ -7,6 +7,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+MAX_LOGPROBS = 20
+"""The most alternatives a request may ask for at each token."""
+
+_LEAST_LOGPROB = -9999.0
+"""What stands for the logarithm of no probability at all, which JSON cannot say; OpenAI's number."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -22,6 +28,18 @@ class Sampling:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repeat_last_n: int = 64
+    typical_p: float = 1.0
+    """1 keeps all."""
+    xtc_probability: float = 0.0
+    """0 is off."""
+    xtc_threshold: float = 0.1
+    dry_multiplier: float = 0.0
+    """0 is off."""
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = -1
+    """-1 looks back over the whole context, 0 is off."""
+    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     """None draws one at random."""
@@ -47,6 +65,34 @@ class DraftKnobs:
     """`minContinueDraftingProbability`: drafting stops at a token the draft itself thinks less likely."""
     exact_tokens: int | None = None
     """`numDraftTokensExact`: overrules the other three and the worker."""
+    model: bool = True
+    """The draft model proposes."""
+    lookup: bool = False
+    """Prompt lookup proposes: what followed the same words earlier in the context."""
+
+
+class GrammarKind(StrEnum):
+    """The languages a grammar can be written in; the protocol's names."""
+
+    JSON_SCHEMA = "json_schema"
+    GBNF = "gbnf"
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """What the output must match, enforced at every token."""
+
+    kind: GrammarKind
+    source: Mapping[str, Any] | str
+    """An object for a JSON schema, a text otherwise."""
+
+
+class ContextOverflow(StrEnum):
+    """What happens when prompt and output outgrow the context; LM Studio's names."""
+
+    STOP_AT_LIMIT = "stopAtLimit"
+    TRUNCATE_MIDDLE = "truncateMiddle"
+    ROLLING_WINDOW = "rollingWindow"
 
 
 @dataclass(frozen=True)
@@ -59,7 +105,22 @@ class GenerateParams:
     stop: tuple[str, ...] = ()
     sampling: Sampling = Sampling()
     draft: DraftKnobs | None = None
-    """None: without a draft, even when one is loaded."""
+    """None: nothing is drafted, even when a draft model is loaded."""
+    logprobs: int | None = None
+    """How many alternatives come with each token's log probability; None: no log probabilities."""
+    grammar: Grammar | None = None
+    context_overflow: ContextOverflow = ContextOverflow.STOP_AT_LIMIT
+
+    @property
+    def needs(self) -> dict[str, str]:
+        """The features that a worker must have for this, each with the parameter that asks for it."""
+        asked = {
+            "logprobs": ("logprobs", self.logprobs is not None),
+            "grammar": ("grammar", self.grammar is not None),
+            "lookup": ("draft.lookup", self.draft is not None and self.draft.lookup),
+            "overflow": ("context_overflow", self.context_overflow is not ContextOverflow.STOP_AT_LIMIT),
+        }
+        return {feature: param for feature, (param, wanted) in asked.items() if wanted}
 
     def frame(self) -> dict[str, Any]:
         """As the worker protocol has it."""
@@ -68,7 +129,30 @@ class GenerateParams:
             frame["max_tokens"] = self.max_tokens
         if self.draft is not None:
             frame["draft"] = dict(vars(self.draft))
+        if self.logprobs is not None:
+            frame["logprobs"] = self.logprobs
+        if self.grammar is not None:
+            frame["grammar"] = {self.grammar.kind.value: self.grammar.source}
+        if self.context_overflow is not ContextOverflow.STOP_AT_LIMIT:
+            frame["context_overflow"] = self.context_overflow.value
         return frame
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token and the logarithm of its probability, before any sampling option changed the distribution."""
+
+    token: int
+    logprob: float
+    bytes: bytes
+    """The token's own bytes, which need not be whole characters."""
+    top: tuple[TokenLogprob, ...] = ()
+    """The likeliest tokens at its place, the likeliest first; those have no alternatives of their own."""
+
+    @classmethod
+    def from_frame(cls, token: int, value: Mapping[str, Any]) -> TokenLogprob:
+        top = tuple(cls(t, _logprob(logprob), bytes(data)) for t, logprob, data in value["top"])
+        return cls(token, _logprob(value["logprob"]), bytes(value["bytes"]), top)
 
 
 @dataclass(frozen=True)
@@ -78,6 +162,8 @@ class Piece:
     token: int
     text: str
     drafted: bool
+    logprob: TokenLogprob | None = None
+    """None unless asked for."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +178,7 @@ class TokenBatch:
 
     @classmethod
     def from_frame(cls, params: Mapping[str, Any]) -> TokenBatch:
-        return cls(
-            tuple(
-                Piece(p[0], p[1] if len(p) > 1 else "", bool(p[2]) if len(p) > 2 else False) for p in params["pieces"]
-            )
-        )
+        return cls(tuple(_piece(*fields) for fields in params["pieces"]))
 
 
 class StopReason(StrEnum):
@@ -115,6 +197,14 @@ class StopReason(StrEnum):
 
 
 @dataclass(frozen=True)
+class LookupRecord:
+    """The part of an acceptance record that prompt lookup proposed."""
+
+    drafted: int
+    accepted: int
+
+
+@dataclass(frozen=True)
 class AcceptanceRecord:
     """What became of the drafted tokens; the same meaning on every engine (docs/worker-protocol.md)."""
 
@@ -125,6 +215,8 @@ class AcceptanceRecord:
     rounds: int
     drafted_per_position: tuple[int, ...] = ()
     accepted_per_position: tuple[int, ...] = ()
+    lookup: LookupRecord | None = None
+    """None from a worker without prompt lookup."""
 
     @property
     def acceptance_rate(self) -> float | None:
@@ -152,6 +244,8 @@ class Completion:
     acceptance: AcceptanceRecord | None = None
     draft_skipped: str | None = None
     """Why a draft that was asked for took no part."""
+    context_dropped: int = 0
+    """Tokens that were dropped to make room, of the prompt and later."""
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -165,10 +259,12 @@ class Completion:
         record = result.get("acceptance")
         acceptance = None
         if record is not None:
+            lookup = record.get("lookup")
             acceptance = AcceptanceRecord(
                 **{k: record[k] for k in ("drafted", "accepted", "rejected", "ignored", "rounds")},
                 drafted_per_position=tuple(record.get("drafted_per_position", ())),
                 accepted_per_position=tuple(record.get("accepted_per_position", ())),
+                lookup=None if lookup is None else LookupRecord(lookup["drafted"], lookup["accepted"]),
             )
         return cls(
             stop_reason=StopReason(result["stop_reason"]),
@@ -181,4 +277,13 @@ class Completion:
             generation_s=result.get("generation_s", 0.0),
             acceptance=acceptance,
             draft_skipped=result.get("draft_skipped"),
+            context_dropped=result.get("context_dropped", 0),
         )
+
+
+def _piece(token: int, text: str = "", drafted: bool = False, logprob: Mapping[str, Any] | None = None) -> Piece:
+    return Piece(token, text, drafted, None if logprob is None else TokenLogprob.from_frame(token, logprob))
+
+
+def _logprob(value: float | None) -> float:
+    return _LEAST_LOGPROB if value is None else max(float(value), _LEAST_LOGPROB)

@@ -14,7 +14,15 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from paceline.errors import InUseError, NotFoundError, PacelineError, PairError, RequestError, WorkerDied
+from paceline.errors import (
+    InUseError,
+    NotFoundError,
+    PacelineError,
+    PairError,
+    RequestError,
+    UnsupportedError,
+    WorkerDied,
+)
 from paceline.loading import LoadConfig
 from paceline.serving.client import WorkerClient, WorkerInfo
 from paceline.serving.configuration import check_config, check_options, fitting, load_params
@@ -30,6 +38,14 @@ if TYPE_CHECKING:
 
 DEFAULT_TTL_S = 3600.0
 """Idle time after which a model that a request loaded is unloaded; LM Studio's default."""
+
+_LACKS = {
+    "logprobs": "gives no log probabilities",
+    "grammar": "cannot hold its output to a grammar or a JSON schema",
+    "lookup": "has no prompt lookup",
+    "overflow": "can only stop at the end of the context",
+}
+"""What is said of a worker without a feature."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +63,8 @@ class LoadedModel:
     """Requests that can run at the same time."""
     config: LoadConfig
     """How it was loaded."""
+    features: tuple[str, ...]
+    """What its worker can do (docs/worker-protocol.md)."""
 
 
 class Serving:
@@ -103,9 +121,7 @@ class Serving:
             async with place.lock:
                 worker = await self._ensure_loaded(place)
             if "embed" not in worker.info.features:
-                raise RequestError(
-                    f"the engine {worker.info.engine} {worker.info.version} makes no embeddings", param="model"
-                )
+                raise RequestError(f"{worker.info.name} makes no embeddings", param="model")
             try:
                 result = await worker.client.call("embed", {"inputs": list(inputs)})
             except RequestError as error:
@@ -253,7 +269,7 @@ class Serving:
         if worker.draft is not None and worker.draft.id == draft.id:
             return None
         if "draft" not in worker.info.features:
-            return f"the engine {worker.info.engine} {worker.info.version} cannot use a draft model"
+            return f"{worker.info.name} cannot use a draft model"
         worker.draft = None
         try:
             options = worker.config.draft_options()
@@ -321,16 +337,18 @@ class Lease:
     async def generate(self, params: GenerateParams) -> AsyncIterator[TokenBatch | Completion]:
         """Stream the tokens, then the completion. Leaving early cancels the generation in the worker.
 
-        Raises RequestError for a prompt that does not fit and WorkerDied when the worker ends on the way.
+        Raises RequestError for a prompt that does not fit, UnsupportedError for what the worker's features lack,
+        OverloadedError when too many requests wait, and WorkerDied when the worker ends on the way.
         """
         skipped = None
         # Under the place's lock from the draft to the request: no other request can change the draft between them.
         async with self._place.lock:
             worker = await self._serving._ensure_loaded(self._place)
-            if self.draft is not None and params.draft is not None:
+            _check_features(worker.info, params)
+            if self.draft is not None and params.draft is not None and params.draft.model:
                 skipped = await self._serving._ensure_draft(self._place, worker, self.draft)
                 if skipped is not None:
-                    params = replace(params, draft=None)
+                    params = replace(params, draft=replace(params.draft, model=False) if params.draft.lookup else None)
             stream = await worker.client.begin(params)
         try:
             async for item in stream:
@@ -395,4 +413,15 @@ class _Place:
             self.leases,
             worker.slots,
             worker.config,
+            worker.info.features,
         )
+
+
+def _check_features(worker: WorkerInfo, params: GenerateParams) -> None:
+    for feature, param in params.needs.items():
+        if feature not in worker.features:
+            raise UnsupportedError(
+                f"{worker.name} {_LACKS[feature]}",
+                param=param,
+                help="leave the field out, or select another runtime for this model; `paceline runtime ls` lists them",
+            )
