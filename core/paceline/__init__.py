@@ -6,6 +6,7 @@ These are the names a plugin may use. Everything else is the host's own.
 from paceline.engine import Engine, ModelFormat, python_worker
 from paceline.errors import ModelFileError, PacelineError
 from paceline.hookspecs import API_VERSION, hookimpl
+from paceline.loading import LoadConfig, LoraAdapter, MemoryEstimate
 from paceline.paths import worker_root
 from paceline.types import (
     Compatibility,
@@ -30,6 +31,9 @@ __all__ = [
     "Compatibility",
     "Engine",
     "GpuRequirement",
+    "LoadConfig",
+    "LoraAdapter",
+    "MemoryEstimate",
     "Model",
     "ModelFacts",
     "ModelFileError",

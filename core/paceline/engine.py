@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
+    from paceline.loading import LoadConfig, MemoryEstimate
     from paceline.types import Model, ModelFacts, Release, Runtime, Upstream
 
 
@@ -58,6 +59,16 @@ class Engine(ABC):
     @abstractmethod
     def worker(self, runtime: Runtime) -> WorkerSpec:
         """How the worker of an installed runtime is started."""
+
+    def estimate(
+        self, model: Model, config: LoadConfig, *, runtime: Runtime, draft: bool = False
+    ) -> MemoryEstimate | None:
+        """What loading `model` would take, told from its metadata; None when this engine cannot tell.
+
+        A `draft` is loaded beside its main model, whose context and number of requests `config` then names. Opens the
+        model's files, so it may raise `ModelFileError`; never loads weights.
+        """
+        return None
 
     def judge_pair(self, main: Model, draft: Model, rules: str) -> PairVerdict:
         """Whether `draft` can propose for `main` under one of `pair_rules`, without loading either.

@@ -61,7 +61,35 @@ class LoadConfig:
             options["lora"] = [{"path": str(adapter.path), "scale": adapter.scale} for adapter in self.lora]
         return options
 
+    def for_draft(self) -> LoadConfig:
+        """What of it a draft beside the model shares; its caches have their own types, and it is never divided."""
+        return self.without({"eval_batch_size", "cache_type_k", "cache_type_v", "gpu_layers", "tensor_split", "lora"})
+
     def draft_options(self) -> dict[str, object]:
-        """What of it a draft beside the model shares: how weights are read and how attention is computed."""
-        shared = ("flash_attention", "offload_kv_cache", "main_gpu", "mmap", "mlock")
-        return {name: value for name, value in self.options().items() if name in shared}
+        """The `options` of the draft's `load`; it has as many requests as the main model anyway."""
+        return self.for_draft().without({"parallel"}).options()
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """What loading a model takes, in bytes, told from its metadata. None: nobody can tell."""
+
+    weights: int
+    cache: int | None
+    """Keys and values of all requests' contexts, or other state."""
+    compute: int | None
+    """Buffers it computes in."""
+    on_gpu: int = 0
+    """How much of all that lies in the memory of GPUs."""
+    context_length: int | None = None
+    parallel: int | None = None
+    """The context and the number of requests it is the estimate of."""
+
+    @property
+    def total(self) -> int:
+        """The sum of what is known: at least so much is needed."""
+        return self.weights + (self.cache or 0) + (self.compute or 0)
+
+    @property
+    def on_host(self) -> int:
+        return self.total - self.on_gpu

@@ -6,11 +6,11 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from paceline import Engine, Upstream, python_worker, worker_root
+from paceline import Engine, ModelKind, Upstream, python_worker, worker_root
 from paceline_llama_cpp.pairs import RULES, judge
 
 if TYPE_CHECKING:
-    from paceline import Model, PairVerdict, Runtime, WorkerSpec
+    from paceline import LoadConfig, MemoryEstimate, Model, PairVerdict, Runtime, WorkerSpec
 
 
 class LlamaCpp(Engine):
@@ -20,11 +20,24 @@ class LlamaCpp(Engine):
     formats = ("gguf",)
     pair_rules = RULES
     upstream = Upstream("llama-cpp-python", ">=0.3.36,<0.4")
+    own_memory = False
+    """Whether its GPUs have memory of their own; Metal's share the machine's."""
 
     def worker(self, runtime: Runtime) -> WorkerSpec:
         spec = python_worker(runtime.python, "paceline_llama_cpp_worker", worker_root())
         # ggml attaches a debugger to its own process for a backtrace when it aborts; a dying worker must just die.
         return replace(spec, env={**spec.env, "GGML_NO_BACKTRACE": "1", **_waiting()})
+
+    def estimate(
+        self, model: Model, config: LoadConfig, *, runtime: Runtime, draft: bool = False
+    ) -> MemoryEstimate | None:
+        from paceline.formats.gguf import read_gguf
+        from paceline.formats.gguf_format import GgufFormat
+        from paceline_llama_cpp.memory import estimate
+
+        parts = [read_gguf(path) for path in GgufFormat().files(model.path)]
+        embedding = model.facts.kind is ModelKind.EMBEDDINGS
+        return estimate(parts, config, draft=draft, embedding=embedding, gpu=self.own_memory)
 
     def judge_pair(self, main: Model, draft: Model, rules: str) -> PairVerdict:
         return judge(main, draft, rules)
@@ -34,6 +47,7 @@ class LlamaCppCuda(LlamaCpp):
     """llama.cpp on NVIDIA GPUs; CUDA's libraries come as packages of the runtime."""
 
     name = "llama.cpp-cuda"
+    own_memory = True
 
     def worker(self, runtime: Runtime) -> WorkerSpec:
         spec = super().worker(runtime)
