@@ -19,6 +19,7 @@ import numpy as np
 from paceline_llama_cpp_worker import binding
 from paceline_llama_cpp_worker.embedding import Embedder
 from paceline_llama_cpp_worker.options import MAIN_OPTIONS, LoadOptions, read_options
+from paceline_llama_cpp_worker.reading import Reader
 from paceline_llama_cpp_worker.sampler import Sampler
 from paceline_worker import lanes
 from paceline_worker.backend import Backend, Generation, LoadRequest
@@ -59,6 +60,7 @@ class LlamaBackend(Backend):
         self._n_ctx = 0
         self._batch = _BATCH
         self._main: Lanes | None = None
+        self._reader: Reader | None = None
         self._draft: Lanes | None = None
         self._embedder: Embedder | None = None
         self._controller = Controller()
@@ -88,6 +90,9 @@ class LlamaBackend(Backend):
                 outputs = max(1 + MAX_DRAFT, self.slots * (1 + _DRAFT_PER_SLOT))
                 self._main = self._lanes(model, request, options, outputs=outputs)
                 memory = self._main.context.memory
+                self._reader = Reader(
+                    self._main.context, model, options=options.context, batch=self._batch, threads=request.threads
+                )
             else:
                 assert self._main is not None
                 if not (model.can_roll_back and self._main.model.can_roll_back):
@@ -110,6 +115,9 @@ class LlamaBackend(Backend):
             self._draft = None
             self._controller = Controller(self._controller.costs)
         if role == "main" and self._main is not None:
+            if self._reader is not None:
+                self._reader.stop()
+                self._reader = None
             self._main.close()
             self._main = None
             self._controller = Controller()
@@ -150,7 +158,7 @@ class LlamaBackend(Backend):
         for sequence in sequences:
             if sequence.overflows:
                 self._roll(main, sequence)
-        lags = [(s, main.lag(s.lane, s.tokens)) for s in sequences]
+        lags = [(s, self._lag(main, s)) for s in sequences]
         decoding = [s for s, lag in lags if lag == 1 and s.prompt_done == s.prompt_tokens]
         prompts = [(s, lag) for s, lag in lags if lag > 1 or s.prompt_done < s.prompt_tokens]
         round_ = self._plan(decoding, main.outputs - len(prompts))
@@ -164,7 +172,9 @@ class LlamaBackend(Backend):
             for s, proposal in zip(decoding, proposals, strict=True)
         ]
         shares = share([lag for _, lag in prompts], min(main.left, _SHARED_CHUNK if decoding else self._batch))
-        reading = [_add_chunk(main, s, n) for (s, _), n in zip(prompts, shares, strict=True) if n]
+        chunks = [(s, n) for (s, _), n in zip(prompts, shares, strict=True) if n]
+        apart = [s.lane for s, _ in chunks if self._is_read_apart(main, s)]
+        reading = [_add_chunk(main, s, n) for s, n in chunks if s.lane not in apart]
         main.decode()
         emitted = [
             self._verify(main, sequence, proposal, first, looked_up=round_.looked_up(seat))
@@ -177,10 +187,15 @@ class LlamaBackend(Backend):
         for sequence, last in reading:
             if last is not None:
                 sequence.commit(sequence.sampler.sample(main.context, last), drafted=False)
+        for sequence, count in chunks:
+            if sequence.lane in apart:
+                self._read_apart(main, sequence, count)
 
     def close(self, generation: Generation) -> None:
         assert isinstance(generation, _Sequence)
         generation.sampler.close()
+        if self._reader is not None and self._reader.reads(generation.lane):
+            self._reader.stop()
         self._loaded().release(generation.lane)
 
     def embed(self, inputs: Sequence[str]) -> tuple[list[list[float]], int]:
@@ -223,6 +238,31 @@ class LlamaBackend(Backend):
         return self._loaded().model if self._embedder is None else self._embedder.model
 
     # --- one step --------------------------------------------------------------------------------------------------
+
+    def _lag(self, main: Lanes, sequence: _Sequence) -> int:
+        """How many of a sequence's tokens have no state yet."""
+        reader = self._reader
+        if reader is not None and reader.reads(sequence.lane):
+            return len(sequence.tokens) - reader.done
+        return main.lag(sequence.lane, sequence.tokens)
+
+    def _is_read_apart(self, main: Lanes, sequence: _Sequence) -> bool:
+        """Whether the next part of a prompt is the reader's, also if it has to wait for the prompt before it."""
+        held = len(sequence.tokens) - main.lag(sequence.lane, sequence.tokens)
+        reader = self._reader
+        if reader is None or not reader.takes(sequence.tokens, held):
+            return False
+        return not main.context.is_changing
+
+    def _read_apart(self, main: Lanes, sequence: _Sequence, count: int) -> None:
+        reader = self._reader
+        assert reader is not None
+        held = len(sequence.tokens) - main.lag(sequence.lane, sequence.tokens)
+        if not reader.reads(sequence.lane) and not reader.begin(sequence.lane, sequence.tokens, held):
+            return
+        if reader.read(sequence.tokens, count):
+            main.hold(sequence.lane, sequence.tokens[: reader.done])
+        sequence.prompt_done = max(sequence.prompt_done, min(reader.done, sequence.prompt_tokens))
 
     def _roll(self, main: Lanes, sequence: _Sequence) -> None:
         """Make room in a full context."""

@@ -29,6 +29,7 @@ _LEVEL_INFO, _LEVEL_WARN, _LEVEL_ERROR, _LEVEL_CONTINUE = 2, 3, 4, 5
 _F16, _BF16 = CACHE_TYPES["f16"], CACHE_TYPES["bf16"]
 _DEVICE_KINDS = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accelerator", 4: "meta"}
 _BUFFER = re.compile(r": +\S+ +(?P<kind>\w[\w ]*?) buffer size = +(?P<size>[\d.]+) MiB")
+_BYTES = ctypes.POINTER(ctypes.c_uint8)
 _recent_errors: deque[str] = deque(maxlen=8)
 _buffers: list[tuple[str, float]] = []
 """What llama.cpp said it allocated since the list was cleared: kind and MiB."""
@@ -112,6 +113,8 @@ class Model:
         self.is_generative = bool(ll.llama_model_has_decoder(self.handle)) and not (
             ll.llama_model_is_diffusion(self.handle)
         )
+        self.caches_all_tokens = self.can_roll_back and ll.llama_model_n_swa(self.handle) == 0
+        """Whether a sequence's state is one cell for every token."""
         bos = ll.llama_vocab_bos(self.vocab)
         self.bos: int | None = bos if bos >= 0 else None
         self._pieces: dict[int, bytes] = {}
@@ -209,6 +212,10 @@ class Context:
         else:
             raise Fault("load_failed", f"llama.cpp cannot make a context of {n_ctx} tokens: {last_errors()}")
         self.model = model
+        self.n_seq = n_seq
+        self.type_v = type_v
+        self.is_changing = False
+        """Whether copied or moved cells wait for the next batch, with which llama.cpp changes them."""
         self.batch = Batch(n_batch, n_outputs)
         model.adapt(self.handle)
         self.memory = taken(model)
@@ -221,6 +228,7 @@ class Context:
         if status != 0:
             n = self.batch.size
             raise Fault("engine_failed", f"llama_decode returned {status} for a batch of {n}: {last_errors()}")
+        self.is_changing = False
 
     def logits(self, index: int) -> Logits:
         """Logits of one token of the last batch, shape (n_vocab,); a view that the next decode overwrites."""
@@ -239,6 +247,7 @@ class Context:
         if not ll.llama_memory_seq_rm(self._memory, seq, start, start + count):
             return False
         ll.llama_memory_seq_add(self._memory, seq, start + count, -1, -count)
+        self.is_changing = True
         return True
 
     def forget(self, seq: int) -> None:
@@ -247,6 +256,18 @@ class Context:
     def copy(self, source: int, target: int) -> None:
         """Give `target`, which is empty, all that `source` holds; cells are copied when the next batch is computed."""
         ll.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+        self.is_changing = True
+
+    def state(self, seq: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """All of a sequence's state, as `paceline_llama_cpp_worker.state` describes it."""
+        size = ll.llama_state_seq_get_size(self.handle, seq)
+        data: np.ndarray[Any, np.dtype[np.uint8]] = np.empty(size, np.uint8)
+        ll.llama_state_seq_get_data(self.handle, data.ctypes.data_as(_BYTES), size, seq)
+        return data
+
+    def restore(self, seq: int, data: np.ndarray[Any, np.dtype[np.uint8]]) -> bool:
+        """Replace a sequence's state; False when llama.cpp refuses, and the sequence is then empty."""
+        return bool(ll.llama_state_seq_set_data(self.handle, data.ctypes.data_as(_BYTES), len(data), seq))
 
     def close(self) -> None:
         self.batch.close()

@@ -143,6 +143,10 @@ class Lanes(Generic[ContextT, ModelT]):
         else:
             self.truncate(lane, start)
 
+    def hold(self, lane: int, tokens: Sequence[int]) -> None:
+        """Take note that the state of `tokens`, and of no more, was put into a lane from elsewhere."""
+        self._tokens[lane], self._sound[lane] = list(tokens), None
+
     def begin(self) -> None:
         """Start a batch."""
         self.context.batch.clear()

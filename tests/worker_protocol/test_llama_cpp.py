@@ -19,14 +19,24 @@ def prompt(name):
 
 
 @pytest.fixture
-def llama(wires, llama_cpp_runtime):
-    """A worker with the sample pair."""
+def fresh_llama(wires, llama_cpp_runtime):
+    """Start another worker with the sample pair."""
     spec = plugins.load().engine("llama.cpp").worker(llama_cpp_runtime)
-    wire = wires(spec.argv, dict(spec.env))
-    wire.call("initialize", protocol=1)
-    wire.call("load", role="main", path=MAIN)
-    wire.call("load", role="draft", path=str(paths.samples() / "paceline-coder-3m-q8_0.gguf"))
-    return wire
+
+    def start():
+        wire = wires(spec.argv, dict(spec.env))
+        wire.call("initialize", protocol=1)
+        wire.call("load", role="main", path=MAIN)
+        wire.call("load", role="draft", path=str(paths.samples() / "paceline-coder-3m-q8_0.gguf"))
+        return wire
+
+    return start
+
+
+@pytest.fixture
+def llama(fresh_llama):
+    """A worker with the sample pair."""
+    return fresh_llama()
 
 
 @pytest.mark.parametrize("temperature", [0, 0.8])
@@ -192,3 +202,52 @@ def test_how_weights_are_read_and_how_many_tokens_a_step_has_changes_no_answer(l
         assert loaded["memory"]["compute_bytes"] > 0
         tokens.append(llama.generate(**request).tokens)
     assert tokens == [tokens[0]] * 4
+
+
+LONG = "".join(f"def helper_{n}(value):\n    return value + {n}\n\n" for n in range(110))
+
+
+def long_request(name, **more):
+    sampling = {"temperature": 0.8, "seed": 3}
+    return {"prompt": LONG + prompt(name), "max_tokens": 40, "ignore_eos": True, "sampling": sampling, **more}
+
+
+def read(wire, id):
+    """How far the prompt was read after each step that said so."""
+    return [f["params"]["done"] for f in wire.frames if f.get("method") == "prompt" and f["params"]["request"] == id]
+
+
+def test_a_long_prompt_is_read_in_tiles_whatever_runs_beside_it(llama, fresh_llama):
+    id = llama.begin("generate", **long_request("close"))
+    alone = llama.generated(id)
+    n = alone.result["prompt_tokens"]
+    assert n > 1500
+    assert (n - 1) // 64 * 64 in read(llama, id)
+
+    other = fresh_llama()
+    stream = other.begin("generate", prompt=prompt("merge"), ignore_eos=True)
+    other.first_tokens(stream)
+    beside = other.generate(**long_request("close", draft={"exact_tokens": 4}))
+    assert beside.result["cached_tokens"] == 0
+    assert beside.tokens == alone.tokens
+
+
+def test_a_long_prompt_goes_on_from_what_is_known(llama, fresh_llama):
+    first = {"prompt": LONG[: len(LONG) // 4], "max_tokens": 1, "sampling": {"temperature": 0}}
+
+    def asked(wire, **more):
+        wire.generate(**first)
+        return wire.generate(**long_request("flatten", **more))
+
+    plain = asked(llama)
+    assert plain.result["cached_tokens"] > 100
+    assert asked(fresh_llama(), draft={"exact_tokens": 4}).tokens == plain.tokens
+
+
+def test_a_cancelled_long_prompt_leaves_nothing_behind(llama, fresh_llama):
+    id = llama.begin("generate", **long_request("close"))
+    llama.wait_for(lambda f: f.get("method") == "prompt" and f["params"]["request"] == id)
+    llama.call("cancel", request=id)
+    answers = [llama.generate(**long_request(name)).tokens for name in ("is_even", "merge")]
+    other = fresh_llama()
+    assert answers == [other.generate(**long_request(name)).tokens for name in ("is_even", "merge")]
