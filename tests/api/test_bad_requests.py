@@ -98,7 +98,7 @@ def refused(answer, status=400):
         ({"dry_sequence_breakers": "x"}, "dry_sequence_breakers"),
         ({"dry_sequence_breakers": ["x", 5]}, "dry_sequence_breakers"),
         ({"dry_sequence_breakers": [""]}, "dry_sequence_breakers"),
-        ({"dry_sequence_breakers": ["x"] * 65}, "dry_sequence_breakers"),
+        ({"dry_sequence_breakers": ["x"] * 33}, "dry_sequence_breakers"),
         ({"contextOverflowPolicy": "explode"}, "contextOverflowPolicy"),
         ({"contextOverflowPolicy": 1}, "contextOverflowPolicy"),
         ({"speculative": {"promptLookup": "yes"}}, "speculative.promptLookup"),
