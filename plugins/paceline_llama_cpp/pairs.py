@@ -81,12 +81,6 @@ def _unfit_models(main: Mapping[str, Any], draft: Mapping[str, Any]) -> Iterator
                 PairStatus.NOT_A_LANGUAGE_MODEL,
                 f"the {role} ({facts['arch']}) is an encoder: it writes no text",
             )
-        if facts.get("memory") in ("recurrent", "hybrid"):
-            yield PairVerdict(
-                PairStatus.CANNOT_ROLL_BACK,
-                f"the {role} ({facts['arch']}) keeps a {facts['memory']} state, which cannot forget rejected tokens",
-                help="run it without a draft",
-            )
         if facts.get("problem") or "digests" not in facts:
             yield PairVerdict(
                 PairStatus.NO_VOCABULARY,
@@ -125,6 +119,12 @@ def _warnings(main: Mapping[str, Any], draft: Mapping[str, Any]) -> Iterator[str
             f"the pre-tokenizers differ ({main['pre'] or 'none'} and {draft['pre'] or 'none'}): "
             "the draft may split text otherwise than the main model and guess worse"
         )
+    for facts, role in ((main, "main model"), (draft, "draft")):
+        if facts.get("memory") in ("recurrent", "hybrid"):
+            yield (
+                f"the {role} ({facts['arch']}) keeps a {facts['memory']} state, which cannot forget rejected tokens: "
+                "it is saved before each draft, so a draft gains less"
+            )
     if main["size"] != draft["size"]:
         yield f"the vocabularies have {main['size']} and {draft['size']} tokens: only the common ones can be drafted"
 

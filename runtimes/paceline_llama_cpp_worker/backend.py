@@ -18,18 +18,16 @@ import numpy as np
 
 from paceline_llama_cpp_worker import binding
 from paceline_llama_cpp_worker.embedding import Embedder
+from paceline_llama_cpp_worker.lanes import Lanes
 from paceline_llama_cpp_worker.options import MAIN_OPTIONS, LoadOptions, read_options
 from paceline_llama_cpp_worker.reading import Reader
 from paceline_llama_cpp_worker.sampler import Sampler
-from paceline_worker import lanes
 from paceline_worker.backend import Backend, Generation, LoadRequest
 from paceline_worker.chunks import share
 from paceline_worker.decoding import Decoding, check_tokens, fit_prompt
 from paceline_worker.protocol import Fault
 from paceline_worker.request import MAX_DRAFT, GenerateRequest
 from paceline_worker.speculation import Controller, Round, Stream
-
-Lanes = lanes.Lanes[binding.Context, binding.Model]
 
 _BATCH = 512
 """Tokens computed in one step: the grain of progress and of cancelling."""
@@ -44,8 +42,6 @@ _DEFAULT_POOL = 16384
 """Tokens of context, over all slots, up to which more than one slot is made unasked."""
 
 _DRAFT_PER_SLOT = 16
-
-_CANNOT_ROLL_BACK = "a recurrent model's state cannot be rolled back: no draft is possible"
 
 
 class LlamaBackend(Backend):
@@ -95,8 +91,6 @@ class LlamaBackend(Backend):
                 )
             else:
                 assert self._main is not None
-                if not (model.can_roll_back and self._main.model.can_roll_back):
-                    raise Fault("unsupported", _CANNOT_ROLL_BACK)
                 self._draft = self._lanes(model, request, options, outputs=self.slots)
                 memory = self._draft.context.memory
         except BaseException:
@@ -142,11 +136,12 @@ class LlamaBackend(Backend):
             context_dropped=dropped,
             lane=lane,
             sampler=sampler,
+            rest=main.resting_point(len(tokens)),
         )
         generation.invite(
             self._controller,
             draft_vocabulary=None if self._draft is None else self._draft.model.n_vocab,
-            obstacle=None if main.model.can_roll_back else _CANNOT_ROLL_BACK,
+            obstacle=None,
         )
         if self._draft is not None and generation.draft_vocabulary is not None:
             self._draft.reuse(lane, tokens)
@@ -166,6 +161,9 @@ class LlamaBackend(Backend):
         self._run_draft(round_, decoding)
         proposals = round_.proposals()
         drafted = time.perf_counter()
+        for sequence, proposal in zip(decoding, proposals, strict=True):
+            if proposal:
+                main.mark(sequence.lane)
         main.begin()
         verifying = [
             main.add(s.lane, [s.tokens[-1], *proposal], outputs=1 + len(proposal))
@@ -180,13 +178,16 @@ class LlamaBackend(Backend):
             self._verify(main, sequence, proposal, first, looked_up=round_.looked_up(seat))
             for seat, (sequence, proposal, first) in enumerate(zip(decoding, proposals, verifying, strict=True))
         ]
+        for sequence, last in reading:
+            if last is not None:
+                sequence.commit(sequence.sampler.sample(main.context, last), drafted=False)
+            elif main.length(sequence.lane) == sequence.rest:
+                main.remember(sequence.lane)
+        self._read_again(main, decoding)
         if decoding:
             # A batch that also read prompts says nothing about what verifying costs.
             verify_s = 0.0 if prompts else time.perf_counter() - drafted
             round_.settle(emitted, drafted - started, verify_s)
-        for sequence, last in reading:
-            if last is not None:
-                sequence.commit(sequence.sampler.sample(main.context, last), drafted=False)
         for sequence, count in chunks:
             if sequence.lane in apart:
                 self._read_apart(main, sequence, count)
@@ -244,11 +245,11 @@ class LlamaBackend(Backend):
         reader = self._reader
         if reader is not None and reader.reads(sequence.lane):
             return len(sequence.tokens) - reader.done
-        return main.lag(sequence.lane, sequence.tokens)
+        return len(sequence.tokens) - main.length(sequence.lane)
 
     def _is_read_apart(self, main: Lanes, sequence: _Sequence) -> bool:
         """Whether the next part of a prompt is the reader's, also if it has to wait for the prompt before it."""
-        held = len(sequence.tokens) - main.lag(sequence.lane, sequence.tokens)
+        held = main.length(sequence.lane)
         reader = self._reader
         if reader is None or not reader.takes(sequence.tokens, held):
             return False
@@ -257,7 +258,7 @@ class LlamaBackend(Backend):
     def _read_apart(self, main: Lanes, sequence: _Sequence, count: int) -> None:
         reader = self._reader
         assert reader is not None
-        held = len(sequence.tokens) - main.lag(sequence.lane, sequence.tokens)
+        held = main.length(sequence.lane)
         if not reader.reads(sequence.lane) and not reader.begin(sequence.lane, sequence.tokens, held):
             return
         if reader.read(sequence.tokens, count):
@@ -286,6 +287,15 @@ class LlamaBackend(Backend):
             self._draft.truncate(sequence.lane, base + sequence.agreed(emitted))
         return emitted
 
+    def _read_again(self, main: Lanes, sequences: Sequence[_Sequence]) -> None:
+        """Where a state had to go back further than the draft was wrong, read what was right once more."""
+        main.begin()
+        for sequence in sequences:
+            behind = len(sequence.tokens) - 1 - main.length(sequence.lane)
+            if sequence.output.stop_reason is None and 0 < behind <= main.left:
+                main.add(sequence.lane, sequence.tokens[-1 - behind : -1], outputs=0)
+        main.decode()
+
     # --- drafting --------------------------------------------------------------------------------------------------
 
     def _plan(self, sequences: Sequence[_Sequence], outputs: int) -> Round:
@@ -303,7 +313,11 @@ class LlamaBackend(Backend):
     def _run_draft(self, round_: Round, sequences: Sequence[_Sequence]) -> None:
         """Continue greedily every sequence that is worth it, all in one batch a token."""
         draft, n_vocab = self._draft, self._loaded().model.n_vocab
+        rested = False
         while draft is not None and (wanting := round_.wanting()):
+            if not (rested or draft.model.can_roll_back):
+                self._rest(draft, [sequences[seat] for seat in wanting])
+                rested = True
             draft.begin()
             rows = {}
             for seat in wanting:
@@ -326,6 +340,18 @@ class LlamaBackend(Backend):
                 if draft.model.ends(token):
                     round_.stop(seat)
 
+    def _rest(self, draft: Lanes, sequences: Sequence[_Sequence]) -> None:
+        """Have the draft read what is committed but for the last token, so that it can go back to there."""
+        draft.begin()
+        for sequence in sequences:
+            if 1 < len(sequence.unread) <= min(_SHARED_CHUNK, draft.left):
+                draft.add(sequence.lane, sequence.unread[:-1], outputs=0)
+                sequence.unread = sequence.unread[-1:]
+        draft.decode()
+        for sequence in sequences:
+            if len(sequence.unread) == 1:
+                draft.mark(sequence.lane)
+
     def _catches_up(self, draft: Lanes, sequence: _Sequence) -> bool:
         """Far behind, on a long prompt, the draft reads a chunk a step and the others go on. True while it does."""
         room = min(_SHARED_CHUNK, draft.left - self.slots)
@@ -340,14 +366,18 @@ class LlamaBackend(Backend):
 class _Sequence(Decoding):
     lane: int = field(kw_only=True)
     sampler: Sampler = field(kw_only=True)
+    rest: int | None = None
+    """After how many tokens of the prompt the state is remembered."""
     unread: Sequence[int] = ()
     """What the draft is to read next."""
 
 
 def _add_chunk(main: Lanes, sequence: _Sequence, count: int) -> tuple[_Sequence, int | None]:
     """Put the next tokens of a prompt into the batch; the index of its logits if they are the last."""
-    start = len(sequence.tokens) - main.lag(sequence.lane, sequence.tokens)
+    start = main.length(sequence.lane)
     end = start + count
+    if sequence.rest is not None and start < sequence.rest < end:
+        end = sequence.rest
     sequence.prompt_done = max(sequence.prompt_done, min(end, sequence.prompt_tokens))
     last = end == len(sequence.tokens)
     index = main.add(sequence.lane, sequence.tokens[start:end], outputs=1 if last else 0)

@@ -25,6 +25,11 @@ VERSION: str = llama_cpp.__version__
 Logits: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
 """One position's logits, shape (n_vocab,)."""
 
+State: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
+"""A sequence's state or a part of it, as llama.cpp writes it."""
+
+_PARTIAL = 1
+"""`LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY`."""
 _LEVEL_INFO, _LEVEL_WARN, _LEVEL_ERROR, _LEVEL_CONTINUE = 2, 3, 4, 5
 _F16, _BF16 = CACHE_TYPES["f16"], CACHE_TYPES["bf16"]
 _DEVICE_KINDS = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accelerator", 4: "meta"}
@@ -199,6 +204,9 @@ class Context:
         apply(options, params)
         # Each sequence has cells of its own: what others keep for their next turn costs it no attention.
         params.kv_unified = False
+        # A prompt can part from what is known anywhere, also further back than a sliding window
+        # (docs/decisions/states-that-cannot-forget.md).
+        params.swa_full = True
         # Bounds the logits buffer; a batch that asks for more outputs aborts the process, so `Batch` counts them.
         params.n_outputs_max = n_outputs
         if threads is not None:
@@ -220,6 +228,8 @@ class Context:
         model.adapt(self.handle)
         self.memory = taken(model)
         self._memory = ll.llama_get_memory(self.handle)
+        # A hybrid's oldest position is that of its recurrent state.
+        self._window: int = ll.llama_model_n_swa(model.handle) if model.can_roll_back else 0
 
     def decode(self) -> None:
         """Compute the batch; its outputs' logits can be read until the next one."""
@@ -237,8 +247,14 @@ class Context:
         return view
 
     def keep(self, seq: int, length: int) -> bool:
-        """Forget a sequence from position `length` on; False when this memory cannot forget a part."""
-        return bool(ll.llama_memory_seq_rm(self._memory, seq, length, -1))
+        """Forget a sequence from position `length` on; False when this memory cannot forget a part, or when a sliding
+        window has moved past and what it sees there is gone."""
+        if not ll.llama_memory_seq_rm(self._memory, seq, length, -1):
+            return False
+        if not self._window or not length:
+            return True
+        oldest: int = ll.llama_memory_seq_pos_min(self._memory, seq)
+        return 0 <= oldest <= max(0, length + 1 - self._window)
 
     def shift(self, seq: int, start: int, count: int) -> bool:
         """Forget `count` positions from `start` on and move what follows to their place; False when it cannot."""
@@ -250,6 +266,19 @@ class Context:
         self.is_changing = True
         return True
 
+    def checkpoint(self, seq: int) -> State:
+        """What of a sequence's state cannot be rolled back: a recurrent model's, and a hybrid's recurrent layers'."""
+        size = ll.llama_state_seq_get_size_ext(self.handle, seq, _PARTIAL)
+        data: State = np.empty(size, np.uint8)
+        if not ll.llama_state_seq_get_data_ext(self.handle, data.ctypes.data_as(_BYTES), size, seq, _PARTIAL):
+            raise Fault("engine_failed", f"llama.cpp cannot save the state of a sequence: {last_errors()}")
+        return data
+
+    def go_back(self, seq: int, data: State) -> None:
+        """Return to a checkpoint; what can be rolled back is still to be, by `keep`."""
+        if not ll.llama_state_seq_set_data_ext(self.handle, data.ctypes.data_as(_BYTES), len(data), seq, _PARTIAL):
+            raise Fault("engine_failed", f"llama.cpp cannot restore the state of a sequence: {last_errors()}")
+
     def forget(self, seq: int) -> None:
         ll.llama_memory_seq_rm(self._memory, seq, -1, -1)
 
@@ -258,14 +287,14 @@ class Context:
         ll.llama_memory_seq_cp(self._memory, source, target, -1, -1)
         self.is_changing = True
 
-    def state(self, seq: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    def state(self, seq: int) -> State:
         """All of a sequence's state, as `paceline_llama_cpp_worker.state` describes it."""
         size = ll.llama_state_seq_get_size(self.handle, seq)
-        data: np.ndarray[Any, np.dtype[np.uint8]] = np.empty(size, np.uint8)
+        data: State = np.empty(size, np.uint8)
         ll.llama_state_seq_get_data(self.handle, data.ctypes.data_as(_BYTES), size, seq)
         return data
 
-    def restore(self, seq: int, data: np.ndarray[Any, np.dtype[np.uint8]]) -> bool:
+    def restore(self, seq: int, data: State) -> bool:
         """Replace a sequence's state; False when llama.cpp refuses, and the sequence is then empty."""
         return bool(ll.llama_state_seq_set_data(self.handle, data.ctypes.data_as(_BYTES), len(data), seq))
 

@@ -87,15 +87,13 @@ class Lanes(Generic[ContextT, ModelT]):
 
         Returns the lane and how many tokens are there, at most all but the last.
         """
-        common = [_common(have[:sound], tokens) for have, sound in zip(self._tokens, self._sound, strict=True)]
+        known = [self._known(lane, tokens) for lane in range(len(self._tokens))]
         free = [lane for lane, busy in enumerate(self._busy) if not busy]
         # The longest beginning; among equals an empty lane, whose tokens nobody can miss, then the longest unused.
-        lane = min(free, key=lambda i: (-common[i], bool(self._tokens[i]), self._used[i]))
-        best = max(range(len(common)), key=common.__getitem__)
-        if common[best] - common[lane] >= _WORTH_COPYING:
-            self._clear(lane)
-            self.context.copy(best, lane)
-            self._tokens[lane], self._sound[lane] = list(self._tokens[best]), self._sound[best]
+        lane = min(free, key=lambda i: (-known[i], bool(self._tokens[i]), self._used[i]))
+        best = max(range(len(known)), key=known.__getitem__)
+        if known[best] - known[lane] >= _WORTH_COPYING:
+            self._copy(best, lane)
         self._busy[lane] = True
         return lane, self.reuse(lane, tokens)
 
@@ -108,12 +106,12 @@ class Lanes(Generic[ContextT, ModelT]):
 
     def reuse(self, lane: int, tokens: Sequence[int]) -> int:
         """Forget what does not begin `tokens`; returns how many of them, but for the last, remain."""
-        self.truncate(lane, _common(self._tokens[lane][: self._sound[lane]], tokens))
+        self.truncate(lane, self._known(lane, tokens))
         return len(self._tokens[lane])
 
-    def lag(self, lane: int, tokens: Sequence[int]) -> int:
-        """How many of `tokens` the lane does not hold yet."""
-        return len(tokens) - len(self._tokens[lane])
+    def length(self, lane: int) -> int:
+        """How many tokens the lane holds."""
+        return len(self._tokens[lane])
 
     def missing(self, lane: int, tokens: Sequence[int]) -> Sequence[int]:
         """What of `tokens` the lane does not hold yet."""
@@ -164,6 +162,15 @@ class Lanes(Generic[ContextT, ModelT]):
     def close(self) -> None:
         self.context.close()
         self.model.close()
+
+    def _known(self, lane: int, tokens: Sequence[int]) -> int:
+        """How much of the beginning of `tokens` the lane's state can be made to hold by forgetting."""
+        return _common(self._tokens[lane][: self._sound[lane]], tokens)
+
+    def _copy(self, source: int, target: int) -> None:
+        self._clear(target)
+        self.context.copy(source, target)
+        self._tokens[target], self._sound[target] = list(self._tokens[source]), self._sound[source]
 
     def _clear(self, lane: int) -> None:
         self.context.forget(lane)

@@ -123,8 +123,6 @@ def test_another_pre_tokenizer_is_a_warning(judge):
 @pytest.mark.parametrize(
     ("arch", "status"),
     [
-        ("mamba2", PairStatus.CANNOT_ROLL_BACK),
-        ("qwen35moe", PairStatus.CANNOT_ROLL_BACK),
         ("llada", PairStatus.NOT_A_LANGUAGE_MODEL),
         ("t5encoder", PairStatus.NOT_A_LANGUAGE_MODEL),
     ],
@@ -136,6 +134,17 @@ def test_some_architectures_cannot_take_part(judge, arch, status):
     ):
         assert verdict.status is status
         assert verdict.message.startswith(f"{role} ({arch})")
+
+
+@pytest.mark.parametrize(("arch", "kind"), [("mamba2", "recurrent"), ("qwen35moe", "hybrid")])
+def test_a_state_that_cannot_forget_is_a_warning(judge, arch, kind):
+    for verdict, role in (
+        (judge({"general.architecture": arch}, {}), "the main model"),
+        (judge({}, {"general.architecture": arch}), "the draft"),
+    ):
+        assert verdict.ok
+        (warning,) = verdict.warnings
+        assert warning.startswith(f"{role} ({arch}) keeps a {kind} state")
 
 
 @pytest.mark.parametrize("arch", ["eagle3", "dflash", "gemma4-assistant"])
