@@ -14,6 +14,7 @@ PacelineError
   + InUseError            what should change is in use
   + ModelFileError        a model file is truncated, hostile or of an unknown format
   + PairError             the draft cannot propose for the main model
+  + DoesNotFitError       a model needs more memory than there is
   + RequestError          a generation request the model cannot serve
       + UnsupportedError      the loaded engine lacks what it needs
   + TemplateError         the chat template failed or refused the messages
@@ -94,6 +95,10 @@ class ModelFileError(PacelineError):
 
 class PairError(PacelineError):
     code = "incompatible_draft"
+
+
+class DoesNotFitError(PacelineError):
+    code = "insufficient_memory"
 
 
 class RequestError(PacelineError):

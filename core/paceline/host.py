@@ -21,7 +21,12 @@ class Host:
     store: Store
 
     def serving(
-        self, *, max_loaded: int = 3, ttl_s: float | None = 3600.0, defaults: LoadConfig | None = None
+        self,
+        *,
+        max_loaded: int = 3,
+        ttl_s: float | None = 3600.0,
+        defaults: LoadConfig | None = None,
+        check_memory: bool = True,
     ) -> Serving:
         """A new, empty set of loaded models over this host's library and runtimes."""
         return Serving(
@@ -32,6 +37,7 @@ class Host:
             max_loaded=max_loaded,
             ttl_s=ttl_s,
             defaults=defaults,
+            check_memory=check_memory,
         )
 
 

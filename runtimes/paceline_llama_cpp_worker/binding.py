@@ -47,7 +47,7 @@ def start() -> None:
 
 
 def devices() -> list[dict[str, Any]]:
-    """What ggml sees: name, kind and memory in bytes."""
+    """What ggml sees: name, kind, and memory in bytes, all of it and what is free."""
     lib = _ggml.libggml
     lib.ggml_backend_dev_count.restype = ctypes.c_size_t
     lib.ggml_backend_dev_get.argtypes, lib.ggml_backend_dev_get.restype = [ctypes.c_size_t], ctypes.c_void_p
@@ -66,6 +66,7 @@ def devices() -> list[dict[str, Any]]:
                 "description": lib.ggml_backend_dev_description(device).decode(errors="replace"),
                 "kind": _DEVICE_KINDS.get(lib.ggml_backend_dev_type(device), "unknown"),
                 "memory_bytes": total.value or None,
+                "memory_free_bytes": free.value if total.value else None,
             }
         )
     return found

@@ -148,7 +148,7 @@ class ScriptedServing:
     def loaded(self):
         return tuple(self.kept.values())
 
-    async def load(self, model, *, config=None, ttl_s=None):
+    async def load(self, model, *, config=None, ttl_s=None, force=False):
         if self.lease_error is not None:
             raise self.lease_error
         slots, features = config.parallel or 4, ("generate", "draft")

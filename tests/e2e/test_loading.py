@@ -63,3 +63,22 @@ def test_what_cannot_be_loaded_is_refused_by_name(modest, pair, field, value, re
     assert answer.json()["error"]["param"] == field
     assert reason in answer.json()["error"]["message"]
     assert complete(modest, model=pair[0])["choices"][0]["text"]
+
+
+def test_what_does_not_fit_is_refused_with_the_numbers(serve, llama_cpp_home, tmp_path, monkeypatch, pair):
+    monkeypatch.setenv("PACELINE_OVERRIDE_MEMORY_AVAILABLE", "40MiB")
+    main, draft = pair
+    with serve(llama_cpp_home, tmp_path) as server:
+        refused = httpx.post(f"{server.url}/v1/completions", json={"model": main, "prompt": "a"}, timeout=60)
+        error = refused.json()["error"]
+        assert (refused.status_code, error["code"]) == (400, "insufficient_memory")
+        assert "weights 7.5 MiB, cache 64.0 MiB for 8 requests of 2048 tokens" in error["message"]
+        assert "parallel 1 fits" in error["message"]
+        assert server.workers() == []
+        assert load(server, model=main, parallel=1).status_code == 200
+        assert complete(server, model=main, draft_model=draft)["stats"]["total_draft_tokens_count"] > 0
+        assert load(server, model=main, parallel=8).json()["error"]["code"] == "insufficient_memory"
+        assert config_of(server, main) == {"context_length": 2048, "parallel": 1}
+        assert load(server, model=main, parallel=8, force=True).status_code == 200
+    with serve(llama_cpp_home, tmp_path, "--no-memory-check") as server:
+        assert complete(server, model=main)["choices"][0]["text"]

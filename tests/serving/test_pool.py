@@ -3,11 +3,13 @@
 import asyncio
 import signal
 from contextlib import aclosing
+from dataclasses import replace
 
 import psutil
 import pytest
 
 from paceline.errors import (
+    DoesNotFitError,
     NotFoundError,
     OverloadedError,
     PairError,
@@ -16,7 +18,7 @@ from paceline.errors import (
     WorkerDied,
     WorkerError,
 )
-from paceline.loading import LoadConfig, LoraAdapter
+from paceline.loading import LoadConfig, LoraAdapter, MemoryEstimate
 from paceline.serving.generation import (
     Completion,
     ContextOverflow,
@@ -503,6 +505,64 @@ def test_what_an_engine_cannot_do_is_refused_by_name_and_left_out_of_defaults(ca
                     await serving.load(model, config=LoadConfig(lora=(LoraAdapter(path),)))
                 assert caught.value.param == "lora"
             assert (await serving.load(model)).load_s == loaded.load_s
+
+    run(scenario())
+
+
+@pytest.fixture
+def weighed(cage):
+    """A cage whose engine says that each token of context takes a MiB."""
+    echo = cage.plugins.engine("echo")
+
+    class Weighing(type(echo)):
+        def estimate(self, model, config, *, runtime, draft=False):
+            context = config.context_length or 4096
+            return MemoryEstimate(0, context << 20, 0, context_length=context)
+
+    return replace(cage, plugins=replace(cage.plugins, engines={"echo": Weighing()}))
+
+
+def test_what_does_not_fit_is_refused_and_what_was_loaded_stays(weighed, line, monkeypatch):
+    monkeypatch.setenv("PACELINE_OVERRIDE_MEMORY_AVAILABLE", "2GiB")
+    parrot = weighed.add("parrot")
+
+    async def scenario():
+        async with weighed.serving() as serving:
+            model = weighed.model(parrot)
+            with pytest.raises(DoesNotFitError, match=r"would take 4.0 GiB .* 2.0 GiB of memory is") as caught:
+                await answer(serving, model, ask(line))
+            assert "context_length 2048 fits" in caught.value.help
+            assert serving.loaded() == ()
+            small = await serving.load(model, config=LoadConfig(context_length=512))
+            with pytest.raises(DoesNotFitError):
+                await serving.load(model, config=LoadConfig(context_length=4096))
+            assert (await serving.load(model)).load_s == small.load_s
+            assert (await answer(serving, model, ask(line)))[0] == line
+            forced = await serving.load(model, config=LoadConfig(context_length=4096), force=True)
+            assert forced.context_length == 4096
+            (worker,) = workers()
+            worker.kill()
+            await until(lambda: serving.loaded() == ())
+            assert (await answer(serving, model, ask(line)))[0] == line
+        async with weighed.serving(check_memory=False) as serving:
+            assert (await answer(serving, model, ask(line)))[0] == line
+
+    run(scenario())
+
+
+def test_a_draft_that_does_not_fit_is_left_out(weighed, line, monkeypatch):
+    parrot, finch = weighed.add("parrot"), weighed.add_draft("finch")
+
+    async def scenario():
+        async with weighed.serving() as serving:
+            await serving.load(weighed.model(parrot), config=LoadConfig(context_length=512))
+            monkeypatch.setenv("PACELINE_OVERRIDE_MEMORY_AVAILABLE", "511MiB")
+            text, _, completion = await answer(
+                serving, weighed.model(parrot), ask(line, draft=DraftKnobs()), weighed.model(finch)
+            )
+            assert text == line
+            assert completion.acceptance is None
+            assert "the draft finch does not fit: it would take 512.0 MiB" in completion.draft_skipped
 
     run(scenario())
 

@@ -86,6 +86,8 @@ _STATUS: tuple[tuple[type[errors.PacelineError], int, str], ...] = (
     (errors.RequestError, 400, "invalid_request_error"),
     (errors.TemplateError, 400, "invalid_request_error"),
     (errors.PairError, 400, "invalid_request_error"),
+    # Not a 5xx: clients repeat those by themselves, and the way out is another request.
+    (errors.DoesNotFitError, 400, "invalid_request_error"),
     (errors.AmbiguousError, 400, "invalid_request_error"),
     (errors.InUseError, 409, "invalid_request_error"),
     (errors.OverloadedError, 429, "rate_limit_error"),

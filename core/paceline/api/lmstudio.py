@@ -66,7 +66,7 @@ def v1_routes(library: Library, serving: Serving) -> APIRouter:
         wanted = validate(LoadRequest, body)
         model = await asyncio.to_thread(find_model, library, wanted.model)
         try:
-            loaded = await serving.load(model, config=wanted.config(), ttl_s=wanted.ttl)
+            loaded = await serving.load(model, config=wanted.config(), ttl_s=wanted.ttl, force=bool(wanted.force))
         except RequestError as error:
             param = LOAD_NAMES.get(error.param or "", error.param)
             raise RequestError(error.message, help=error.help, param=param) from error

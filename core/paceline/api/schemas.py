@@ -322,6 +322,7 @@ class LoadRequest(Schema):
     mmap: bool | None = None
     mlock: bool | None = None
     lora: Annotated[list[Lora], Field(max_length=64)] | None = None
+    force: bool | None = None
 
     def config(self) -> LoadConfig:
         """As the serving room takes it."""

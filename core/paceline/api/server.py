@@ -18,7 +18,14 @@ _GRACE_S = 5
 
 
 def run(
-    host: Host, *, address: str, port: int, max_loaded: int, ttl_s: float | None, defaults: LoadConfig | None = None
+    host: Host,
+    *,
+    address: str,
+    port: int,
+    max_loaded: int,
+    ttl_s: float | None,
+    defaults: LoadConfig | None = None,
+    check_memory: bool = True,
 ) -> None:
     """Serve until interrupted. Port 0 takes a free one; the address is printed once the socket listens."""
     if not _is_loopback(address):
@@ -27,7 +34,7 @@ def run(
             help="listen on 127.0.0.1 and put a proxy that authenticates before it",
         )
     listener = listen(address, port)
-    serving = host.serving(max_loaded=max_loaded, ttl_s=ttl_s, defaults=defaults)
+    serving = host.serving(max_loaded=max_loaded, ttl_s=ttl_s, defaults=defaults, check_memory=check_memory)
     app = create_app(serving, host.library, bind=address)
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=_GRACE_S)
     name = f"[{address}]" if ":" in address else address

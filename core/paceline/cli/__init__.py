@@ -17,6 +17,7 @@ COMMANDS = {
     "serve": ("paceline.cli.serve", "serve", "Serve the models of the library through the local API."),
     "ls": ("paceline.cli.models", "ls", "List the models of the library."),
     "pairs": ("paceline.cli.models", "pairs", "List draft/main pairs, each with its verdict and reason."),
+    "estimate": ("paceline.cli.estimate", "estimate", "Say what memory loading a model would take, and if it fits."),
     "runtime": ("paceline.cli.runtime", "runtime", "Install, select, remove and survey runtimes."),
     "plugins": ("paceline.cli.plugins", "plugins", "List engine plugins and why one is not active."),
 }

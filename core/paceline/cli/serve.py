@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 )
 @click.option("--ttl", default=3600.0, show_default=True, type=click.FloatRange(0), help="Idle seconds; 0 is for ever.")
 @load_options
-def serve(address: str, port: int, max_loaded: int, ttl: float, config: LoadConfig) -> None:
+@click.option("--no-memory-check", is_flag=True, help="Load also what is known not to fit.")
+def serve(address: str, port: int, max_loaded: int, ttl: float, no_memory_check: bool, config: LoadConfig) -> None:
     """Serve the models of the library through the local API.
 
     OpenAI-compatible under /v1, LM Studio's API under /api/v0. A model loads when it is first asked for, with the
@@ -31,4 +32,12 @@ def serve(address: str, port: int, max_loaded: int, ttl: float, config: LoadConf
     from paceline.api.server import run
     from paceline.host import open_host
 
-    run(open_host(), address=address, port=port, max_loaded=max_loaded, ttl_s=ttl or None, defaults=config)
+    run(
+        open_host(),
+        address=address,
+        port=port,
+        max_loaded=max_loaded,
+        ttl_s=ttl or None,
+        defaults=config,
+        check_memory=not no_memory_check,
+    )

@@ -25,6 +25,8 @@ class Device:
     kind: str
     memory_bytes: int | None = None
     description: str | None = None
+    memory_free_bytes: int | None = None
+    """When the worker started."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class WorkerClient:
             if result["protocol"] != PROTOCOL:
                 raise WorkerError(f"the worker speaks protocol {result['protocol']!r}, this host {PROTOCOL}")
             devices = tuple(
-                Device(d["name"], d["kind"], d.get("memory_bytes"), d.get("description")) for d in result["devices"]
+                Device(d["name"], d["kind"], d.get("memory_bytes"), d.get("description"), d.get("memory_free_bytes"))
+                for d in result["devices"]
             )
             return WorkerInfo(
                 PROTOCOL,

@@ -8,16 +8,28 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from paceline.errors import RequestError
+from paceline.errors import NotFoundError, RequestError
 from paceline.types import ModelKind
 
 if TYPE_CHECKING:
     from paceline.loading import LoadConfig
     from paceline.serving.client import WorkerInfo
-    from paceline.types import Model
+    from paceline.store import Store
+    from paceline.types import Model, Runtime
 
 _GENERATING = frozenset({"parallel", "eval_batch_size", "cache_type_k", "cache_type_v"})
 """Options that say something about generating alone."""
+
+
+def selected_runtime(store: Store, model: Model) -> Runtime:
+    """The runtime that serves `model`; NotFoundError with the way out when none is selected."""
+    runtime = store.selected(model.format, model.id)
+    if runtime is None:
+        raise NotFoundError(
+            f"no runtime is selected for {model.format} models, so {model.id} cannot be loaded",
+            help="`paceline runtime get` installs the best one for this machine",
+        )
+    return runtime
 
 
 def check_config(model: Model, config: LoadConfig) -> None:

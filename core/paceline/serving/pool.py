@@ -25,7 +25,8 @@ from paceline.errors import (
 )
 from paceline.loading import LoadConfig
 from paceline.serving.client import WorkerClient, WorkerInfo
-from paceline.serving.configuration import check_config, check_options, fitting, load_params
+from paceline.serving.configuration import check_config, check_options, fitting, load_params, selected_runtime
+from paceline.serving.fit import MemoryGuard, room_now
 from paceline.serving.generation import Completion, GenerateParams, TokenBatch
 from paceline.serving.launcher import Launcher, LocalLauncher
 from paceline.types import Model, ModelKind, Runtime
@@ -81,10 +82,12 @@ class Serving:
         max_loaded: int = 3,
         ttl_s: float | None = DEFAULT_TTL_S,
         defaults: LoadConfig | None = None,
+        check_memory: bool = True,
     ) -> None:
         """`max_loaded` bounds the models that requests load by themselves; those loaded by `load` do not count.
 
-        `defaults` are for what a load leaves open, as far as the model and its engine can have them.
+        `defaults` are for what a load leaves open, as far as the model and its engine can have them. `check_memory`:
+        refuse what is known not to fit the memory that is there.
         """
         self._plugins = plugins
         self._library = library
@@ -94,6 +97,7 @@ class Serving:
         self._max_loaded = max_loaded
         self._ttl_s = ttl_s
         self._defaults = defaults or LoadConfig()
+        self._guard = MemoryGuard(plugins, enabled=check_memory)
         self._places: dict[str, _Place] = {}
         self._loading = asyncio.Lock()  # one model loads at a time, so that the places are counted right
         self._released = asyncio.Condition()
@@ -145,22 +149,30 @@ class Serving:
     def loaded(self) -> tuple[LoadedModel, ...]:
         return tuple(place.describe() for place in self._places.values() if place.worker and place.worker.client.alive)
 
-    async def load(self, model: Model, *, config: LoadConfig | None = None, ttl_s: float | None = None) -> LoadedModel:
+    async def load(
+        self, model: Model, *, config: LoadConfig | None = None, ttl_s: float | None = None, force: bool = False
+    ) -> LoadedModel:
         """Load a model to stay: it makes no room for others.
 
         A loaded model stays as it is unless `config` says something else; then it loads anew once its requests are
-        done. Raises RequestError for a configuration that the model or its engine cannot have.
+        done. Raises RequestError for a configuration that the model or its engine cannot have, and DoesNotFitError
+        when it needs more memory than there is, unless `force` says to try all the same.
         """
         config = config or LoadConfig()
         check_config(model, config)
         place = self._place(model)
         async with place.entry:
             if place.worker is not None and place.worker.differs(config):
-                check_options(place.worker.info, model, config)
+                worker = place.worker
+                check_options(worker.info, model, config)
+                if not force:
+                    wanted = config.over(fitting(self._defaults, worker.info, model))
+                    room = room_now().freed(worker.memory_bytes)
+                    await self._guard.check(model, wanted, worker.runtime, room, others=self._idle(model))
                 await self._drained(place)
                 await self._stop(place)
             if place.worker is None:
-                place.config = config
+                place.config, place.force = config, force
             async with place.lock:
                 place.kept = True
                 try:
@@ -168,7 +180,7 @@ class Serving:
                 finally:
                     place.kept = place.worker is not None
                     if place.worker is None:
-                        place.config = LoadConfig()
+                        place.config, place.force = LoadConfig(), False
             place.ttl_s = ttl_s
             if place.leases == 0:
                 place.rest(self._expiry(place))
@@ -225,12 +237,7 @@ class Serving:
 
     async def _start(self, place: _Place) -> _Worker:
         model = place.model
-        runtime = self._store.selected(model.format, model.id)
-        if runtime is None:
-            raise NotFoundError(
-                f"no runtime is selected for {model.format} models, so {model.id} cannot be loaded",
-                help="`paceline runtime get` installs the best one for this machine",
-            )
+        runtime = selected_runtime(self._store, model)
         spec = self._plugins.engine(runtime.engine).worker(runtime)
         started = time.monotonic()
         client = WorkerClient(await self._launcher.launch(spec))
@@ -238,6 +245,8 @@ class Serving:
             info = await client.initialize()
             check_options(info, model, place.config)
             config = place.config.over(fitting(self._defaults, info, model))
+            if not place.force:
+                await self._guard.check(model, config, runtime, room_now(info.devices), others=self._idle(model))
             options = config.options()
             if model.facts.kind is ModelKind.EMBEDDINGS:
                 options["embedding"] = True
@@ -249,7 +258,13 @@ class Serving:
             await asyncio.shield(client.close())
             raise
         context_length, slots = int(result["context_length"]), int(result.get("slots", info.slots))
-        return _Worker(client, info, runtime, config, context_length, slots, time.monotonic() - started)
+        memory = sum((result.get("memory") or {}).values())
+        return _Worker(client, info, runtime, config, context_length, slots, time.monotonic() - started, memory)
+
+    def _idle(self, but: Model) -> list[tuple[str, int]]:
+        """The loaded models that nobody uses now, and what each took."""
+        places = [p for p in self._places.values() if p.leases == 0 and p.model.id != but.id]
+        return [(p.model.id, p.worker.memory_bytes) for p in places if p.worker is not None]
 
     async def _make_room(self) -> None:
         """Wait until one more model may be loaded, unloading the longest unused idle one. Holds the loading lock."""
@@ -271,6 +286,10 @@ class Serving:
         if "draft" not in worker.info.features:
             return f"{worker.info.name} cannot use a draft model"
         worker.draft = None
+        if not place.force:
+            config = replace(worker.config, context_length=worker.context_length, parallel=worker.slots)
+            if (why := await self._guard.against_draft(draft, config, worker.runtime)) is not None:
+                return why
         try:
             options = worker.config.draft_options()
             await worker.client.call("load", load_params("draft", draft, worker.config, options))
@@ -308,7 +327,7 @@ class Serving:
         """Unload an idle model and whatever was asked for when it was loaded."""
         place.kept = False
         place.ttl_s = self._ttl_s
-        place.config = LoadConfig()
+        place.config, place.force = LoadConfig(), False
         await self._stop(place)
 
     async def _drained(self, place: _Place) -> None:
@@ -368,6 +387,8 @@ class _Worker:
     context_length: int
     slots: int
     load_s: float
+    memory_bytes: int = 0
+    """What it says it took; 0 when it does not say."""
     draft: Model | None = None
 
     def differs(self, config: LoadConfig) -> bool:
@@ -388,6 +409,7 @@ class _Place:
         self.lock = asyncio.Lock()
         self.worker: _Worker | None = None
         self.config = LoadConfig()
+        self.force = False
         self.kept = False
         self.leases = 0
         self.last_used = time.monotonic()
