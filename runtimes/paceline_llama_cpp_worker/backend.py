@@ -23,7 +23,7 @@ from paceline_llama_cpp_worker.options import MAIN_OPTIONS, LoadOptions, read_op
 from paceline_llama_cpp_worker.reading import Reader
 from paceline_llama_cpp_worker.sampler import Sampler
 from paceline_worker.backend import Backend, Generation, LoadRequest
-from paceline_worker.chunks import share
+from paceline_worker.chunks import draft_room, share
 from paceline_worker.decoding import Decoding, check_tokens, fit_prompt
 from paceline_worker.protocol import Fault
 from paceline_worker.request import MAX_DRAFT, GenerateRequest
@@ -156,7 +156,7 @@ class LlamaBackend(Backend):
         lags = [(s, self._lag(main, s)) for s in sequences]
         decoding = [s for s, lag in lags if lag == 1 and s.prompt_done == s.prompt_tokens]
         prompts = [(s, lag) for s, lag in lags if lag > 1 or s.prompt_done < s.prompt_tokens]
-        round_ = self._plan(decoding, main.outputs - len(prompts))
+        round_ = self._plan(decoding, draft_room(main.outputs, len(decoding), len(prompts)))
         started = time.perf_counter()
         self._run_draft(round_, decoding)
         proposals = round_.proposals()
@@ -298,16 +298,15 @@ class LlamaBackend(Backend):
 
     # --- drafting --------------------------------------------------------------------------------------------------
 
-    def _plan(self, sequences: Sequence[_Sequence], outputs: int) -> Round:
-        """What the controller makes of this step; `outputs` tokens can be verified in all."""
-        share = outputs // max(1, len(sequences)) - 1
+    def _plan(self, sequences: Sequence[_Sequence], room: int) -> Round:
+        """What the controller makes of this step, in which each can verify so many drafted tokens."""
         seats: list[tuple[Stream, int, int]] = []
         for sequence in sequences:
             sequence.drafted, lag = [], 0
             if self._draft is not None and sequence.draft_vocabulary is not None:
                 sequence.unread = self._draft.missing(sequence.lane, sequence.tokens)
                 lag = len(sequence.unread)
-            seats.append((sequence.stream, min(share, sequence.room), lag))
+            seats.append((sequence.stream, min(room, sequence.room), lag))
         return self._controller.plan(seats)
 
     def _run_draft(self, round_: Round, sequences: Sequence[_Sequence]) -> None:

@@ -1,4 +1,4 @@
-"""Whose prompt is read in a step, when several wait and only so many tokens fit."""
+"""What a step has room for: drafted tokens to verify, and whose prompt is read when only so many tokens fit."""
 
 from __future__ import annotations
 
@@ -6,6 +6,14 @@ from collections.abc import Sequence
 
 _FOR_THE_SHORTEST = 4
 """One part in so many goes first to the prompt with the least left: it need not wait for long ones before it."""
+
+
+def draft_room(outputs: int, decoding: int, prompts: int) -> int:
+    """How many drafted tokens each of `decoding` sequences may verify when a step can have so many `outputs`.
+
+    Each sequence needs one more for its last token, and each prompt that is being read may end in this step.
+    """
+    return (outputs - prompts) // decoding - 1 if decoding else 0
 
 
 def share(needs: Sequence[int], room: int) -> list[int]:

@@ -1,9 +1,11 @@
-"""A step's room is divided among prompts so that they end early, and none waits for ever."""
+"""A step's room is divided among prompts so that they end early and none waits for ever, and is never exceeded."""
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from paceline_worker.chunks import share
+from paceline_worker.chunks import draft_room, share
+from paceline_worker.request import MAX_DRAFT, DraftKnobs
+from paceline_worker.speculation import Controller
 
 needs = st.lists(st.integers(1, 5000), max_size=64)
 rooms = st.integers(0, 2048)
@@ -39,3 +41,35 @@ def test_every_prompt_is_read_in_as_few_steps_as_all_tokens_take(needs, room):
         left = [need for need in left if need]
         steps += 1
     assert steps == -(-sum(needs) // room)
+
+
+knobs = st.builds(
+    DraftKnobs,
+    max_tokens=st.integers(0, MAX_DRAFT),
+    min_tokens=st.integers(0, MAX_DRAFT),
+    exact_tokens=st.none() | st.integers(1, MAX_DRAFT),
+)
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.integers(1, 64), st.integers(1, MAX_DRAFT), st.lists(knobs, min_size=1, max_size=64), st.booleans(), st.data()
+)
+def test_what_is_verified_never_exceeds_the_outputs_that_a_context_was_made_for(slots, a_slot, asked, lookup, data):
+    # llama.cpp ends the process when a batch asks for more.
+    outputs = slots * (1 + a_slot)
+    asked = asked[:slots]
+    prompts = data.draw(st.integers(0, slots - len(asked)))
+    room = draft_room(outputs, len(asked), prompts)
+    assert room >= a_slot
+    controller = Controller()
+    history = [1, 2, 3, 4] * 20
+    for _ in range(6):
+        streams = [controller.open(knob, history, model=True, lookup=lookup) for knob in asked]
+        round_ = controller.plan([(stream, room, 1) for stream in streams])
+        while wanting := round_.wanting():
+            for seat in wanting:
+                round_.offer(7, 0.99, seat)
+        proposals = round_.proposals()
+        assert sum(1 + len(proposal) for proposal in proposals) + prompts <= outputs
+        round_.settle([[*proposal, 9] for proposal in proposals], 1e-6, 1e-3)

@@ -104,6 +104,21 @@ def test_a_long_prompt_does_not_hold_up_a_stream(llama):
         assert ("tokens", stream) in said[before:after]
 
 
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside a stream"])
+def test_cancelling_takes_no_longer_than_a_step_also_in_a_long_prompt(llama, beside):
+    if beside:
+        stream = llama.begin("generate", prompt=prompt("close"), ignore_eos=True, draft={})
+        llama.first_tokens(stream)
+    long = llama.begin("generate", prompt="word " * 1900, ignore_eos=True)
+    llama.wait_for(lambda f: f.get("method") == "prompt" and f["params"]["request"] == long)
+    assert long in llama.call("health")["running"]
+    cancel = llama.begin("cancel", request=long)
+    assert llama.answer(long)["stop_reason"] == "userStopped"
+    answered = next(i for i, f in enumerate(llama.frames) if f.get("id") == cancel)
+    later = [f for f in llama.frames[answered:] if f.get("params", {}).get("request") == long]
+    assert len(later) <= 1
+
+
 @pytest.fixture
 def together(llama):
     """Begin generations of one token that all wait when the first of them is started; returns their ids."""
