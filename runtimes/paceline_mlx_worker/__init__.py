@@ -1,7 +1,10 @@
-"""The engine side of MLX: runs inside its runtime and drives mlx-lm's models and caches with a loop of its own.
+"""The engine side of MLX: runs inside its runtime and drives mlx-lm's models with a loop of its own.
 
 spelling  the bytes of each token, from the tokenizer's decoder
-binding   models, tokenizers and key-value caches of mlx-lm
+binding   models and tokenizers of mlx-lm
+rows      the state of several sequences side by side
+memory    which memory a model gets
+context   batches, the forward passes they become, and their logits
 sampler   the request's sampler chain
-backend   two contexts, draft, verify in one forward pass, roll back
+backend   two contexts, draft, verify in one batch, roll back
 """

@@ -1,8 +1,10 @@
-"""Speculative decoding over mlx-lm's models and caches, one generation at a time.
+"""Speculative decoding over mlx-lm's models, several generations in one batch.
 
-A step computes the last committed token and what the draft model or prompt lookup proposes in one forward pass of the
-main model, samples every position with the request's own chain, keeps what agrees, and takes the rest back out of both
-caches. What the draft computed for accepted tokens stays in its cache: no token is computed twice on the draft.
+A step lets the draft model propose for every generation together, and prompt lookup for each, as far as the controller
+finds worth its price. Then it computes in one batch of the main model each generation's last token with its proposal,
+and chunks of the prompts that are not done yet. Every position is sampled with its request's own chain; what agrees is
+kept and the rest taken back out of both caches. What the draft computed for accepted tokens stays in its cache: no
+token is computed twice on it.
 """
 
 from __future__ import annotations
@@ -13,31 +15,46 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from paceline_mlx_worker import binding
+from paceline_mlx_worker.context import CHUNK, Context
+from paceline_mlx_worker.memory import memory_of
 from paceline_mlx_worker.sampler import Sampler
+from paceline_worker import lanes
 from paceline_worker.backend import Backend, Generation, LoadRequest
-from paceline_worker.decoding import Decoding, check_tokens, read_prompt
-from paceline_worker.options import Options
+from paceline_worker.chunks import share
+from paceline_worker.decoding import Decoding, check_tokens, fit_prompt
+from paceline_worker.options import Options, invalid
 from paceline_worker.protocol import Fault
-from paceline_worker.request import GenerateRequest
-from paceline_worker.speculation import Controller, Round
+from paceline_worker.request import MAX_DRAFT, GenerateRequest
+from paceline_worker.speculation import Controller, Round, Stream
+
+Lanes = lanes.Lanes[Context, binding.Model]
+
+_SHARED_CHUNK = 128
+"""Prompt tokens per step beside running generations, which wait no longer than these take."""
 
 _DEFAULT_CONTEXT = 4096
+_DEFAULT_SLOTS = 8
+_DEFAULT_POOL = 16384
+"""Tokens of context, over all slots, up to which more than one slot is made unasked."""
+
+_CACHE_BITS = {"q8_0": 8, "q4_0": 4}
+_CACHE_OPTIONS = ("cache_type_k", "cache_type_v")
 
 _CANNOT_ROLL_BACK = "a recurrent model's state cannot be rolled back: no draft is possible"
-_CANNOT_FORGET = "the context has outgrown the model's sliding window, so rejected tokens could not be taken back"
 
 
 class MlxBackend(Backend):
     engine = "mlx"
     version = binding.VERSION
-    features = ("generate", "draft", "lookup", "tokenize")
-    load_options = ("embedding",)
-    slots = 1
+    features = ("generate", "draft", "lookup", "overflow", "tokenize")
+    load_options = (*_CACHE_OPTIONS, "parallel")
 
     def __init__(self) -> None:
         binding.start()
-        self._main: _Loaded | None = None
-        self._draft: _Loaded | None = None
+        self.slots = 1
+        self._n_ctx = 0
+        self._main: Lanes | None = None
+        self._draft: Lanes | None = None
         self._controller = Controller()
 
     def devices(self) -> list[dict[str, Any]]:
@@ -46,19 +63,30 @@ class MlxBackend(Backend):
     def load(self, role: str, request: LoadRequest, progress: Callable[[float], None]) -> dict[str, Any]:
         if role == "draft" and self._main is None:
             raise Fault("not_loaded", "a draft is loaded after its main model")
-        Options(request.options, self.load_options, "mlx")
+        known = self.load_options if role == "main" else _CACHE_OPTIONS
+        options = Options(request.options, known, "mlx" if role == "main" else "an mlx draft")
+        bits = _cache_bits(options)
+        parallel = options.whole("parallel", least=1, most=64)
         self.unload(role)
         model = binding.Model(request.path, progress=progress)
-        if role == "main":
-            n_ctx = request.context_length or min(model.n_ctx_train or _DEFAULT_CONTEXT, _DEFAULT_CONTEXT)
-            self._main = loaded = _Loaded(model, n_ctx=n_ctx)
-        else:
-            assert self._main is not None
-            if not (model.can_roll_back and self._main.model.can_roll_back):
-                model.close()
-                raise Fault("unsupported", _CANNOT_ROLL_BACK)
-            self._draft = loaded = _Loaded(model, n_ctx=self._main.n_ctx)
-        return {"context_length": loaded.n_ctx, "vocabulary": model.n_vocab}
+        try:
+            context = Context(model, memory := memory_of(model.net, bits))
+            if role == "main":
+                self._n_ctx = request.context_length or min(model.n_ctx_train or _DEFAULT_CONTEXT, _DEFAULT_CONTEXT)
+                unasked = max(1, min(_DEFAULT_SLOTS, _DEFAULT_POOL // self._n_ctx))
+                self.slots = min(parallel or unasked, memory.count or parallel or unasked)
+                self._main = Lanes(context, model, self.slots, self.slots * (1 + MAX_DRAFT))
+            else:
+                assert self._main is not None
+                if not (context.can_roll_back and self._main.context.can_roll_back):
+                    raise Fault("unsupported", _CANNOT_ROLL_BACK)
+                if memory.count is not None and memory.count < self.slots:
+                    raise Fault("unsupported", "this draft's layers keep the state of one sequence only")
+                self._draft = Lanes(context, model, self.slots, self.slots)
+        except BaseException:
+            model.close()
+            raise
+        return {"context_length": self._n_ctx, "vocabulary": model.n_vocab, "slots": self.slots}
 
     def unload(self, role: str) -> None:
         if self._draft is not None:
@@ -72,8 +100,9 @@ class MlxBackend(Backend):
 
     def open(self, request: GenerateRequest) -> Generation:
         main = self._loaded()
-        tokens, output = read_prompt(request, main.model, main.n_ctx)
-        cached = main.reuse(tokens)
+        tokens, output, window, dropped = fit_prompt(request, main.model, self._n_ctx)
+        sampler = Sampler(request.sampling, main.model.n_vocab, self._n_ctx, tokens)
+        lane, cached = main.take(tokens)
         generation = _Sequence(
             request=request,
             output=output,
@@ -82,29 +111,57 @@ class MlxBackend(Backend):
             prompt_done=cached,
             vocabulary=main.model,
             tokens=tokens,
-            sampler=Sampler(request.sampling, main.model.n_vocab, main.n_ctx, tokens),
+            window=window,
+            context_dropped=dropped,
+            lane=lane,
+            sampler=sampler,
         )
-        draft = self._draft
         generation.invite(
             self._controller,
-            draft_vocabulary=None if draft is None else draft.model.n_vocab,
-            obstacle=main.obstacle(tokens),
-            draft_obstacle=None if draft is None else draft.obstacle(tokens),
+            draft_vocabulary=None if self._draft is None else self._draft.model.n_vocab,
+            obstacle=None if main.context.can_roll_back else _CANNOT_ROLL_BACK,
         )
-        if draft is not None and generation.draft_vocabulary is not None:
-            draft.reuse(tokens)
+        if self._draft is not None and generation.draft_vocabulary is not None:
+            self._draft.reuse(lane, tokens)
         return generation
 
     def step(self, generations: Sequence[Generation]) -> None:
-        for generation in generations:
-            assert isinstance(generation, _Sequence)
-            if generation.prompt_done < generation.prompt_tokens:
-                self._prefill(generation)
-            else:
-                self._decode(generation)
+        main = self._loaded()
+        sequences = [g for g in generations if isinstance(g, _Sequence)]
+        for sequence in sequences:
+            if sequence.overflows:
+                self._roll(main, sequence)
+        lags = [(s, main.lag(s.lane, s.tokens)) for s in sequences]
+        decoding = [s for s, lag in lags if lag == 1 and s.prompt_done == s.prompt_tokens]
+        prompts = [(s, lag) for s, lag in lags if lag > 1 or s.prompt_done < s.prompt_tokens]
+        round_ = self._plan(decoding)
+        started = time.perf_counter()
+        self._run_draft(round_, decoding)
+        proposals = round_.proposals()
+        drafted = time.perf_counter()
+        main.begin()
+        verifying = [
+            main.add(s.lane, [s.tokens[-1], *proposal], outputs=1 + len(proposal))
+            for s, proposal in zip(decoding, proposals, strict=True)
+        ]
+        shares = share([lag for _, lag in prompts], _SHARED_CHUNK if decoding else CHUNK)
+        reading = [_add_chunk(main, s, n) for (s, _), n in zip(prompts, shares, strict=True) if n]
+        main.decode()
+        emitted = [
+            self._verify(main, sequence, proposal, first, looked_up=round_.looked_up(seat))
+            for seat, (sequence, proposal, first) in enumerate(zip(decoding, proposals, verifying, strict=True))
+        ]
+        if decoding:
+            # A batch that also read prompts says nothing about what verifying costs.
+            verify_s = 0.0 if prompts else time.perf_counter() - drafted
+            round_.settle(emitted, drafted - started, verify_s)
+        for sequence, last in reading:
+            if last is not None:
+                sequence.commit(sequence.sampler.sample(main.context, last), drafted=False)
 
     def close(self, generation: Generation) -> None:
-        """Nothing is held for a generation but the caches, which stay for the next prompt."""
+        assert isinstance(generation, _Sequence)
+        self._loaded().release(generation.lane)
 
     def tokenize(self, text: str, add_special: bool) -> list[int]:
         return self._loaded().model.tokenize(text, add_special=add_special)
@@ -114,118 +171,99 @@ class MlxBackend(Backend):
         check_tokens(tokens, model.n_vocab, "tokens")
         return b"".join(model.spell(token, special=True) for token in tokens)
 
-    # --- one generation --------------------------------------------------------------------------------------------
+    # --- opening ---------------------------------------------------------------------------------------------------
 
-    def _loaded(self) -> _Loaded:
+    def _loaded(self) -> Lanes:
         if self._main is None:
             raise Fault("not_loaded", "no model is loaded")
         return self._main
 
-    def _prefill(self, generation: _Sequence) -> None:
-        """Compute one chunk of the prompt; the last chunk gives the first token."""
-        main = self._loaded()
-        start = generation.prompt_done
-        chunk = generation.tokens[start : start + binding.CHUNK]
-        last = start + len(chunk) == generation.prompt_tokens
-        main.extend(chunk, outputs=1 if last else 0)
-        draft = self._draft
-        if draft is not None and generation.draft_vocabulary is not None and not last:
-            draft.extend(generation.tokens[len(draft.tokens) : start + len(chunk)], outputs=0)
-        generation.prompt_done += len(chunk)
-        if last:
-            generation.commit(generation.sampler.sample(main.context, 0), drafted=False)
+    # --- one step --------------------------------------------------------------------------------------------------
 
-    def _decode(self, generation: _Sequence) -> None:
-        main, draft = self._loaded(), self._draft
-        base = len(generation.tokens)
-        round_ = self._plan(generation)
-        started = time.perf_counter()
-        if draft is not None and round_.wants():
-            self._run_draft(round_, generation, draft)
-        (proposal,) = round_.proposals()
-        drafted = time.perf_counter()
-        main.extend([*generation.tokens[len(main.tokens) :], *proposal], outputs=1 + len(proposal))
-        emitted, accepted = generation.verify(
-            proposal, lambda i: generation.sampler.sample(main.context, i), looked_up=round_.looked_up()
+    def _roll(self, main: Lanes, sequence: _Sequence) -> None:
+        """Make room in a full context."""
+        assert sequence.window is not None
+        start, count = sequence.window.keep, sequence.window.step
+        main.cut(sequence.lane, start, count)
+        if self._draft is not None and sequence.draft_vocabulary is not None:
+            self._draft.cut(sequence.lane, start, count)
+        sequence.roll()
+
+    def _verify(
+        self, main: Lanes, sequence: _Sequence, proposal: Sequence[int], first: int, *, looked_up: bool
+    ) -> list[int]:
+        """Commit what the main model says from output `first` on, and take the rest out of the caches."""
+        base = len(sequence.tokens)
+        emitted, accepted = sequence.verify(
+            proposal, lambda i: sequence.sampler.sample(main.context, first + i), looked_up=looked_up
         )
-        round_.settle([emitted], drafted - started, time.perf_counter() - drafted)
-        main.truncate(base + accepted)
-        if draft is not None and generation.draft_vocabulary is not None:
-            draft.truncate(base + generation.agreed(emitted))
+        main.truncate(sequence.lane, base + accepted)
+        if self._draft is not None and sequence.draft_vocabulary is not None:
+            self._draft.truncate(sequence.lane, base + sequence.agreed(emitted))
+        return emitted
 
-    def _plan(self, generation: _Sequence) -> Round:
+    # --- drafting --------------------------------------------------------------------------------------------------
+
+    def _plan(self, sequences: Sequence[_Sequence]) -> Round:
         """What the controller makes of this step."""
-        generation.drafted, lag = [], 0
-        draft, tokens, knobs = self._draft, generation.tokens, generation.stream.knobs
-        room = min(generation.room, knobs.exact_tokens or knobs.max_tokens)
-        if room and (obstacle := self._loaded().obstacle(tokens, room)):
-            generation.leave_draft(obstacle, lookup=True)
-            room = 0
-        elif draft is not None and generation.draft_vocabulary is not None:
-            lag = len(tokens) - len(draft.tokens)
-            if obstacle := draft.obstacle(tokens, room):
-                generation.leave_draft(obstacle)
-        return self._controller.plan([(generation.stream, room, lag)])
+        seats: list[tuple[Stream, int, int]] = []
+        for sequence in sequences:
+            sequence.drafted, lag = [], 0
+            if self._draft is not None and sequence.draft_vocabulary is not None:
+                sequence.unread = self._draft.missing(sequence.lane, sequence.tokens)
+                lag = len(sequence.unread)
+            seats.append((sequence.stream, min(sequence.room, MAX_DRAFT), lag))
+        return self._controller.plan(seats)
 
-    def _run_draft(self, round_: Round, generation: _Sequence, draft: _Loaded) -> None:
-        """Continue greedily as far as it is worth it."""
-        n_vocab = self._loaded().model.n_vocab
-        unread: Sequence[int] = generation.tokens[len(draft.tokens) :]
-        wanted = round_.wants()
-        while wanted:
-            draft.extend(unread, outputs=1)
-            token, probability = draft.context.likeliest_with_probability()
-            if token >= n_vocab:
-                return
-            generation.drafted.append(token)
-            unread = [token]
-            wanted = round_.offer(token, probability) and not draft.model.ends(token)
+    def _run_draft(self, round_: Round, sequences: Sequence[_Sequence]) -> None:
+        """Continue greedily every sequence that is worth it, all in one batch a token."""
+        draft, n_vocab = self._draft, self._loaded().model.n_vocab
+        while draft is not None and (wanting := round_.wanting()):
+            draft.begin()
+            rows = {}
+            for seat in wanting:
+                sequence = sequences[seat]
+                if len(sequence.unread) > CHUNK:
+                    # Far behind, on a long prompt, it reads a chunk a step and the others go on.
+                    draft.add(sequence.lane, sequence.unread[:CHUNK], outputs=0)
+                    round_.stop(seat)
+                else:
+                    rows[seat] = draft.add(sequence.lane, sequence.unread, outputs=1)
+            draft.decode()
+            for seat, row in rows.items():
+                sequence = sequences[seat]
+                token, probability = draft.context.likeliest_with_probability(row)
+                if token >= n_vocab:
+                    round_.stop(seat)
+                    continue
+                sequence.drafted.append(token)
+                sequence.unread = [token]
+                round_.offer(token, probability, seat)
+                if draft.model.ends(token):
+                    round_.stop(seat)
 
 
 @dataclass
 class _Sequence(Decoding):
+    lane: int = field(kw_only=True)
     sampler: Sampler = field(kw_only=True)
+    unread: Sequence[int] = ()
+    """What the draft is to read next."""
 
 
-class _Loaded:
-    """A model with its context and the tokens whose state the context holds."""
+def _add_chunk(main: Lanes, sequence: _Sequence, count: int) -> tuple[_Sequence, int | None]:
+    """Put the next tokens of a prompt into the batch; the index of its logits if they are the last."""
+    start = len(sequence.tokens) - main.lag(sequence.lane, sequence.tokens)
+    end = start + count
+    sequence.prompt_done = max(sequence.prompt_done, min(end, sequence.prompt_tokens))
+    last = end == len(sequence.tokens)
+    index = main.add(sequence.lane, sequence.tokens[start:end], outputs=1 if last else 0)
+    return sequence, index if last else None
 
-    def __init__(self, model: binding.Model, *, n_ctx: int) -> None:
-        self.model = model
-        self.n_ctx = n_ctx
-        self.context = binding.Context(model)
-        self.tokens: list[int] = []
 
-    def reuse(self, tokens: Sequence[int]) -> int:
-        """Keep the longest common beginning with `tokens`, all but the last of them at most; returns its length."""
-        common = 0
-        for have, want in zip(self.tokens, tokens[:-1], strict=False):
-            if have != want:
-                break
-            common += 1
-        self.truncate(common)
-        return len(self.tokens)
-
-    def extend(self, tokens: Sequence[int], *, outputs: int) -> None:
-        self.context.decode(tokens, outputs=outputs)
-        self.tokens.extend(tokens)
-
-    def truncate(self, length: int) -> None:
-        """Forget what follows the first `length` tokens; a memory that cannot forget a part forgets all."""
-        if length < len(self.tokens):
-            if not self.context.keep(length):
-                self.context.clear()
-                length = 0
-            del self.tokens[length:]
-
-    def obstacle(self, tokens: Sequence[int], more: int = 0) -> str | None:
-        """Why the last of `tokens` and `more` others could not be forgotten once they are computed, or None."""
-        if not self.model.can_roll_back:
-            return _CANNOT_ROLL_BACK
-        if not self.context.could_take_back(len(tokens) + more - len(self.tokens)):
-            return _CANNOT_FORGET
-        return None
-
-    def close(self) -> None:
-        self.context.close()
-        self.model.close()
+def _cache_bits(options: Options) -> int | None:
+    """How keys and values are quantized; None when they are not."""
+    keys, values = (options.one_of(name, tuple(_CACHE_BITS)) for name in _CACHE_OPTIONS)
+    if keys != values:
+        raise invalid("cache_type_v", f"mlx quantizes keys and values alike, not keys {keys} and values {values}")
+    return None if keys is None else _CACHE_BITS[keys]

@@ -1,4 +1,4 @@
-"""Models, tokenizers and key-value caches of mlx-lm. Nothing here decides anything.
+"""Models and tokenizers of mlx-lm. Nothing here decides anything.
 
 Uses mlx-lm 0.32.2's `utils.load` and `models.cache`. Only local folders are read, and no code that a folder brings is
 run: mlx-lm's own model classes are all there is.
@@ -9,13 +9,12 @@ from __future__ import annotations
 import gc
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 from mlx.utils import tree_flatten
 from mlx_lm.models import cache as caches
 from mlx_lm.utils import load, maybe_set_recommended_wired_limit
@@ -24,14 +23,6 @@ from paceline_mlx_worker.spelling import speller
 from paceline_worker.protocol import Fault
 
 VERSION: str = version("mlx-lm")
-
-Logits = np.ndarray[Any, np.dtype[np.float32]]
-
-CHUNK = 512
-"""Most tokens computed at once without logits."""
-
-_FEW = 32
-"""Up to so many tokens it costs less to compute their unused logits than to run the model twice."""
 
 
 def start() -> None:
@@ -87,7 +78,7 @@ class Model:
             if "trust_remote_code" in why:
                 why = "it needs Python code of its own, and no model's code is run here"
             raise Fault("load_failed", f"mlx-lm cannot load {path}: {why}", path=path) from error
-        self.can_roll_back = caches.can_trim_prompt_cache(caches.make_prompt_cache(self.net))
+        self.weights_bytes = sum(array.nbytes for _, array in tree_flatten(self.net.parameters()))
         bos = self._tokenizer.bos_token_id
         self.bos: int | None = bos if isinstance(bos, int) else None
         self._pieces: dict[int, bytes] = {}
@@ -121,78 +112,6 @@ class Model:
         mx.clear_cache()
 
 
-class Context:
-    """One sequence's state over a model: what is computed, and the logits of the last tokens computed."""
-
-    def __init__(self, model: Model) -> None:
-        self.model = model
-        self.length = 0
-        self._cache = caches.make_prompt_cache(model.net)
-        self._logits: Any = None
-        self._likeliest: list[int] | None = None
-        self._rows: Logits | None = None
-
-    def decode(self, tokens: Sequence[int], *, outputs: int) -> None:
-        """Compute `tokens` after those computed before; the last `outputs` of them get logits."""
-        silent = len(tokens) - outputs
-        if silent > _FEW or not outputs:
-            for start in range(0, silent, CHUNK):
-                self._run(tokens[start : min(start + CHUNK, silent)])
-                mx.eval([entry.state for entry in self._cache])
-                mx.clear_cache()
-            tokens = tokens[silent:]
-        if outputs:
-            self._logits = self._run(tokens)[0, -outputs:]
-            self._likeliest = self._rows = None
-
-    def likeliest(self, index: int) -> int:
-        """The token with the highest of the logits at one of the outputs, the first of equals."""
-        if self._likeliest is None:
-            found: list[int] = mx.argmax(self._logits, axis=-1).tolist()
-            self._likeliest = found
-        return self._likeliest[index]
-
-    def likeliest_with_probability(self) -> tuple[int, float]:
-        """The likeliest token at the last output and its softmax probability."""
-        logits = self._logits[-1].astype(mx.float32)
-        token, probability = mx.argmax(logits), mx.exp(mx.max(logits) - mx.logsumexp(logits))
-        mx.eval(token, probability)
-        return int(token.item()), float(probability.item())
-
-    def logits(self, index: int) -> Logits:
-        """Logits at one of the outputs, shape (n_vocab,); not to be written to."""
-        if self._rows is None:
-            self._rows = np.asarray(self._logits.astype(mx.float32))
-        row: Logits = self._rows[index]
-        return row
-
-    def could_take_back(self, more: int) -> bool:
-        """Whether any part of the state could be taken back after `more` further tokens."""
-        return all(_is_whole(entry, self.length + more) for entry in self._cache)
-
-    def keep(self, length: int) -> bool:
-        """Forget everything from position `length` on; False when this memory cannot."""
-        excess = self.length - length
-        if not self.could_take_back(0) or caches.trim_prompt_cache(self._cache, excess) != excess:
-            return False
-        self.length = length
-        return True
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._cache = caches.make_prompt_cache(self.model.net)
-        self.length = 0
-
-    def close(self) -> None:
-        self._cache = []
-        self._logits = self._likeliest = self._rows = None
-
-    def _run(self, tokens: Sequence[int]) -> Any:
-        logits = self.model.net(mx.array([tokens]), cache=self._cache)
-        self.length += len(tokens)
-        return logits
-
-
 def _read_weights(net: Any, progress: Callable[[float], None]) -> None:
     """Bring the weights into memory one by one; `load` has only mapped them."""
     weights = [array for _, array in tree_flatten(net.parameters())]
@@ -202,20 +121,6 @@ def _read_weights(net: Any, progress: Callable[[float], None]) -> None:
         mx.eval(array)
         done += array.nbytes
         progress(done / total)
-
-
-def _is_whole(entry: Any, length: int) -> bool:
-    """Whether a layer's cache of `length` tokens still holds them all, so that the last of them can be taken back.
-
-    A sliding window forgets its oldest entries for good; what is taken back then would be missing from the window.
-    """
-    if isinstance(entry, caches.CacheList):
-        return all(_is_whole(inner, length) for inner in entry.caches)
-    if isinstance(entry, caches.RotatingKVCache):
-        return bool(length < entry.max_size)
-    if isinstance(entry, caches.ChunkedKVCache):
-        return bool(length < entry.chunk_size)
-    return bool(entry.is_trimmable())
 
 
 def _read_config(path: str) -> Mapping[str, Any]:

@@ -17,7 +17,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from paceline_mlx_worker.binding import Context
+    from paceline_mlx_worker.context import Context
     from paceline_worker.request import Sampling
 
 Vector = np.ndarray[Any, np.dtype[Any]]

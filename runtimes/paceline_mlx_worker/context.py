@@ -1,0 +1,190 @@
+"""A batch of tokens through a model: in which forward passes it is computed, and the logits it gives."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from paceline_mlx_worker.binding import Model
+from paceline_mlx_worker.memory import Memory
+
+Logits = np.ndarray[Any, np.dtype[np.float32]]
+
+CHUNK = 512
+"""Most tokens of a sequence, or of all together, computed in one pass."""
+
+_FEW = 32
+"""Up to so many tokens it costs less to compute their unused logits than to run the model twice."""
+
+_PASS_WORTH = {mx.gpu: 32, mx.cpu: 2}
+"""Padding tokens that are computed rather than starting another pass."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    lane: int
+    start: int
+    tokens: Sequence[int]
+    outputs: int
+
+
+class Batch:
+    """Tokens of several lanes that are computed together."""
+
+    def __init__(self) -> None:
+        self.entries: list[_Entry] = []
+        self.outputs = 0
+
+    @property
+    def size(self) -> int:
+        return sum(len(entry.tokens) for entry in self.entries)
+
+    @property
+    def left(self) -> int:
+        """Tokens that still fit: any number does."""
+        return sys.maxsize
+
+    def clear(self) -> None:
+        self.entries = []
+        self.outputs = 0
+
+    def add(self, lane: int, tokens: Sequence[int], start: int, *, outputs: int) -> int:
+        """Append `tokens` of `lane` from position `start` on; returns the index of the first of the last `outputs`."""
+        self.entries.append(_Entry(lane, start, tokens, outputs))
+        self.outputs += outputs
+        return self.outputs - outputs
+
+
+class Context:
+    """The sequences computed with a model, and the logits of the last batch."""
+
+    def __init__(self, model: Model, memory: Memory) -> None:
+        self.batch = Batch()
+        self._model = model
+        self._memory = memory
+        self._held: dict[int, int] = {}
+        self._worth = _PASS_WORTH[mx.default_device().type]
+        self._logits: Any = None
+        self._likeliest: list[int] | None = None
+        self._probabilities: list[float] | None = None
+        self._rows: Logits | None = None
+
+    @property
+    def can_roll_back(self) -> bool:
+        """Whether tokens can be taken back."""
+        return self._memory.can_roll_back
+
+    def decode(self) -> None:
+        """Compute the batch; its outputs' logits can be read until the next one."""
+        rest = []
+        for entry in self.batch.entries:
+            self._held[entry.lane] = entry.start + len(entry.tokens)
+            silent = len(entry.tokens) - entry.outputs
+            if silent > _FEW or not entry.outputs:
+                self._read(entry, silent)
+            else:
+                silent = 0
+            if entry.outputs:
+                rest.append(_Entry(entry.lane, entry.start + silent, entry.tokens[silent:], entry.outputs))
+        found: dict[int, Any] = {}
+        for group in self._groups(rest):
+            logits = self._run(group)
+            for row, entry in zip(logits, group, strict=True):
+                found[entry.lane] = row[len(entry.tokens) - entry.outputs : len(entry.tokens)]
+        parts = [found[entry.lane] for entry in rest]
+        self._logits = parts[0] if len(parts) == 1 else mx.concatenate(parts) if parts else None
+        self._likeliest = self._probabilities = self._rows = None
+
+    def likeliest(self, index: int) -> int:
+        """The token with the highest of the logits at one of the outputs, the first of equals."""
+        if self._likeliest is None:
+            found: list[int] = mx.argmax(self._logits, axis=-1).tolist()
+            self._likeliest = found
+        return self._likeliest[index]
+
+    def likeliest_with_probability(self, index: int) -> tuple[int, float]:
+        """The likeliest token at one of the outputs and its softmax probability."""
+        if self._likeliest is None or self._probabilities is None:
+            logits = self._logits.astype(mx.float32)
+            tokens = mx.argmax(self._logits, axis=-1)
+            probabilities = mx.exp(mx.max(logits, axis=-1) - mx.logsumexp(logits, axis=-1))
+            mx.eval(tokens, probabilities)
+            self._likeliest, self._probabilities = tokens.tolist(), probabilities.tolist()
+        assert self._likeliest is not None
+        assert self._probabilities is not None
+        return self._likeliest[index], self._probabilities[index]
+
+    def logits(self, index: int) -> Logits:
+        """Logits at one of the outputs, shape (n_vocab,); not to be written to."""
+        if self._rows is None:
+            self._rows = np.asarray(self._logits.astype(mx.float32))
+        row: Logits = self._rows[index]
+        return row
+
+    def keep(self, lane: int, length: int) -> bool:
+        """Forget a lane from position `length` on; False when its memory cannot forget a part."""
+        if length and self._memory.keep(lane, length, self._held.get(lane, 0)):
+            self._held[lane] = length
+            return True
+        return False
+
+    def shift(self, lane: int, start: int, count: int) -> bool:
+        """Keys are kept as their positions turned them, so nothing is moved to other positions."""
+        return False
+
+    def forget(self, lane: int) -> None:
+        self._memory.forget(lane)
+        self._held[lane] = 0
+
+    def copy(self, source: int, target: int) -> None:
+        """Give `target`, which is empty, all that `source` holds."""
+        self._memory.copy(source, target)
+        self._held[target] = self._held.get(source, 0)
+
+    def close(self) -> None:
+        del self._memory
+        self._logits = self._likeliest = self._rows = None
+        gc.collect()
+        mx.clear_cache()
+
+    def _read(self, entry: _Entry, count: int) -> None:
+        """Compute the first tokens of an entry, without logits."""
+        for first in range(0, count, CHUNK):
+            tokens = entry.tokens[first : min(first + CHUNK, count)]
+            self._model.net(
+                mx.array([tokens]), cache=self._memory.caches((entry.lane,), (entry.start + first,), len(tokens))
+            )
+            mx.eval(self._memory.leave())
+            mx.clear_cache()
+
+    def _groups(self, entries: Sequence[_Entry]) -> list[list[_Entry]]:
+        """What to compute together: entries of one length, or padded to one where that costs less than a pass."""
+        groups: list[list[_Entry]] = []
+        padding = 0
+        for entry in sorted(entries, key=lambda e: -len(e.tokens)):
+            if groups and self._memory.count is None:
+                size = len(groups[-1][0].tokens)
+                more = size - len(entry.tokens)
+                worth = more + padding <= self._worth if self._memory.can_pad else more == 0
+                if worth and (1 + len(groups[-1])) * size <= CHUNK:
+                    groups[-1].append(entry)
+                    padding += more
+                    continue
+            groups.append([entry])
+            padding = 0
+        return [sorted(group, key=lambda e: e.lane) for group in groups]
+
+    def _run(self, group: Sequence[_Entry]) -> Any:
+        """Logits of all tokens of a pass, shape (entries, tokens, n_vocab)."""
+        size = max(len(entry.tokens) for entry in group)
+        tokens = [[*entry.tokens, *[entry.tokens[-1]] * (size - len(entry.tokens))] for entry in group]
+        lanes, starts = [entry.lane for entry in group], [entry.start for entry in group]
+        logits = self._model.net(mx.array(tokens), cache=self._memory.caches(lanes, starts, size))
+        self._memory.leave()
+        return logits
