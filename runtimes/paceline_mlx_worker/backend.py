@@ -47,7 +47,7 @@ class MlxBackend(Backend):
     engine = "mlx"
     version = binding.VERSION
     features = ("generate", "draft", "lookup", "overflow", "tokenize")
-    load_options = (*_CACHE_OPTIONS, "parallel")
+    load_options = (*_CACHE_OPTIONS, "parallel", "embedding")
 
     def __init__(self) -> None:
         binding.start()
