@@ -332,6 +332,8 @@ def test_a_queue_may_be_of_no_length(worker, candidate, refused):
     worker.call("cancel", request=running[0])
     worker.answer(running[0])
     assert worker.generate(prompt=candidate.prompt, max_tokens=2).result["completion_tokens"] == 2
+    for id in running[1:]:
+        worker.call("cancel", request=id)
     with pytest.raises(refused):
         worker.call("load", **load, options={"queue": -1})
 
