@@ -131,7 +131,7 @@ class MlxBackend(Backend):
         for sequence in sequences:
             if sequence.overflows:
                 self._roll(main, sequence)
-        lags = [(s, main.lag(s.lane, s.tokens)) for s in sequences]
+        lags = [(s, len(s.tokens) - main.length(s.lane)) for s in sequences]
         decoding = [s for s, lag in lags if lag == 1 and s.prompt_done == s.prompt_tokens]
         prompts = [(s, lag) for s, lag in lags if lag > 1 or s.prompt_done < s.prompt_tokens]
         round_ = self._plan(decoding)
@@ -253,7 +253,7 @@ class _Sequence(Decoding):
 
 def _add_chunk(main: Lanes, sequence: _Sequence, count: int) -> tuple[_Sequence, int | None]:
     """Put the next tokens of a prompt into the batch; the index of its logits if they are the last."""
-    start = len(sequence.tokens) - main.lag(sequence.lane, sequence.tokens)
+    start = main.length(sequence.lane)
     end = start + count
     sequence.prompt_done = max(sequence.prompt_done, min(end, sequence.prompt_tokens))
     last = end == len(sequence.tokens)
