@@ -56,6 +56,12 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture(scope="session")
+def store_world() -> ModuleType:
+    """`tests/store_world.py`: whole runtimes, made in a moment, without an installation."""
+    return _module("store_world")
+
+
+@pytest.fixture(scope="session")
 def llama_cpp_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A PACELINE_HOME, shared by the session, with the real llama.cpp runtime of this machine's CPU, selected for GGUF.
 

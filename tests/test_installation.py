@@ -5,18 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import threading
 import time
 from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psutil
 import pytest
 
+from paceline import health
 from paceline.environment import lock_text, uv_environment
 from paceline.errors import BuildError, InstallError, SmokeTestError, StoreError
-from paceline.installation import install
+from paceline.installation import install, repair
 from paceline.progress import Phase, silent
 from paceline.store import Store
 from paceline.types import Package
@@ -81,6 +85,12 @@ def gone_within(seconds: float, folder: Path) -> bool:
             return False
         time.sleep(0.02)
     return True
+
+
+def empty(index: Path) -> None:
+    """Leave nothing to download."""
+    for file in index.iterdir():
+        file.unlink()
 
 
 def assert_nothing_is_left(store: Store) -> None:
@@ -151,6 +161,99 @@ def test_what_serves_a_format_is_not_changed_by_an_installation(tiny, store):
 
     assert store.selected("tiny") == first
     assert store.runtimes() == (second, first)
+
+
+@pytest.fixture
+def web(tiny, monkeypatch):
+    """A server whose index holds the tiny packages, and no other place to take them from."""
+    handler = partial(_Quiet, directory=tiny.web_index())
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.delenv("UV_NO_INDEX")
+        monkeypatch.delenv("UV_FIND_LINKS")
+        monkeypatch.setenv("UV_DEFAULT_INDEX", f"http://127.0.0.1:{server.server_port}/")
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format, *args):
+        pass
+
+
+def test_a_damaged_runtime_is_repaired_from_the_cache(tiny, store, web):
+    runtime = install(tiny.release(mark="kept"), store, tiny.engine)
+    before = json.loads((runtime.directory / "files.json").read_text())
+    (worker,) = runtime.directory.rglob("tinyengine/__main__.py")
+    worker.unlink()
+    web.shutdown()
+    web.server_close()
+
+    assert repair(runtime.id, store, tiny.engine) == runtime
+
+    assert health.full(runtime.directory).ok
+    assert json.loads(next(runtime.directory.rglob("tinyengine/settings.json")).read_text()) == {"mark": "kept"}
+    assert json.loads((runtime.directory / "files.json").read_text()).keys() == before.keys()
+    assert not list(runtime.directory.rglob("left-behind.txt"))
+    assert list(store.staging.iterdir()) == []
+    progress = Recorder()
+    assert repair(runtime.id, store, tiny.engine, progress) == runtime
+    assert progress.phases == [Phase.CHECK]
+
+
+def test_damage_that_reached_the_cache_is_fetched_anew(tiny, store):
+    """uv links its cache's files into the environment: who writes into one writes into the other."""
+    runtime = install(tiny.release(), store, tiny.engine)
+    (dependency,) = runtime.directory.rglob("tinydep.py")
+    dependency.write_text("raise SystemExit('damaged')")
+
+    assert repair(runtime.id, store, tiny.engine) == runtime
+    assert (runtime.directory / dependency).read_text() == "NAME = 1\n"
+
+    dependency.write_text("raise SystemExit('damaged')")
+    second = install(tiny.release("2.0"), store, tiny.engine)
+    assert next(second.directory.rglob("tinydep.py")).read_text() == "NAME = 1\n"
+    third = tiny.release("3.0")
+    empty(tiny.index)
+    (dependency,) = second.directory.rglob("tinydep.py")
+    dependency.write_text("raise SystemExit('damaged')")
+    with pytest.raises(BuildError, match="tinydep"):  # nowhere to fetch it from
+        install(third, store, tiny.engine)
+
+
+def test_what_cannot_be_repaired_is_said_and_left(tiny, store):
+    runtime = install(tiny.release(), store, tiny.engine)
+    (worker,) = runtime.directory.rglob("tinyengine/__main__.py")
+    worker.unlink()
+    empty(tiny.index)
+    shutil.rmtree(tiny.cache)
+
+    with pytest.raises(InstallError, match=f"{runtime.id} could not be repaired and is left as it was: uv pip failed"):
+        repair(runtime.id, store, tiny.engine)
+
+    assert store.selected("tiny") == runtime
+    assert not health.full(runtime.directory).ok
+    (runtime.directory / "manifest.json").unlink()
+    with pytest.raises(InstallError, match="its manifest is unreadable and no release of that name is known"):
+        repair(runtime.id, store, tiny.engine)
+
+
+def test_a_runtime_without_its_manifest_is_repaired_by_its_release(tiny, store):
+    runtime = install(tiny.release(), store, tiny.engine)
+    (runtime.directory / "manifest.json").unlink()
+
+    assert repair(runtime.id, store, tiny.engine, release=tiny.release()) == runtime
+    assert store.selected("tiny") == runtime
+
+
+def test_installing_what_is_broken_mends_it(tiny, store):
+    runtime = install(tiny.release(), store, tiny.engine)
+    runtime.python.unlink()
+
+    assert install(tiny.release(), store, tiny.engine) == runtime
+    assert health.full(runtime.directory).ok
 
 
 @pytest.mark.parametrize("phase", ["environment", "download", "build", "check", "publish", "done"])

@@ -2,11 +2,15 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+from functools import partial
 
 import pytest
 
 from paceline.errors import AmbiguousError, InUseError, NotFoundError, StoreError
-from paceline.store import MANIFEST, Selection, Store
+from paceline.manifest import MANIFEST
+from paceline.store import Selection, Store
 
 
 @pytest.fixture
@@ -15,26 +19,9 @@ def store(tmp_path):
 
 
 @pytest.fixture
-def add(store):
+def add(store, store_world):
     """Put a runtime there, as an installation leaves it."""
-
-    def add(version="1.0", formats=("gguf",), platform="linux-cpu", **changes):
-        runtime_id = f"engine-{platform}@{version}"
-        staged = store.staging / runtime_id
-        staged.mkdir(parents=True)
-        manifest = {
-            "schema_version": 1,
-            "engine": "engine",
-            "version": version,
-            "platform": platform,
-            "formats": formats,
-            "features": [],
-            "size_bytes": 7,
-        }
-        (staged / MANIFEST).write_text(json.dumps(manifest | changes))
-        return store.publish(staged, runtime_id)
-
-    return add
+    return partial(store_world.add, store)
 
 
 def test_an_absent_home_is_empty(store):
@@ -81,10 +68,11 @@ def test_a_renamed_folder_does_not_count(store, add):
     assert store.runtimes() == ()
 
 
-def test_a_newer_manifest_does_not_count(store, add):
-    with pytest.raises(StoreError):
-        add(schema_version=2)
+def test_a_newer_manifest_does_not_count(store, add, store_world):
+    store_world.change_manifest(add(), schema_version=2)
+
     assert store.runtimes() == ()
+    assert store.incomplete() == ("engine-linux-cpu@1.0",)
 
 
 def test_a_runtime_is_found_by_query(store, add):
@@ -119,7 +107,7 @@ def test_a_model_may_have_its_own_runtime(store, add):
     assert store.selected("gguf", "m") == for_one
     assert store.selected("gguf", "n") == for_all
     assert store.selected("gguf", "other") == for_all
-    with pytest.raises(InUseError, match="some models"):
+    with pytest.raises(InUseError, match="is selected for model m"):
         store.remove(for_one)
 
 
@@ -191,3 +179,200 @@ def test_a_read_only_home_is_said(store, add):
             store.remove(runtime, force=True)
     finally:
         store.home.chmod(0o700)
+
+
+def test_the_old_shape_of_the_selection_is_read_and_written_anew(store, add):
+    runtime = add()
+    file = store.home / "selection.json"
+    file.write_text(
+        json.dumps({"schema_version": 1, "formats": {"gguf": "engine-gone@1"}, "models": {"m": runtime.id}})
+    )
+
+    assert store.selection() == Selection({"gguf": "engine-gone@1"}, {"m": runtime.id})
+    assert store.select(runtime) == ("gguf",)
+    assert json.loads(file.read_text())["schema_version"] == 2
+    assert store.selection().previous == {"gguf": ("engine-gone@1",)}
+
+
+def test_a_rollback_returns_to_what_worked(store, add):
+    first, never_loaded, third = add("1.0"), add("2.0"), add("3.0")
+    for runtime in (first, never_loaded, third):
+        store.select(runtime)
+    store.note_loaded(first, "gguf")
+
+    assert store.rollback_targets() == {"gguf": first}
+    assert store.selected("gguf") == third
+    assert store.rollback("gguf") == {"gguf": first}
+    assert store.selected("gguf") == first
+    with pytest.raises(NotFoundError, match="no earlier selection of gguf is known"):
+        store.rollback("gguf")
+
+
+@pytest.mark.parametrize("why", ["is not installed", "is held", "is broken", "never loaded a model"])
+def test_what_cannot_be_returned_to_is_named_with_the_reason(store, add, why):
+    old, new = add("1.0"), add("2.0")
+    store.select(old)
+    store.select(new)
+    if why != "never loaded a model":
+        store.note_loaded(old, "gguf")
+        assert store.rollback_targets() == {"gguf": old}
+    if why == "is not installed":
+        (old.directory / MANIFEST).unlink()
+    elif why == "is held":
+        store.hold(old.id)
+    elif why == "is broken":
+        (old.directory / "env" / "engine.so").unlink()
+
+    with pytest.raises(NotFoundError, match=rf"{old.id} {why}"):
+        store.rollback()
+    assert store.selected("gguf") == new
+
+
+def test_each_rollback_goes_one_further_back(store, add):
+    runtimes = [add(f"{n}.0") for n in range(1, 4)]
+    for runtime in runtimes:
+        store.select(runtime)
+        store.note_loaded(runtime, "gguf")
+
+    assert store.rollback() == {"gguf": runtimes[1]}
+    assert store.rollback() == {"gguf": runtimes[0]}
+    assert store.select(runtimes[2]) == ("gguf",)
+    assert store.rollback() == {"gguf": runtimes[0]}
+
+
+def test_a_load_is_noted_once(store, add):
+    runtime = add()
+    store.note_loaded(runtime, "gguf")
+    before = (store.home / "selection.json").stat().st_mtime_ns
+
+    store.note_loaded(runtime, "gguf")
+    Store(store.home).note_loaded(runtime, "gguf")
+
+    assert (store.home / "selection.json").stat().st_mtime_ns == before
+    assert store.selection().worked == {"gguf": (runtime.id,)}
+
+
+def test_noting_a_load_stops_nobody(store, add):
+    runtime = add()
+    (store.home / "selection.json").write_text("damaged")
+
+    store.note_loaded(runtime, "gguf")
+
+    assert (store.home / "selection.json").read_text() == "damaged"
+
+
+def test_a_runtime_for_one_model_is_chosen_and_taken_away(store, add):
+    for_all, for_one = add("1.0"), add("2.0")
+    store.select(for_all)
+
+    store.select_for_model(for_one, "m")
+    assert (store.selected("gguf", "m"), store.selected("gguf", "n")) == (for_one, for_all)
+    store.unselect_model("m")
+    assert store.selected("gguf", "m") == for_all
+    store.unselect("gguf")
+    assert store.selected("gguf") is None
+    assert store.selection().previous == {"gguf": (for_all.id,)}
+
+
+def test_a_broken_runtime_is_not_selected(store, add):
+    runtime = add()
+    (runtime.directory / "env" / "engine.so").write_text("")
+
+    with pytest.raises(StoreError, match=r"is broken: env/engine\.so has 0 bytes instead of") as caught:
+        store.select(runtime)
+    assert caught.value.help == f"`paceline runtime repair {runtime.id}`"
+    assert store.selected("gguf") is None
+
+
+def test_the_latest_passes_over_what_is_held_broken_or_pinned(store, add):
+    old, good, held, broken = add("1.0"), add("2.0"), add("3.0"), add("4.0")
+    add("9.0", platform="other")
+    store.select(old)
+    store.hold(held.id)
+    (broken.directory / "env" / "engine.so").unlink()
+
+    store.pin(old.id)
+    assert store.select_latest() == {}
+    store.unpin(old.id)
+    assert store.select_latest() == {"gguf": good}
+    assert store.selected("gguf") == good
+    assert store.select_latest() == {}
+    store.unhold(held.id)
+    assert store.latest() == {"gguf": held}
+
+
+def test_what_is_held_is_not_selected_by_itself(store, add):
+    runtime = add()
+    store.hold(runtime.id)
+
+    assert store.select_where_none(runtime) == ()
+    assert store.select(runtime) == ("gguf",)
+
+
+def test_what_is_pinned_is_removed_by_force_only(store, add):
+    runtime = add()
+    store.pin(runtime.id)
+    store.pin(runtime.id)
+
+    with pytest.raises(InUseError, match="is pinned"):
+        store.remove(runtime)
+    store.remove(runtime, force=True)
+    assert store.selection() == Selection()
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from paceline.store import Store
+store = Store(Path(sys.argv[1]))
+use = store.use(store.get(sys.argv[2]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_what_a_process_uses_stays_until_the_process_is_gone(store, add, store_world):
+    runtime = add()
+    assert store.last_used(runtime) is None
+    command = [sys.executable, "-c", HOLDER, str(store.home), runtime.id]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+
+        assert store.in_use_by(runtime) == (holder.pid,)
+        for change in (
+            partial(store.remove, runtime),
+            partial(store.remove, runtime, force=True),
+            partial(store.remove_unneeded, runtime),
+            partial(store_world.add, store),
+        ):
+            with pytest.raises(InUseError, match=f"{runtime.id} is in use by process {holder.pid}"):
+                change()
+        holder.kill()
+    assert store.in_use_by(runtime) == ()
+    assert store.last_used(runtime) is not None
+    store.remove(runtime)
+    assert store.runtimes() == ()
+
+
+def test_a_use_ends_by_release_too_and_is_counted_per_use(store, add):
+    runtime = add()
+    first, second = store.use(runtime), store.use(runtime)
+
+    first.release()
+    first.release()
+    assert store.in_use_by(runtime) == (os.getpid(),)
+    second.release()
+    assert store.in_use_by(runtime) == ()
+    store.remove(runtime)
+    with pytest.raises(NotFoundError):
+        store.use(runtime)
+
+
+def test_publishing_replaces_in_two_steps_where_folders_cannot_be_exchanged(store, add, monkeypatch):
+    monkeypatch.setattr("paceline.transaction._exchange", lambda a, b: False)
+    runtime = add()
+    (runtime.directory / "old").write_text("")
+
+    assert add() == runtime
+    assert not (runtime.directory / "old").exists()
+    assert list(store.staging.iterdir()) == []

@@ -6,6 +6,7 @@ What the build and the worker do wrong is asked for by the release's config sett
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import importlib.util
 import inspect
@@ -81,6 +82,16 @@ class TinyWorld:
         page.write_text(f'<a href="{name}">{name}</a>')
         return page.parents[1].as_uri()
 
+    def web_index(self) -> Path:
+        """A folder that, served over HTTP, is a package index with the tiny packages and their hashes."""
+        root = self.folder / "web"
+        for file in self.index.iterdir():
+            page = root / file.name.partition("-")[0] / "index.html"
+            page.parent.mkdir(parents=True)
+            page.with_name(file.name).write_bytes(file.read_bytes())
+            page.write_text(f'<a href="{file.name}#sha256={self.hash(file.name)}">{file.name}</a>')
+        return root
+
     def paceline(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run the `paceline` command."""
         return self.python("-m", "paceline", *arguments, **variables)
@@ -107,7 +118,7 @@ class TinyWorld:
             "PKG-INFO": f"Metadata-Version: 2.2\nName: {ENGINE}\nVersion: {VERSION}\n",
             "backend.py": _BACKEND,
             "worker.py": _WORKER,
-            "wheels.py": "import zipfile\nfrom pathlib import Path\n\n" + inspect.getsource(write_wheel),
+            "wheels.py": _WHEELS + inspect.getsource(write_wheel),
         }
         with tarfile.open(self.index / f"{ENGINE}-{VERSION}.tar.gz", "w:gz") as archive:
             for name, text in files.items():
@@ -132,7 +143,11 @@ def write_wheel(path: Path, name: str, files: dict[str, str], version: str = "1.
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
         f"{info}/WHEEL": tag,
     }
-    record = "".join(f"{file},,\n" for file in [*files, f"{info}/RECORD"])
+    record = ""
+    for file, text in files.items():
+        digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
+        record += f"{file},sha256={digest},{len(text.encode())}\n"
+    record += f"{info}/RECORD,,\n"
     with zipfile.ZipFile(path, "w") as archive:
         for file, text in (files | {f"{info}/RECORD": record}).items():
             archive.writestr(zipfile.ZipInfo(file), text)
@@ -169,6 +184,8 @@ class Tiny(Engine):
 def paceline_engines():
     return [Tiny()]
 """
+
+_WHEELS = "import base64\nimport hashlib\nimport zipfile\nfrom pathlib import Path\n\n"
 
 _BACKEND = """
 import subprocess, sys

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import sys
 from typing import TYPE_CHECKING
 
-from paceline import child
+from paceline import child, transaction, wheel_records
 from paceline.errors import BuildError
+from paceline.manifest import python_of
 from paceline.progress import Phase
-from paceline.store import python_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -24,17 +23,20 @@ if TYPE_CHECKING:
 _TAIL_LINES = 30
 
 
-def make_environment(folder: Path, recipe: Recipe, *, cache: Path, progress: Progress) -> Path:
+def make_environment(
+    folder: Path, recipe: Recipe, *, cache: Path, progress: Progress, cached_first: bool = False
+) -> Path:
     """Make `folder`/env with the packages of `recipe` and return its interpreter.
 
     Leaves `folder`/requirements.txt, the lock it used, and `folder`/build.log. Wheels, also those built here, are kept
-    under `cache`/uv and used again. Raises BuildError that quotes the end of the log.
+    under `cache`/uv and used again; with `cached_first` no index is asked when they are all there. Every file is
+    compared with what its package records. Raises BuildError that quotes the end of the log.
     """
     environment = folder / "env"
     requirements = folder / "requirements.txt"
     constraints = folder / "build-constraints.txt"
-    requirements.write_text(lock_text(recipe.packages), encoding="utf-8")
-    constraints.write_text(lock_text(recipe.build_packages), encoding="utf-8")
+    transaction.write_text(requirements, lock_text(recipe.packages))
+    transaction.write_text(constraints, lock_text(recipe.build_packages))
     with (folder / "build.log").open("w", encoding="utf-8", buffering=1) as log:
         uv = _Uv(log, folder, recipe, progress)
         progress(Phase.ENVIRONMENT, message="making the environment")
@@ -42,9 +44,25 @@ def make_environment(folder: Path, recipe: Recipe, *, cache: Path, progress: Pro
         python = python_of(environment)
         if recipe.packages:
             progress(Phase.DOWNLOAD, 0, len(recipe.packages))
-            uv.run(_install_arguments(recipe, python, requirements, constraints, cache))
+            arguments = _install_arguments(recipe, python, requirements, constraints, cache)
+            if not (cached_first and uv.succeeds([*arguments, "--offline"])):
+                uv.run(arguments)
+            if damaged := wheel_records.damaged(environment):
+                _fetch_anew(uv, damaged, arguments, environment, cache)
     _prune(environment, recipe.prune)
     return python
+
+
+def prune_cache(cache: Path) -> str:
+    """Have uv delete from `cache` what nothing refers to; returns its last words. Raises BuildError when it cannot."""
+    folder = cache / "uv"
+    if not folder.is_dir():
+        return "the cache is empty"
+    lines: list[str] = []
+    argv: list[str | Path] = [_program(), "cache", "prune", "--cache-dir", folder]
+    if child.run(argv, env=uv_environment(os.environ), cwd=cache, on_line=lines.append):
+        raise BuildError(f"uv could not clean its cache {folder}:\n{''.join(lines)}")
+    return lines[-1].strip() if lines else "nothing to delete"
 
 
 def base_interpreter() -> str:
@@ -95,6 +113,17 @@ _OF_PIP = {
 }
 
 
+def _fetch_anew(
+    uv: _Uv, damaged: Mapping[str, str], arguments: Sequence[str | Path], environment: Path, cache: Path
+) -> None:
+    """Install packages again whose copies in the cache were damaged, without those copies."""
+    uv.run(["cache", "clean", *damaged, "--cache-dir", cache / "uv"])
+    uv.run([*arguments, "--reinstall"])
+    if still := wheel_records.damaged(environment):
+        files = ", ".join(f"{file} of {package}" for package, file in still.items())
+        raise BuildError(f"what was installed is not what its packages record: {files}")
+
+
 def _install_arguments(
     recipe: Recipe, python: Path, requirements: Path, constraints: Path, cache: Path
 ) -> list[str | Path]:
@@ -140,13 +169,16 @@ class _Uv:
         self._building = ""
         self._tail: list[str] = []
 
-    def run(self, arguments: Sequence[str | Path]) -> None:
-        from uv import find_uv_bin
-
+    def succeeds(self, arguments: Sequence[str | Path]) -> bool:
         try:
-            program = find_uv_bin()
-        except FileNotFoundError:
-            raise BuildError("uv, which makes the environments, is missing", help="reinstall Paceline") from None
+            self.run(arguments)
+        except BuildError:
+            return False
+        return True
+
+    def run(self, arguments: Sequence[str | Path]) -> None:
+        program = _program()
+        transaction.step("run uv", self._folder)
         self._log.write(f"$ uv {' '.join(map(str, arguments))}\n")
         status = child.run([program, *arguments], env=self._env, cwd=self._folder, on_line=self._line)
         if status:
@@ -171,7 +203,17 @@ class _Uv:
         return "\n".join(f"  {line}" for line in self._tail[-_TAIL_LINES:])
 
 
+def _program() -> str:
+    from uv import find_uv_bin
+
+    try:
+        return find_uv_bin()
+    except FileNotFoundError:
+        raise BuildError("uv, which makes the environments, is missing", help="reinstall Paceline") from None
+
+
 def _prune(environment: Path, paths: Iterable[str]) -> None:
     for packages in (*environment.glob("lib/python*/site-packages"), *environment.glob("Lib/site-packages")):
         for path in paths:
-            shutil.rmtree(packages / path, ignore_errors=True)
+            if (left := packages / path).exists():
+                transaction.discard(left)

@@ -10,31 +10,27 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform as this_platform
 import shutil
 import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import paceline
-from paceline import paths, transaction
+from paceline import health, paths, transaction
+from paceline.diskspace import check_space
 from paceline.environment import base_interpreter, make_environment
 from paceline.errors import InstallError, PacelineError, SmokeTestError
+from paceline.manifest import FILES, MANIFEST, SCHEMA_VERSION, python_of, read_json
 from paceline.progress import Phase, silent
-from paceline.store import MANIFEST, SCHEMA_VERSION, python_of
-from paceline.types import Runtime
+from paceline.types import Package, Recipe, Release, Requirements, Runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from paceline.engine import Engine
     from paceline.progress import Progress
     from paceline.store import Store
-    from paceline.types import Release
 
 SMOKE_TIMEOUT_S = 120.0
 
@@ -48,16 +44,16 @@ def install(
     allow_unpinned: bool = False,
     cache: Path | None = None,
 ) -> Runtime:
-    """Install `release` and return its runtime; one that is already installed is returned as it is.
+    """Install `release` and return its runtime; one that is installed and whole is returned as it is.
 
     The runtime is selected for those of its formats that have none. Whether this machine can run the release is the
     verdict's business, and the caller's. Raises InstallError (with BuildError and SmokeTestError) and StoreError; the
     log of a failed installation is kept under <home>/logs. An exception out of `progress`, or Ctrl-C, cancels.
     """
     _check_pinned(release, allow_unpinned)
-    with _installing(store, progress):
+    with store.installing(progress):
         runtime = store.find(release.id)
-        if runtime is not None:
+        if runtime is not None and health.quick(runtime.directory).ok:
             progress(Phase.DONE, message=f"{release.id} is already installed")
             store.select_where_none(runtime)
             return runtime
@@ -65,6 +61,71 @@ def install(
         store.select_where_none(runtime)
         progress(Phase.DONE, message=f"installed {runtime.id}")
         return runtime
+
+
+def repair(
+    name: str,
+    store: Store,
+    engine: Engine,
+    progress: Progress = silent,
+    *,
+    release: Release | None = None,
+    cache: Path | None = None,
+) -> Runtime:
+    """Make the damaged runtime `name` whole: its own lock is installed again beside it, and the two change places.
+
+    `release` is taken where the runtime's manifest cannot say what it was. One that is whole in every file is returned
+    as it is. Raises InUseError when a process uses it and InstallError when it cannot be mended; it is then left as it
+    was.
+    """
+    folder = store.folder / name
+    with store.installing(progress):
+        runtime = store.find(name)
+        progress(Phase.CHECK, message="hashing the files")
+        if runtime is not None and health.full(folder).ok:
+            return runtime
+        store.check_unused(name)
+        wanted = _recorded(folder, release) or release
+        if wanted is None:
+            raise InstallError(
+                f"{name} cannot be repaired: its manifest is unreadable and no release of that name is known",
+                help=f"remove it with `paceline runtime remove {name}`",
+            )
+        try:
+            return _make(wanted, store, engine, progress, cache or paths.cache(), cached_first=True)
+        except PacelineError as error:
+            reason = f"{name} could not be repaired and is left as it was: {error.message}"
+            raise InstallError(reason, help=error.help) from error
+
+
+def _recorded(folder: Path, known: Release | None) -> Release | None:
+    """The release that the manifest in `folder` records; None when it cannot be read."""
+    try:
+        data = read_json(folder / MANIFEST)
+        recipe = Recipe(
+            packages=tuple(_package(p) for p in data["lock"]),
+            build_packages=tuple(_package(p) for p in data["build_lock"]),
+            config_settings=data["config_settings"],
+            # Not recorded by an older Paceline.
+            prune=tuple(data.get("prune", known.recipe.prune if known else ())),
+            installed_bytes=data.get("size_bytes"),
+        )
+        return Release(
+            engine=data["engine"],
+            version=data["version"],
+            platform=data["platform"],
+            formats=tuple(data["formats"]),
+            requires=Requirements(),
+            recipe=recipe,
+            channel=data["channel"],
+            features=tuple(data["features"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _package(data: dict[str, Any]) -> Package:
+    return Package(**{**data, "sha256": tuple(data["sha256"])})
 
 
 def _check_pinned(release: Release, allowed: bool) -> None:
@@ -76,36 +137,20 @@ def _check_pinned(release: Release, allowed: bool) -> None:
         )
 
 
-@contextmanager
-def _installing(store: Store, progress: Progress) -> Iterator[None]:
-    """Hold the home's install lock, which the system takes back from a process that dies."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(store.lock_file("install"))
-    with transaction.explained("taking the install lock", store.home):
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            progress(Phase.WAIT, message="another installation is under way, waiting for it")
-            lock.acquire(poll_interval=0.1)
-    try:
-        transaction.sweep(store.staging)
-        yield
-    finally:
-        lock.release()
-
-
-def _make(release: Release, store: Store, engine: Engine, progress: Progress, cache: Path) -> Runtime:
+def _make(
+    release: Release, store: Store, engine: Engine, progress: Progress, cache: Path, *, cached_first: bool = False
+) -> Runtime:
     staged = store.staging / f"{release.id}.{os.getpid()}"
+    check_space(release, store, cache)
     with transaction.explained(f"installing {release.id}", store.home):
         try:
-            staged.mkdir(parents=True)
-            make_environment(staged, release.recipe, cache=cache, progress=progress)
+            transaction.make_folder(staged)
+            make_environment(staged, release.recipe, cache=cache, progress=progress, cached_first=cached_first)
             progress(Phase.CHECK, message="starting the engine once")
             info = _smoke_test(release, staged, engine)
             progress(Phase.CHECK, message="hashing the files")
-            files = _hash_files(staged)
-            transaction.write_json(staged / "files.json", files)
+            files = health.describe_files(staged)
+            transaction.write_json(staged / FILES, files)
             transaction.write_json(staged / MANIFEST, _manifest(release, staged, files, info))
             progress(Phase.PUBLISH)
             return store.publish(staged, release.id)
@@ -114,7 +159,7 @@ def _make(release: Release, store: Store, engine: Engine, progress: Progress, ca
             error.help = "\n".join(filter(None, [error.help, f"the whole log is {log}" if log else None])) or None
             raise
         finally:
-            shutil.rmtree(staged, ignore_errors=True)
+            transaction.discard(staged)
 
 
 def _smoke_test(release: Release, staged: Path, engine: Engine) -> dict[str, Any]:
@@ -146,22 +191,6 @@ def _sample(formats: tuple[str, ...]) -> Path | None:
     return min(files, key=lambda f: f.stat().st_size, default=None)
 
 
-def _hash_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of every regular file, and the target of every link, by path below `folder`."""
-    found = sorted(p for p in folder.rglob("*") if p.is_symlink() or p.is_file())
-
-    def describe(path: Path) -> dict[str, Any]:
-        if path.is_symlink():
-            return {"link": str(path.readlink())}
-        with path.open("rb") as file:
-            return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-    with ThreadPoolExecutor() as pool:
-        return {
-            p.relative_to(folder).as_posix(): entry for p, entry in zip(found, pool.map(describe, found), strict=True)
-        }
-
-
 def _manifest(release: Release, staged: Path, files: dict[str, dict[str, Any]], info: dict[str, Any]) -> dict[str, Any]:
     recipe = release.recipe
     return {
@@ -175,14 +204,17 @@ def _manifest(release: Release, staged: Path, files: dict[str, dict[str, Any]], 
         "features": release.features,
         "installed_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "paceline": paceline.__version__,
-        "python": {"version": this_platform.python_version(), "base": base_interpreter()},
+        "python": health.base_python(base_interpreter()),
+        "libc": health.libc(),
         "lock": [asdict(p) for p in recipe.packages],
         "build_lock": [asdict(p) for p in recipe.build_packages],
         "config_settings": recipe.config_settings,
+        "prune": recipe.prune,
         "unpinned": [p.name for p in recipe.unpinned],
         "smoke_test": info,
         "size_bytes": sum(entry.get("size", 0) for entry in files.values()),
-        "files_sha256": hashlib.sha256((staged / "files.json").read_bytes()).hexdigest(),
+        "files_sha256": hashlib.sha256((staged / FILES).read_bytes()).hexdigest(),
+        "quick_check": health.quick_part(files),
     }
 
 
@@ -191,5 +223,9 @@ def _keep_log(release: Release, store: Store, staged: Path) -> Path | None:
     if not log.exists():
         return None
     kept = store.logs / f"{release.id}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    return shutil.copyfile(log, kept)
+    try:
+        transaction.make_folder(kept.parent)
+        transaction.step("copy", kept)
+        return shutil.copyfile(log, kept)
+    except OSError:  # a full disk must not hide what went wrong
+        return None

@@ -9,7 +9,7 @@ from paceline.errors import IncompatibleError, InstallError, NotFoundError
 from paceline.types import Compatibility
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from paceline.types import Release, Verdict
 
@@ -27,16 +27,27 @@ class Choice:
 
 
 def choose(
-    ranked: Sequence[tuple[Release, Verdict]], *, allow_incompatible: bool = False, allow_unpinned: bool = False
+    ranked: Sequence[tuple[Release, Verdict]],
+    *,
+    allow_incompatible: bool = False,
+    allow_unpinned: bool = False,
+    held: Collection[str] = (),
 ) -> Choice:
     """The best of `ranked` (see `verdict.rank`) that may be installed.
 
     What this machine cannot run is taken only with `allow_incompatible`, what has packages without hashes only with
-    `allow_unpinned`. Raises NotFoundError for an empty list, IncompatibleError when nothing runs here, InstallError
-    when only unpinned releases do.
+    `allow_unpinned`, what is `held` (release ids) never. Raises NotFoundError for an empty list and when all are held,
+    IncompatibleError when nothing runs here, InstallError when only unpinned releases do.
     """
     if not ranked:
         raise NotFoundError("no release matches", help="`paceline runtime get --list` shows every release")
+    passed = [release.id for release, _ in ranked if release.id in held]
+    ranked = [(release, verdict) for release, verdict in ranked if release.id not in held]
+    if not ranked:
+        raise NotFoundError(
+            f"every release that matches is held: {', '.join(passed)}",
+            help="name one version exactly to install it all the same, or end the hold: `paceline runtime unhold`",
+        )
     compatible = [(release, verdict) for release, verdict in ranked if verdict.ok]
     usable = compatible or (list(ranked) if allow_incompatible else [])
     if not usable:
@@ -45,7 +56,7 @@ def choose(
     if not pinned:
         raise _none_is_pinned(usable[0][0], ranked)
     release, verdict = pinned[0]
-    remarks = []
+    remarks = [f"{name} is held and was passed over" for name in passed]
     if len(ranked) > 1:
         remarks.append(f"{release.id} is the best of {len(ranked)} matching releases for this machine")
     if not verdict.ok:

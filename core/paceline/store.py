@@ -2,49 +2,36 @@
 
     runtimes/<id>/           an installed runtime, never changed: env/, requirements.txt, build.log,
                              files.json (size and sha256 of every file), manifest.json (written last)
-    selection.json           which runtime serves a model format, and per-model overrides
+    selection.json           which runtime serves a model format, and what served it before (see `selection`)
+    uses/<id>/               which processes use a runtime, and when it was used last (see `uses`)
     staging/  locks/  logs/  installs under way, their locks, the logs of failed ones
 
-A runtime counts when its manifest is there and readable; nothing is probed.
+A runtime counts when its manifest is there and readable; `health` says whether the rest of it is, too.
 """
 
 from __future__ import annotations
 
-import json
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paceline import query, transaction
+from paceline import health, query, selection, transaction, uses
 from paceline.errors import AmbiguousError, InUseError, NotFoundError, StoreError
+from paceline.manifest import MANIFEST, read_json, read_runtime
+from paceline.progress import Phase, silent
+from paceline.selection import Selection
 from paceline.types import Runtime
+from paceline.versions import order
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
-SCHEMA_VERSION = 1
-MANIFEST = "manifest.json"
+    from paceline.progress import Progress
+    from paceline.uses import Use
 
-
-@dataclass(frozen=True)
-class Selection:
-    """Runtime ids by model format, and by model id for the models that have their own."""
-
-    formats: Mapping[str, str] = field(default_factory=dict)
-    models: Mapping[str, str] = field(default_factory=dict)
-
-    def formats_of(self, runtime_id: str) -> tuple[str, ...]:
-        return tuple(sorted(f for f, selected in self.formats.items() if selected == runtime_id))
-
-    def uses(self, runtime_id: str) -> bool:
-        return runtime_id in self.formats.values() or runtime_id in self.models.values()
-
-    def without(self, runtime_id: str) -> Selection:
-        return Selection(
-            {k: v for k, v in self.formats.items() if v != runtime_id},
-            {k: v for k, v in self.models.items() if v != runtime_id},
-        )
+__all__ = ["Selection", "Store"]
 
 
 class Store:
@@ -56,23 +43,34 @@ class Store:
         self.staging = home / "staging"
         self.logs = home / "logs"
         self._selection_file = home / "selection.json"
+        self._noted: set[tuple[str, str]] = set()
+
+    # --- what is there ---------------------------------------------------------------------------------------------
 
     def runtimes(self) -> tuple[Runtime, ...]:
         """Every installed runtime, by name and then newest first."""
-        try:
-            folders = list(self.folder.iterdir())
-        except FileNotFoundError:
-            return ()
-        except OSError as error:
-            raise StoreError(f"{self.folder} cannot be read: {error.strerror}", help="check its permissions") from None
-        return tuple(query.by_name_newest_first(r for r in map(_read_runtime, folders) if r is not None))
+        return tuple(query.by_name_newest_first(r for r in map(read_runtime, self._folders()) if r is not None))
+
+    def incomplete(self) -> tuple[str, ...]:
+        """The names of the folders among the runtimes that do not count as installed."""
+        return tuple(sorted(f.name for f in self._folders() if read_runtime(f) is None))
 
     def find(self, runtime_id: str) -> Runtime | None:
         """The installed runtime of exactly this id."""
-        return _read_runtime(self.folder / runtime_id)
+        return read_runtime(self.folder / runtime_id)
 
     def get(self, text: str) -> Runtime:
         """The one installed runtime a query means. Raises NotFoundError or AmbiguousError."""
+        found = self.match(text)
+        if len(found) > 1:
+            raise AmbiguousError(
+                f"{text!r} means several runtimes: {', '.join(r.id for r in found)}",
+                help=f"give the full name, such as `{found[0].id}`",
+            )
+        return found[0]
+
+    def match(self, text: str) -> tuple[Runtime, ...]:
+        """Every installed runtime a query means, by name and then newest first. Raises NotFoundError for none."""
         installed = self.runtimes()
         found = query.select(text, installed)
         if not found:
@@ -81,24 +79,28 @@ class Store:
                 f"no installed runtime matches {text!r} (installed: {names})",
                 help=f"`paceline runtime get {text}` installs one, `paceline runtime get --list` shows what exists",
             )
-        if len(found) > 1:
-            raise AmbiguousError(
-                f"{text!r} means several runtimes: {', '.join(r.id for r in found)}",
-                help=f"give the full name, such as `{found[0].id}`",
-            )
-        return found[0]
+        return tuple(found)
 
     def manifest(self, runtime: Runtime) -> dict[str, Any]:
         """Everything the manifest says: versions, the lock, the smoke test's answer, when it was installed."""
-        return _read_json(runtime.directory / MANIFEST)
+        with transaction.explained(f"reading {runtime.id}", self.home):
+            return read_json(runtime.directory / MANIFEST)
+
+    def last_used(self, runtime: Runtime) -> datetime | None:
+        """When a process began or ended to use it last; None when none ever did."""
+        seconds = uses.last_used(self._uses(runtime.id))
+        return datetime.fromtimestamp(seconds, UTC) if seconds is not None else None
+
+    def in_use_by(self, runtime: Runtime) -> tuple[int, ...]:
+        """The ids of the processes that use it now."""
+        return uses.holders(self._uses(runtime.id))
+
+    # --- which one is used -----------------------------------------------------------------------------------------
 
     def selection(self) -> Selection:
         """What is selected, installed or not. Raises StoreError for a file that is damaged."""
         try:
-            data = _read_json(self._selection_file)
-            if data.get("schema_version") != SCHEMA_VERSION:
-                raise ValueError(f"schema_version {data.get('schema_version')!r} is not {SCHEMA_VERSION}")
-            return Selection(_id_map(data["formats"]), _id_map(data.get("models", {})))
+            return selection.from_json(read_json(self._selection_file))
         except FileNotFoundError:
             return Selection()
         except (OSError, ValueError, KeyError) as error:
@@ -109,12 +111,12 @@ class Store:
 
     def selected(self, model_format: str, model_id: str | None = None) -> Runtime | None:
         """The runtime that serves `model_format`, or the one chosen for `model_id`; None when it is not installed."""
-        selection = self.selection()
-        own = selection.models.get(model_id) if model_id is not None else None
+        chosen = self.selection()
+        own = chosen.models.get(model_id) if model_id is not None else None
         if own is not None and (runtime := self.find(own)) is not None and model_format in runtime.formats:
             return runtime
-        chosen = selection.formats.get(model_format)
-        return self.find(chosen) if chosen is not None else None
+        serving = chosen.formats.get(model_format)
+        return self.find(serving) if serving is not None else None
 
     def select(self, runtime: Runtime) -> tuple[str, ...]:
         """Let `runtime` serve every format it can; returns the formats whose runtime changed."""
@@ -122,96 +124,296 @@ class Store:
             return self._select(runtime, runtime.formats)
 
     def select_where_none(self, runtime: Runtime) -> tuple[str, ...]:
-        """Let `runtime` serve the formats that have no installed runtime yet; returns those formats."""
+        """Let `runtime` serve the formats that have no installed runtime yet; returns those formats. Not a held one."""
         with self._changing("selecting a runtime"):
+            if runtime.id in self.selection().holds:
+                return ()
             return self._select(runtime, tuple(f for f in runtime.formats if self.selected(f) is None))
 
+    def select_for_model(self, runtime: Runtime, model_id: str) -> None:
+        """Let `runtime` serve one model, whatever serves the others of its format."""
+        self._change(f"selecting a runtime for {model_id}", lambda s: s.with_model(model_id, self._usable(runtime).id))
+
+    def unselect_model(self, model_id: str) -> None:
+        """Let the runtime of its format serve a model again."""
+        self._change(f"unselecting the runtime of {model_id}", lambda s: s.with_model(model_id, None))
+
+    def unselect(self, model_format: str) -> None:
+        """Let nothing serve a format; `rollback` can return to what did."""
+        self._change(f"unselecting the runtime of {model_format}", lambda s: s.without_format(model_format))
+
+    def latest(self) -> dict[str, Runtime]:
+        """By format, the newest installed version of what serves it, where that is a newer one.
+
+        Pinned selections stay, and versions that are held or broken are passed over.
+        """
+        chosen, found = self.selection(), {}
+        for model_format, current in chosen.formats.items():
+            name, _, version = current.rpartition("@")
+            newer = [r for r in self.runtimes() if r.name == name and max(version, r.version, key=order) != version]
+            if current not in chosen.pins:
+                usable = (r for r in newer if model_format in r.formats and r.id not in chosen.holds)
+                if best := next((r for r in usable if health.quick(r.directory).ok), None):
+                    found[model_format] = best
+        return found
+
+    def select_latest(self) -> dict[str, Runtime]:
+        """Move every selection to what `latest` says; returns what changed."""
+        with self._changing("selecting the latest runtimes"):
+            found, chosen = self.latest(), self.selection()
+            for model_format, runtime in found.items():
+                chosen = chosen.with_format(model_format, runtime.id)
+            self._write(chosen)
+            return found
+
+    def rollback_targets(self, model_format: str | None = None) -> dict[str, Runtime]:
+        """By format, where `rollback` would go. Raises NotFoundError when there is nothing to go back to."""
+        chosen = self.selection()
+        found = {}
+        for name in (model_format,) if model_format is not None else sorted(chosen.previous):
+            history = chosen.previous.get(name, ())
+            whole = {r.id: r for r in map(self.find, history) if r is not None and health.quick(r.directory).ok}
+            if (target := chosen.last_good(name, whole)) is not None:
+                found[name] = whole[target]
+        if not found:
+            raise self._nothing_to_return_to(model_format, chosen)
+        return found
+
+    def rollback(self, model_format: str | None = None) -> dict[str, Runtime]:
+        """Return a format, or every format, to its last selection that worked; returns what serves it now.
+
+        Worked has what loaded a model here, is still whole and is not held. Raises NotFoundError when there is none.
+        """
+        with self._changing("rolling back"):
+            found, chosen = self.rollback_targets(model_format), self.selection()
+            for name, runtime in found.items():
+                chosen = chosen.rolled_back(name, runtime.id)
+            self._write(chosen)
+            return found
+
+    def note_loaded(self, runtime: Runtime, model_format: str) -> None:
+        """Remember that `runtime` loaded a model of a format, so that `rollback` may return to it.
+
+        Writes once for each runtime and format, and never raises: a home that cannot be written stops no model.
+        """
+        if (runtime.id, model_format) in self._noted:
+            return
+        try:
+            if runtime.id not in self.selection().worked.get(model_format, ()):
+                self._change("noting a load", lambda s: s.with_worked(model_format, runtime.id))
+        except StoreError:
+            return
+        self._noted.add((runtime.id, model_format))
+
+    def pin(self, runtime_id: str) -> None:
+        """Have updates and clean-up leave this runtime alone."""
+        self._change(f"pinning {runtime_id}", lambda s: replace(s, pins=_with(s.pins, runtime_id)))
+
+    def unpin(self, runtime_id: str) -> None:
+        self._change(f"unpinning {runtime_id}", lambda s: replace(s, pins=_without(s.pins, runtime_id)))
+
+    def hold(self, release_id: str) -> None:
+        """Never choose this version automatically, be it installed or not."""
+        self._change(f"holding {release_id}", lambda s: replace(s, holds=_with(s.holds, release_id)))
+
+    def unhold(self, release_id: str) -> None:
+        self._change(f"unholding {release_id}", lambda s: replace(s, holds=_without(s.holds, release_id)))
+
+    # --- what changes ----------------------------------------------------------------------------------------------
+
+    def use(self, runtime: Runtime) -> Use:
+        """Hold `runtime` for this process: until the use is released or the process ends, nobody removes it.
+
+        Raises NotFoundError when it is gone. In a home that cannot be written the use holds nothing and says nothing.
+        """
+        try:
+            with self._changing(f"using {runtime.id}"):
+                if self.find(runtime.id) is None:
+                    raise NotFoundError(f"{runtime.id} is not installed", help=f"`paceline runtime get {runtime.id}`")
+                uses.clean(self._uses(runtime.id))
+                return uses.begin(self._uses(runtime.id))
+        except StoreError:
+            return uses.NOTHING_HELD
+
+    def protection(self, runtime: Runtime, chosen: Selection | None = None) -> str | None:
+        """Why clean-up leaves `runtime` alone; None when nothing needs it."""
+        chosen = chosen or self.selection()
+        if used := self._why_not_removed(runtime.id, chosen):
+            return used
+        for name in runtime.formats:
+            known = [r for r in chosen.previous.get(name, ()) if r == runtime.id or self.find(r) is not None]
+            if chosen.last_good(name, known) == runtime.id:
+                return f"{runtime.id} is what `paceline runtime rollback` would return {name} to"
+        return None
+
     def remove(self, runtime: Runtime, *, force: bool = False) -> None:
-        """Delete `runtime`. Raises InUseError for one that is selected, unless `force`, which unselects it."""
-        with self._changing(f"removing {runtime.id}"):
-            selection = self.selection()
-            if selection.uses(runtime.id):
-                if not force:
-                    formats = ", ".join(selection.formats_of(runtime.id)) or "some models"
-                    raise InUseError(
-                        f"{runtime.id} is selected for {formats}",
-                        help="select another runtime first, or remove this one with --force",
-                    )
-                # Unselected first: a crash between the two leaves an installed runtime, not a dangling selection.
-                self._write(selection.without(runtime.id))
-            if not runtime.directory.exists():
-                raise NotFoundError(f"{runtime.id} was removed by another process")
-            transaction.discard(runtime.directory, self.staging)
+        """Delete `runtime`. Raises InUseError for one that a process uses and, unless `force`, which unselects it,
+        for one that is selected or pinned."""
+        self._remove(runtime.id, lambda chosen: None if force else self._why_not_removed(runtime.id, chosen))
+
+    def check_unused(self, runtime_id: str) -> None:
+        """Raise InUseError, naming the processes, when one uses this runtime."""
+        if pids := uses.holders(self._uses(runtime_id)):
+            raise InUseError(
+                f"{runtime_id} is in use by process {', '.join(map(str, pids))}",
+                help="end that process, or unload the models it serves with this runtime, and try again",
+            )
+
+    def remove_unneeded(self, runtime: Runtime) -> None:
+        """Delete `runtime` if `protection` names no reason against it; else raise InUseError with that reason."""
+        self._remove(runtime.id, lambda chosen: self.protection(runtime, chosen))
+
+    def remove_incomplete(self, name: str, *, force: bool = False) -> None:
+        """Delete a folder among the runtimes that does not count as installed; otherwise as `remove`."""
+        if self.find(name) is not None:
+            raise InUseError(f"{name} is installed", help="another process mended it meanwhile")
+        self._remove(name, lambda chosen: None if force else self._why_not_removed(name, chosen))
 
     def publish(self, staged: Path, runtime_id: str) -> Runtime:
-        """Turn a finished folder of `staging`, manifest included, into an installed runtime."""
+        """Turn a finished folder of `staging`, manifest included, into an installed runtime.
+
+        Raises InUseError when it would replace one that a process uses.
+        """
         with self._changing(f"installing {runtime_id}"):
-            transaction.publish(staged, self.folder / runtime_id)
+            self.check_unused(runtime_id)
+            replaced = transaction.publish(staged, self.folder / runtime_id)
+        if replaced is not None:
+            transaction.discard(replaced)
         runtime = self.find(runtime_id)
         if runtime is None:
             raise StoreError(f"{self.folder / runtime_id} vanished after it was installed", help="install it again")
         return runtime
 
+    @contextmanager
+    def installing(self, progress: Progress = silent) -> Iterator[None]:
+        """Hold the home's install lock, which the system takes back from a process that dies, over a clean staging."""
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.lock_file("install"))
+        with transaction.explained("taking the install lock", self.home):
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                progress(Phase.WAIT, message="another installation is under way, waiting for it")
+                lock.acquire(poll_interval=0.1)
+        try:
+            with self._changing("healing the store"):
+                pass
+            transaction.sweep(self.staging)
+            yield
+        finally:
+            lock.release()
+
     def lock_file(self, name: str) -> Path:
         """Where the lock `name` of this home lives; makes the folder."""
         folder = self.home / "locks"
         with transaction.explained("taking a lock", self.home):
-            folder.mkdir(parents=True, exist_ok=True)
+            transaction.make_folder(folder)
         return folder / f"{name}.lock"
 
-    def _select(self, runtime: Runtime, formats: tuple[str, ...]) -> tuple[str, ...]:
-        if self.find(runtime.id) is None:
-            raise NotFoundError(f"{runtime.id} is not installed", help=f"`paceline runtime get {runtime.id}`")
-        selection = self.selection()
-        changed = tuple(f for f in formats if selection.formats.get(f) != runtime.id)
-        if changed:
-            self._write(Selection({**selection.formats, **dict.fromkeys(changed, runtime.id)}, selection.models))
-        return changed
+    # --- how -------------------------------------------------------------------------------------------------------
 
-    def _write(self, selection: Selection) -> None:
-        value = {"schema_version": SCHEMA_VERSION, "formats": selection.formats, "models": selection.models}
-        transaction.write_json(self._selection_file, value)
+    def _folders(self) -> list[Path]:
+        try:
+            return list(self.folder.iterdir())
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise StoreError(f"{self.folder} cannot be read: {error.strerror}", help="check its permissions") from None
+
+    def _uses(self, runtime_id: str) -> Path:
+        return self.home / "uses" / runtime_id
+
+    def _usable(self, runtime: Runtime) -> Runtime:
+        found = self.find(runtime.id)
+        if found is None:
+            raise NotFoundError(f"{runtime.id} is not installed", help=f"`paceline runtime get {runtime.id}`")
+        state = health.quick(found.directory)
+        if not state.ok:
+            raise StoreError(
+                f"{runtime.id} is {state.state}: {'; '.join(state.problems)}",
+                help=f"`paceline runtime repair {runtime.id}`",
+            )
+        return found
+
+    def _select(self, runtime: Runtime, formats: tuple[str, ...]) -> tuple[str, ...]:
+        self._usable(runtime)
+        before = after = self.selection()
+        for name in formats:
+            after = after.with_format(name, runtime.id)
+        self._write(after)
+        return tuple(f for f in formats if before.formats.get(f) != runtime.id)
+
+    def _nothing_to_return_to(self, model_format: str | None, chosen: Selection) -> NotFoundError:
+        names = [model_format] if model_format is not None else sorted(chosen.previous)
+        earlier = [r for name in names for r in chosen.previous.get(name, ())]
+        what = f"of {model_format} " if model_format is not None else ""
+        if not earlier:
+            return NotFoundError(
+                f"no earlier selection {what}is known, so there is nothing to return to",
+                help="`paceline runtime ls` shows what is installed, `paceline runtime select` chooses",
+            )
+        reasons = ", ".join(f"{r} {self._why_not_returned_to(r, names, chosen)}" for r in dict.fromkeys(earlier))
+        return NotFoundError(
+            f"no earlier selection {what}can be returned to: {reasons}",
+            help="choose one all the same with `paceline runtime select`",
+        )
+
+    def _why_not_returned_to(self, runtime_id: str, formats: list[str], chosen: Selection) -> str:
+        if self.find(runtime_id) is None:
+            return "is not installed"
+        if runtime_id in chosen.holds:
+            return "is held"
+        if not health.quick(self.folder / runtime_id).ok:
+            return "is broken"
+        return "never loaded a model"
+
+    def _why_not_removed(self, runtime_id: str, chosen: Selection) -> str | None:
+        if chosen.uses(runtime_id):
+            what = ", ".join((*chosen.formats_of(runtime_id), *(f"model {m}" for m in chosen.models_of(runtime_id))))
+            return f"{runtime_id} is selected for {what}"
+        return f"{runtime_id} is pinned" if runtime_id in chosen.pins else None
+
+    def _remove(self, name: str, forbidden: Callable[[Selection], str | None]) -> None:
+        with self._changing(f"removing {name}"):
+            self.check_unused(name)
+            chosen = self.selection()
+            if reason := forbidden(chosen):
+                raise InUseError(
+                    reason, help="select another runtime or unpin it first, or remove this one with --force"
+                )
+            if not (self.folder / name).exists():
+                raise NotFoundError(f"{name} was removed by another process")
+            # Unselected first: a crash between the two leaves an installed runtime, not a dangling selection.
+            self._write(chosen.without(name))
+            grave = transaction.bury(self.folder / name, self.staging)
+            transaction.discard(self._uses(name))
+        transaction.discard(grave)
+
+    def _change(self, doing: str, change: Callable[[Selection], Selection]) -> None:
+        with self._changing(doing):
+            self._write(change(self.selection()))
+
+    def _write(self, chosen: Selection) -> None:
+        """Write the selection if it is another one. Under the store's lock."""
+        if chosen != self.selection():
+            transaction.write_json(self._selection_file, selection.to_json(chosen))
 
     @contextmanager
     def _changing(self, doing: str) -> Iterator[None]:
+        """Hold the store's lock, having mended what an ended process left half done under it."""
         from filelock import FileLock
 
         path = self.lock_file("store")
         with transaction.explained(doing, self.home), FileLock(path):
+            transaction.recover(self.folder, self.staging)
+            transaction.sweep_unfinished(self._selection_file)
             yield
 
 
-def python_of(environment: Path) -> Path:
-    """The interpreter of a virtual environment."""
-    windows = environment / "Scripts" / "python.exe"
-    return windows if windows.exists() else environment / "bin" / "python"
+def _with(ids: tuple[str, ...], added: str) -> tuple[str, ...]:
+    return ids if added in ids else (*ids, added)
 
 
-def _read_runtime(folder: Path) -> Runtime | None:
-    try:
-        data = _read_json(folder / MANIFEST)
-        runtime = Runtime(
-            engine=str(data["engine"]),
-            version=str(data["version"]),
-            platform=str(data["platform"]),
-            formats=tuple(map(str, data["formats"])),
-            features=tuple(map(str, data["features"])),
-            directory=folder,
-            python=python_of(folder / "env"),
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return runtime if data.get("schema_version") == SCHEMA_VERSION and runtime.id == folder.name else None
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    data = json.loads(file.read_bytes())
-    if not isinstance(data, dict):
-        raise ValueError(f"{file} holds no JSON object")
-    return data
-
-
-def _id_map(value: Any) -> dict[str, str]:
-    if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
-        raise ValueError(f"expected a map of runtime ids, found {value!r}")
-    return value
+def _without(ids: tuple[str, ...], removed: str) -> tuple[str, ...]:
+    return tuple(i for i in ids if i != removed)

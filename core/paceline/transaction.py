@@ -1,19 +1,22 @@
-"""File-system steps that a crash cannot leave half done.
+"""File-system steps that a crash cannot leave half done, and the one seam that every such step passes.
 
 A change becomes visible by one rename; everything before it happens in a staging folder on the same file system,
-which may be deleted whenever nobody installs.
+which may be deleted whenever nobody installs. Each step is announced before it is taken: `observed` lets a caller
+count them, fail one, or end the process at one.
 """
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import json
 import os
-import shutil
+import secrets
 import sys
 import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from paceline.errors import StoreError
 
@@ -21,53 +24,159 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+class Observer(Protocol):
+    """Called before each step with its name and the path it is about; what it raises is raised by the step."""
+
+    def __call__(self, step: str, path: Path) -> None: ...
+
+
+@contextmanager
+def observed(observer: Observer) -> Iterator[None]:
+    """Have every step of this process announced to `observer` while the block runs."""
+    global _observer
+    before, _observer = _observer, observer
+    try:
+        yield
+    finally:
+        _observer = before
+
+
+def step(name: str, path: Path) -> None:
+    """Announce a step that something else takes, such as a program that writes into a staging folder."""
+    if _observer is not None:
+        _observer(name, path)
+
+
+_observer: Observer | None = None
+
+
+def make_folder(path: Path) -> Path:
+    """Make `path` and the folders above it where they are missing."""
+    if not path.is_dir():
+        step("make folder", path)
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file where nobody looks yet, such as in a staging folder."""
+    step("write", path)
+    path.write_text(text, encoding="utf-8")
+
+
 def write_json(path: Path, value: object) -> None:
     """Replace `path` with `value` as JSON: after a crash the file holds the old or the new text, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
+    step("make file", path)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     temporary = Path(name)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
+            step("write", temporary)
             json.dump(value, file, indent=1, ensure_ascii=False)
             file.write("\n")
             file.flush()
+            step("sync", temporary)
             os.fsync(file.fileno())
+        step("rename", path)
         temporary.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
 
 
-def publish(staged: Path, final: Path) -> None:
-    """Make a finished folder visible under its final name by one rename. Whatever had that name is moved away first."""
-    final.parent.mkdir(parents=True, exist_ok=True)
-    if final.exists():
-        discard(final, staged.parent)
-    staged.rename(final)
+def publish(staged: Path, final: Path) -> Path | None:
+    """Make a finished folder visible under its final name. Whatever had that name is replaced in the same instant.
+
+    Returns where the replaced one lies, for `discard`. Where the system cannot exchange two folders, a crash between
+    the two renames is undone by `recover`.
+    """
+    make_folder(final.parent)
+    if not final.exists():
+        step("rename", final)
+        staged.rename(final)
+        sync_folder(final.parent)
+        return None
+    step("exchange", final)
+    if _exchange(staged, final):
+        sync_folder(final.parent)
+        return staged
+    grave = staged.parent / f"{_REPLACED}{secrets.token_hex(4)}.{final.name}"
+    step("rename", grave)
+    final.rename(grave)
+    try:
+        step("rename", final)
+        staged.rename(final)
+    except BaseException:
+        grave.rename(final)
+        raise
     sync_folder(final.parent)
+    return grave
 
 
-def discard(folder: Path, staging: Path) -> None:
-    """Make a folder disappear by one rename into `staging`, then delete it there."""
-    staging.mkdir(parents=True, exist_ok=True)
-    grave = Path(tempfile.mkdtemp(prefix="removed.", dir=staging))
-    folder.rename(grave / folder.name)
+def recover(folder: Path, staging: Path) -> None:
+    """Put back into `folder` what a crash during `publish` left away from its name."""
+    for grave in staging.glob(f"{_REPLACED}*"):
+        final = folder / grave.name.removeprefix(_REPLACED).partition(".")[2]
+        if not final.exists():
+            step("rename", final)
+            grave.rename(final)
+            sync_folder(folder)
+
+
+def bury(folder: Path, staging: Path) -> Path:
+    """Make a folder disappear by one rename into `staging`; returns where it lies, for `discard`."""
+    make_folder(staging)
+    grave = staging / f"removed.{secrets.token_hex(4)}.{folder.name}"
+    step("rename", folder)
+    folder.rename(grave)
     sync_folder(folder.parent)
-    shutil.rmtree(grave, ignore_errors=True)
+    return grave
+
+
+def sweep_unfinished(path: Path) -> None:
+    """Delete what a crash during `write_json(path)` left. Only one who alone may write `path` may call it."""
+    for leftover in path.parent.glob(f".{path.name}.*"):
+        discard(leftover)
+
+
+def discard(path: Path) -> None:
+    """Delete a file or a folder that counts for nothing any more; what cannot be deleted is left for later."""
+    with suppress(OSError):
+        delete(path)
+
+
+def delete(path: Path) -> None:
+    """Delete a file, a link or a folder with everything in it; what is already gone is fine."""
+    for folder, folders, files in os.walk(path, topdown=False):
+        for name in files:
+            _unlink(Path(folder, name))
+        for name in folders:
+            child = Path(folder, name)
+            if child.is_symlink():
+                _unlink(child)
+            else:
+                _rmdir(child)
+    if path.is_dir() and not path.is_symlink():
+        _rmdir(path)
+    else:
+        _unlink(path)
 
 
 def sweep(staging: Path) -> None:
     """Delete what ended processes left in `staging`. Only the holder of the install lock may call it."""
     with suppress(FileNotFoundError):
         for leftover in list(staging.iterdir()):
-            shutil.rmtree(leftover, ignore_errors=True)
+            discard(leftover)
 
 
 def sync_folder(folder: Path) -> None:
     """Make renames in `folder` survive a power cut, where the system can say so."""
     if sys.platform == "win32":  # folders cannot be opened there
         return
+    step("sync", folder)
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -86,3 +195,43 @@ def explained(doing: str, folder: Path) -> Iterator[None]:
             f"{doing} failed at {where}: {error.strerror or error}",
             help=f"make {folder} writable and see that its disk has room, or set PACELINE_HOME to another folder",
         ) from error
+
+
+def _unlink(path: Path) -> None:
+    step("delete", path)
+    path.unlink(missing_ok=True)
+
+
+def _rmdir(path: Path) -> None:
+    step("delete", path)
+    with suppress(FileNotFoundError):
+        path.rmdir()
+
+
+_REPLACED = "replaced."
+"""Prefix of the folder in staging that is being replaced; a token and the folder's own name follow."""
+_NOT_HERE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM}
+_EXCHANGE = 2
+"""RENAME_EXCHANGE of linux/fs.h, and RENAME_SWAP of macOS's sys/stdio.h: both are 2."""
+_AT_FDCWD = -100
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Give two folders each other's name in one step; False where the system or the file system cannot."""
+    names = os.fsencode(a), os.fsencode(b)
+    try:
+        library = ctypes.CDLL(None, use_errno=True)
+        if sys.platform == "darwin":
+            status = library.renamex_np(*names, _EXCHANGE)
+        elif sys.platform == "linux":
+            status = library.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _EXCHANGE)
+        else:
+            return False
+    except (AttributeError, TypeError):  # a C library without the call; no C library at all
+        return False
+    if status == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _NOT_HERE:
+        return False
+    raise OSError(number, os.strerror(number), str(b))

@@ -35,11 +35,11 @@ def test_get_list_select_remove(tiny):
     assert "Installed tiny-any-cpu@2.0" in out
     assert "TINY is served by tiny-any-cpu@1.0; select this one: paceline runtime select tiny-any-cpu@2.0" in out
 
-    assert ok(tiny.paceline("runtime", "ls")).splitlines() == [
-        "LLM ENGINE        SELECTED  MODEL FORMAT",
-        "tiny-any-cpu@2.0            TINY",
-        "tiny-any-cpu@1.0  ✓         TINY",
-    ]
+    rows = [line.split() for line in ok(tiny.paceline("runtime", "ls")).splitlines()]
+    assert rows[0] == ["LLM", "ENGINE", "SELECTED", "MODEL", "FORMAT", "SIZE", "LAST", "USED", "STATE"]
+    assert rows[1][:2] == ["tiny-any-cpu@2.0", "TINY"]
+    assert rows[2][:3] == ["tiny-any-cpu@1.0", "✓", "TINY"]
+    assert [row[-2:] for row in rows[1:]] == [["never", "installed"]] * 2
     assert "Would select" in ok(tiny.paceline("runtime", "select", "tiny@2.0", "--dry-run"))
     assert "Selected tiny-any-cpu@2.0 for TINY" in ok(tiny.paceline("runtime", "select", "tiny@2.0"))
     assert "Already selected" in ok(tiny.paceline("runtime", "select", "tiny@2.0"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import PurePath
 from typing import Any
 
@@ -53,3 +54,8 @@ def size(n: int | None) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.1f} TB"
+
+
+def day(moment: str | None) -> str:
+    """An ISO time for people: its day in the local time zone, `never` for None."""
+    return datetime.fromisoformat(moment).astimezone().date().isoformat() if moment is not None else "never"

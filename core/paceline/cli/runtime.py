@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from paceline import paths
 from paceline.cli import output
+from paceline.cli.matching import nothing_fits_is_3
+from paceline.cli.selecting import hold, pin, rollback, select, unhold, unpin, unselect
 from paceline.cli.update import update
-from paceline.errors import IncompatibleError, NotFoundError, PacelineError
+from paceline.cli.upkeep import prune, remove, repair, verify
+from paceline.errors import NotFoundError
 from paceline.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
+    from paceline.diskspace import Space
     from paceline.plan import InstallPlan
     from paceline.plugins import Plugins
     from paceline.store import Selection
@@ -25,11 +28,15 @@ if TYPE_CHECKING:
 
 @click.group(epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 nothing matches, or nothing that runs here.")
 def runtime() -> None:
-    """Install, select, update, remove and survey runtimes.
+    """Install, select, update, mend, remove and survey runtimes.
 
     A QUERY is an engine (`llama.cpp`), an engine with filters (`llama.cpp:cuda`), one version (`llama.cpp@0.3.36`) or a
     full name (`llama.cpp-linux-x86_64-cpu@0.3.36`).
     """
+
+
+for _command in (select, unselect, rollback, pin, unpin, hold, unhold, update, verify, repair, remove, prune):
+    runtime.add_command(_command)
 
 
 @runtime.command("ls")
@@ -37,17 +44,27 @@ def runtime() -> None:
 def ls(as_json: bool) -> None:
     """List the installed runtimes."""
     store = Store(paths.home())
-    installed, selection = store.runtimes(), store.selection()
+    selection = store.selection()
+    installed = [_runtime_json(r, store, selection) for r in store.runtimes()]
+    incomplete = [{"id": name, "state": "incomplete"} for name in store.incomplete()]
     if as_json:
-        output.as_json_text([_runtime_json(r, selection) for r in installed])
-    elif not installed:
+        output.as_json_text([*installed, *incomplete])
+    elif not installed and not incomplete:
         click.echo("no runtime is installed: `paceline runtime get` installs the best for this machine")
     else:
         rows = [
-            [r.id, "✓" if selection.formats_of(r.id) else "", ", ".join(f.upper() for f in r.formats)]
+            [
+                r["id"],
+                "✓" if r["selected_for"] else "",
+                ", ".join(f.upper() for f in r["formats"]),
+                output.size(r["size_bytes"]),
+                output.day(r["last_used"]),
+                _state_words(r),
+            ]
             for r in installed
         ]
-        output.table(["LLM ENGINE", "SELECTED", "MODEL FORMAT"], rows)
+        rows += [[r["id"], "", "", "", "", "incomplete"] for r in incomplete]
+        output.table(["LLM ENGINE", "SELECTED", "MODEL FORMAT", "SIZE", "LAST USED", "STATE"], rows)
 
 
 @runtime.command("get")
@@ -65,68 +82,27 @@ def get(
     Exit codes: 0 done or already installed, 1 failed, 2 wrong usage, 3 nothing matches or nothing that runs here.
     """
     from paceline import plugins
+    from paceline.diskspace import space_for
     from paceline.plan import make_plan
     from paceline.policy import choose
 
     loaded = plugins.load()
     store = Store(paths.home())
-    with _nothing_fits_is_3():
+    with nothing_fits_is_3():
         ranked = _ranked(loaded, query)
         if as_list:
             _print_list(ranked, store, as_json)
             return
-        choice = choose(ranked, allow_incompatible=allow_incompatible, allow_unpinned=allow_unpinned)
+        held = () if query and "@" in query else store.selection().holds
+        choice = choose(ranked, allow_incompatible=allow_incompatible, allow_unpinned=allow_unpinned, held=held)
     release = choice.release
     for remark in choice.remarks:
         click.echo(remark, err=True)
     plan = make_plan(release, store.home, [r.id for r in store.runtimes()], store.selection())
     if dry_run:
-        output.as_json_text(plan) if as_json else _print_plan(plan)
+        output.as_json_text(plan) if as_json else _print_plan(plan, space_for(release, store, paths.cache()))
         return
     _install(release, plan, store, loaded, allow_unpinned, as_json)
-
-
-@runtime.command("select")
-@click.argument("query")
-@click.option("--dry-run", is_flag=True, help="Say what would change and change nothing.")
-@output.json_option
-def select(query: str, dry_run: bool, as_json: bool) -> None:
-    """Let an installed runtime serve every model format it can."""
-    store = Store(paths.home())
-    with _nothing_fits_is_3():
-        chosen = store.get(query)
-    before = store.selection()
-    changes = tuple(f for f in chosen.formats if before.formats.get(f) != chosen.id)
-    if not dry_run:
-        changes = store.select(chosen)
-    if as_json:
-        output.as_json_text({"runtime": chosen.id, "selected": changes, "dry_run": dry_run})
-        return
-    for name in chosen.formats:
-        already = "Already selected" if name not in changes else "Would select" if dry_run else "Selected"
-        click.echo(f"{already} {chosen.id} for {name.upper()}")
-
-
-@runtime.command("remove")
-@click.argument("query")
-@click.option("--force", is_flag=True, help="Remove it even when it is selected.")
-@click.option("--dry-run", is_flag=True, help="Say what would be removed and remove nothing.")
-@output.json_option
-def remove(query: str, force: bool, dry_run: bool, as_json: bool) -> None:
-    """Delete an installed runtime."""
-    store = Store(paths.home())
-    with _nothing_fits_is_3():
-        chosen = store.get(query)
-    size = store.manifest(chosen).get("size_bytes")
-    if not dry_run:
-        store.remove(chosen, force=force)
-    if as_json:
-        output.as_json_text({"removed": chosen.id, "size_bytes": size, "dry_run": dry_run})
-    else:
-        click.echo(f"{'Would remove' if dry_run else 'Removed'} {chosen.id} ({output.size(size)})")
-
-
-runtime.add_command(update)
 
 
 @runtime.command("survey")
@@ -152,25 +128,13 @@ def install_best(loaded: Plugins, store: Store, model_format: str) -> Runtime:
     from paceline.plan import make_plan
     from paceline.policy import choose
 
-    with _nothing_fits_is_3():
+    with nothing_fits_is_3():
         ranked = [(r, v) for r, v in _ranked(loaded, None) if model_format in r.formats]
-        choice = choose(ranked)
+        choice = choose(ranked, held=store.selection().holds)
     for remark in choice.remarks:
         click.echo(remark, err=True)
     plan = make_plan(choice.release, store.home, [r.id for r in store.runtimes()], store.selection())
     return _run_install(choice.release, plan, store, loaded, allow_unpinned=False)
-
-
-class _NothingFits(PacelineError):
-    exit_status = 3
-
-
-@contextmanager
-def _nothing_fits_is_3() -> Iterator[None]:
-    try:
-        yield
-    except (NotFoundError, IncompatibleError) as error:
-        raise _NothingFits(error.message, help=error.help) from error
 
 
 def _ranked(loaded: Plugins, query: str | None) -> list[tuple[Release, Verdict]]:
@@ -209,7 +173,7 @@ def _install(
     took = time.monotonic() - started
     selection = store.selection()
     if as_json:
-        value = _runtime_json(installed, selection)
+        value = _runtime_json(installed, store, selection)
         output.as_json_text({**value, "already_installed": plan.already_installed, "seconds": round(took, 2)})
         return
     if plan.already_installed:
@@ -246,7 +210,7 @@ def _verdict_words(release: Release, verdict: Verdict) -> str:
     return ", ".join(notes)
 
 
-def _print_plan(plan: InstallPlan) -> None:
+def _print_plan(plan: InstallPlan, spaces: Sequence[Space]) -> None:
     if plan.already_installed:
         click.echo(f"{plan.release} is already installed in {plan.directory}")
         return
@@ -259,6 +223,10 @@ def _print_plan(plan: InstallPlan) -> None:
             for p in plan.packages
         ],
     )
+    for space in spaces:
+        click.echo(
+            f"Needs {output.size(space.needed_bytes)} in {space.folder}, {output.size(space.free_bytes)} are free"
+        )
     click.echo(f"Would select it for {', '.join(f.upper() for f in plan.selects) or 'no format'}")
 
 
@@ -267,13 +235,33 @@ def _building(plan: InstallPlan) -> str:
     return f"{', '.join(plan.built)} is compiled on this machine{took}"
 
 
-def _runtime_json(installed: Runtime, selection: Selection) -> dict[str, Any]:
+def _runtime_json(installed: Runtime, store: Store, selection: Selection) -> dict[str, Any]:
+    from paceline import health
+
+    state, used = health.glance(installed.directory), store.last_used(installed)
     return {
         "id": installed.id,
         "name": installed.name,
         **output.plain(installed),
         "selected_for": selection.formats_of(installed.id),
+        "selected_for_models": selection.models_of(installed.id),
+        "pinned": installed.id in selection.pins,
+        "held": installed.id in selection.holds,
+        "size_bytes": store.manifest(installed).get("size_bytes"),
+        "last_used": used.isoformat(timespec="seconds") if used is not None else None,
+        "in_use_by": store.in_use_by(installed),
+        "state": state.state,
+        "problems": state.problems,
     }
+
+
+def _state_words(installed: dict[str, Any]) -> str:
+    marks = [word for word in ("pinned", "held") if installed[word]]
+    if installed["in_use_by"]:
+        marks.append(f"in use by {', '.join(map(str, installed['in_use_by']))}")
+    if installed["selected_for_models"]:
+        marks.append(f"for {', '.join(installed['selected_for_models'])}")
+    return ", ".join((str(installed["state"]), *marks)) + "".join(f"; {p}" for p in installed["problems"])
 
 
 def _release_json(release: Release, verdict: Verdict, installed: bool) -> dict[str, Any]:

@@ -142,7 +142,15 @@ class _Search:
         from paceline.updates import plan_updates
 
         channels = ("stable", "beta") if self.channel == "beta" else ("stable",)
-        return plan_updates(selected, self._ranked(), channels=channels, allow_unpinned=allow_unpinned)
+        chosen = self.store.selection()
+        return plan_updates(
+            selected,
+            self._ranked(),
+            channels=channels,
+            pinned=chosen.pins,
+            held=chosen.holds,
+            allow_unpinned=allow_unpinned,
+        )
 
     def _ranked(self) -> list[tuple[Release, Verdict]]:
         """Every known release, by name and then newest first, with its verdict on this machine."""

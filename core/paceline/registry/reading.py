@@ -151,7 +151,8 @@ def _gpu(node: _Node) -> GpuRequirement:
 
 
 def _recipe(node: _Node) -> Recipe:
-    fields = node.object("packages", "build_packages config_settings prune expected_build_s roots build_roots unhashed")
+    optional = "build_packages config_settings prune expected_build_s installed_bytes roots build_roots unhashed"
+    fields = node.object("packages", optional)
     settings: dict[str, dict[str, str]] = {}
     if "config_settings" in fields:
         for package, values in fields["config_settings"].map().items():
@@ -164,6 +165,7 @@ def _recipe(node: _Node) -> Recipe:
         config_settings=settings,
         prune=tuple(_below(item) for item in fields["prune"].items()) if "prune" in fields else (),
         expected_build_s=fields["expected_build_s"].number() if "expected_build_s" in fields else None,
+        installed_bytes=fields["installed_bytes"].integer() if "installed_bytes" in fields else None,
         roots=fields["roots"].texts() if "roots" in fields else (),
         build_roots=fields["build_roots"].texts() if "build_roots" in fields else (),
         unhashed={name: page.text() for name, page in unhashed.items()},

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from paceline.library.pairs import PairIndex
     from paceline.plugins import Plugins
     from paceline.store import Store
+    from paceline.uses import Use
 
 DEFAULT_TTL_S = 3600.0
 """Idle time after which a model that a request loaded is unloaded; LM Studio's default."""
@@ -236,8 +237,16 @@ class Serving:
         return place.worker
 
     async def _start(self, place: _Place) -> _Worker:
+        runtime = selected_runtime(self._store, place.model)
+        use = await asyncio.to_thread(self._store.use, runtime)
+        try:
+            return await self._load(place, runtime, use)
+        except BaseException:
+            use.release()
+            raise
+
+    async def _load(self, place: _Place, runtime: Runtime, use: Use) -> _Worker:
         model = place.model
-        runtime = selected_runtime(self._store, model)
         spec = self._plugins.engine(runtime.engine).worker(runtime)
         started = time.monotonic()
         client = WorkerClient(await self._launcher.launch(spec))
@@ -251,6 +260,7 @@ class Serving:
             if model.facts.kind is ModelKind.EMBEDDINGS:
                 options["embedding"] = True
             result = await client.call("load", load_params("main", model, config, options))
+            await asyncio.to_thread(self._store.note_loaded, runtime, model.format)
         except RequestError as error:
             await asyncio.shield(client.close())
             raise RequestError(error.message, help=error.help, param=(error.param or "").split(".")[-1]) from error
@@ -259,7 +269,7 @@ class Serving:
             raise
         context_length, slots = int(result["context_length"]), int(result.get("slots", info.slots))
         memory = sum((result.get("memory") or {}).values())
-        return _Worker(client, info, runtime, config, context_length, slots, time.monotonic() - started, memory)
+        return _Worker(client, info, runtime, use, config, context_length, slots, time.monotonic() - started, memory)
 
     def _idle(self, but: Model) -> list[tuple[str, int]]:
         """The loaded models that nobody uses now, and what each took."""
@@ -338,6 +348,7 @@ class Serving:
         worker, place.worker = place.worker, None
         if worker is not None:
             await worker.client.close()
+            worker.use.release()
 
 
 class Lease:
@@ -383,6 +394,7 @@ class _Worker:
     client: WorkerClient
     info: WorkerInfo
     runtime: Runtime
+    use: Use
     config: LoadConfig
     context_length: int
     slots: int

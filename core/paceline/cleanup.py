@@ -1,0 +1,113 @@
+"""What can be deleted without losing anything that is needed: runtimes long unused, leftovers, logs, the cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from paceline import transaction
+from paceline.environment import prune_cache
+from paceline.errors import InUseError, NotFoundError
+from paceline.progress import silent
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from paceline.progress import Progress
+    from paceline.store import Store
+    from paceline.types import Runtime
+
+KEPT_LOGS = 5
+
+
+@dataclass(frozen=True)
+class Cleanup:
+    """What a clean-up deletes, or would."""
+
+    runtimes: tuple[Runtime, ...]
+    """Least recently used first."""
+    incomplete: tuple[str, ...]
+    """Folders among the runtimes that do not count as installed."""
+    leftovers: tuple[Path, ...]
+    """Of installations that ended on the way."""
+    logs: tuple[Path, ...]
+    """Of failed installations, but for the newest."""
+    kept: tuple[str, ...]
+    """Why each runtime that is needed stays, in sentences."""
+
+
+def plan_cleanup(store: Store, keep: int) -> Cleanup:
+    """What `clean_up` would delete. An installation under way has its folder among the leftovers; it is waited for."""
+    needed, idle = [], []
+    chosen = store.selection()
+    for runtime in store.runtimes():
+        if reason := store.protection(runtime, chosen):
+            needed.append(reason)
+        elif pids := store.in_use_by(runtime):
+            needed.append(f"{runtime.id} is in use by process {', '.join(map(str, pids))}")
+        else:
+            idle.append(runtime)
+    idle.sort(key=lambda runtime: _last_needed(store, runtime))
+    return Cleanup(
+        runtimes=tuple(idle[: max(0, len(idle) - keep)]),
+        incomplete=store.incomplete(),
+        leftovers=_children(store.staging),
+        logs=tuple(sorted(_children(store.logs), key=_modified)[:-KEPT_LOGS]),
+        kept=tuple(needed),
+    )
+
+
+def clean_up(store: Store, keep: int, progress: Progress = silent) -> Cleanup:
+    """Delete what nobody needs, keeping the `keep` most recently used of the idle runtimes; returns what went.
+
+    A runtime that is selected, pinned, what a rollback would return to or in use by a process is never deleted. Waits
+    for an installation that is under way.
+    """
+    plan = plan_cleanup(store, keep)
+    removed, incomplete = [], []
+    with store.installing(progress):
+        for runtime in plan.runtimes:
+            try:
+                store.remove_unneeded(runtime)
+                removed.append(runtime)
+            except (InUseError, NotFoundError):  # somebody began to use it, or removed it, meanwhile
+                continue
+        for name in plan.incomplete:
+            try:
+                store.remove_incomplete(name)
+                incomplete.append(name)
+            except (InUseError, NotFoundError):
+                continue
+        for log in plan.logs:
+            transaction.discard(log)
+    return Cleanup(tuple(removed), tuple(incomplete), plan.leftovers, plan.logs, plan.kept)
+
+
+def clean_cache(cache: Path) -> str:
+    """Let uv delete from the download cache what nothing refers to; returns what it says about it."""
+    return prune_cache(cache)
+
+
+def _last_needed(store: Store, runtime: Runtime) -> datetime:
+    used = store.last_used(runtime)
+    if used is not None:
+        return used
+    try:
+        return datetime.fromisoformat(store.manifest(runtime)["installed_at"]).astimezone(UTC)
+    except (KeyError, TypeError, ValueError):
+        return datetime.min.replace(tzinfo=UTC)
+
+
+def _children(folder: Path) -> tuple[Path, ...]:
+    try:
+        return tuple(sorted(folder.iterdir()))
+    except FileNotFoundError:
+        return ()
+
+
+def _modified(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return 0.0

@@ -1,0 +1,36 @@
+"""What commands that take a QUERY share: exit code 3 for what matches nothing, and for what does not run here."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from paceline import paths
+from paceline.errors import IncompatibleError, NotFoundError, PacelineError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from paceline.registry import Registry
+
+
+@contextmanager
+def nothing_fits_is_3() -> Iterator[None]:
+    """Let NotFoundError and IncompatibleError end the command with exit code 3."""
+    try:
+        yield
+    except (NotFoundError, IncompatibleError) as error:
+        raise _NothingFits(error.message, help=error.help) from error
+
+
+def known_releases() -> Registry:
+    """Everything that could be installed, with what updates found."""
+    from paceline import plugins
+    from paceline.registry import load_registry
+    from paceline.upstream import found_file
+
+    return load_registry(plugins.load(), found=found_file(paths.home()))
+
+
+class _NothingFits(PacelineError):
+    exit_status = 3

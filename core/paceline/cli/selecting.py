@@ -1,0 +1,227 @@
+"""`paceline runtime select`, `unselect`, `rollback`, `pin`, `unpin`, `hold`, `unhold`: which runtime is used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from paceline import paths
+from paceline.cli import output
+from paceline.cli.matching import known_releases, nothing_fits_is_3
+from paceline.errors import AmbiguousError, NotFoundError, UsageError
+from paceline.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from paceline.types import Runtime
+
+_dry_run = click.option("--dry-run", is_flag=True, help="Say what would change and change nothing.")
+
+
+@click.command("select")
+@click.argument("query", required=False)
+@click.option("--latest", is_flag=True, help="Take the newest installed version; without QUERY, for every selection.")
+@click.option("--model", metavar="MODEL", help="Only for this model of the library.")
+@_dry_run
+@output.json_option
+def select(query: str | None, latest: bool, model: str | None, dry_run: bool, as_json: bool) -> None:
+    """Let an installed runtime serve every model format it can, or one model.
+
+    `--latest` passes over versions that are held or broken and, without QUERY, leaves pinned selections.
+    """
+    store = Store(paths.home())
+    with nothing_fits_is_3():
+        if query is None:
+            if not latest or model is not None:
+                raise UsageError("a QUERY is missing", help="name a runtime: `paceline runtime ls` lists them")
+            _select_latest(store, dry_run, as_json)
+            return
+        chosen = _newest(store, query) if latest else store.get(query)
+        if model is not None:
+            _select_for_model(store, chosen, model, dry_run, as_json)
+            return
+        before = store.selection()
+        changes = tuple(f for f in chosen.formats if before.formats.get(f) != chosen.id)
+        if not dry_run:
+            changes = store.select(chosen)
+    if as_json:
+        output.as_json_text({"runtime": chosen.id, "selected": changes, "dry_run": dry_run})
+        return
+    for name in chosen.formats:
+        already = "Already selected" if name not in changes else "Would select" if dry_run else "Selected"
+        click.echo(f"{already} {chosen.id} for {name.upper()}")
+
+
+@click.command("unselect")
+@click.argument("model_format", metavar="[FORMAT]", required=False)
+@click.option("--model", metavar="MODEL", help="Let the runtime of its format serve this model again.")
+@_dry_run
+@output.json_option
+def unselect(model_format: str | None, model: str | None, dry_run: bool, as_json: bool) -> None:
+    """Let nothing serve a model format, or take away the runtime of one model's own."""
+    if (model_format is None) == (model is None):
+        raise UsageError("give a FORMAT or --model, one of them", help="such as `paceline runtime unselect gguf`")
+    store = Store(paths.home())
+    chosen = store.selection()
+    name = model if model is not None else str(model_format).lower()
+    taken = (chosen.models if model is not None else chosen.formats).get(name)
+    with nothing_fits_is_3():
+        if taken is None:
+            what = f"model {name} has no runtime of its own" if model is not None else f"nothing is selected for {name}"
+            raise NotFoundError(what, help="`paceline runtime ls --json` shows what is selected")
+    if not dry_run:
+        store.unselect_model(name) if model is not None else store.unselect(name)
+    if as_json:
+        output.as_json_text({"unselected": taken, "for": name, "dry_run": dry_run})
+    else:
+        click.echo(f"{'Would unselect' if dry_run else 'Unselected'} {taken} for {name if model else name.upper()}")
+
+
+@click.command("rollback")
+@click.argument("model_format", metavar="[FORMAT]", required=False)
+@_dry_run
+@output.json_option
+def rollback(model_format: str | None, dry_run: bool, as_json: bool) -> None:
+    """Return to the last selection that worked: of FORMAT, or of every format that has one.
+
+    What loaded a model here has worked. Versions that are held, broken or removed are passed over. Nothing is
+    downloaded, so this works without a network. Exit code 3 when there is nothing to return to.
+    """
+    store = Store(paths.home())
+    wanted = model_format.lower() if model_format is not None else None
+    before = store.selection().formats
+    with nothing_fits_is_3():
+        found = store.rollback_targets(wanted) if dry_run else store.rollback(wanted)
+    _print_moves(before, found, "Would return" if dry_run else "Returned", dry_run, as_json)
+
+
+def _command(
+    name: str,
+    help: str,
+    find: Callable[[Store, str], str],
+    change: Callable[[Store, str], None],
+) -> click.Command:
+    """A command that finds the one version its QUERY means and marks it."""
+
+    @click.command(name, help=help)
+    @click.argument("query")
+    @_dry_run
+    @output.json_option
+    def command(query: str, dry_run: bool, as_json: bool) -> None:
+        store = Store(paths.home())
+        with nothing_fits_is_3():
+            found = find(store, query)
+        if not dry_run:
+            change(store, found)
+        if as_json:
+            output.as_json_text({"runtime": found, "change": name, "dry_run": dry_run})
+        else:
+            click.echo(f"Would {name} {found}" if dry_run else f"{name}: {found}")
+
+    return command
+
+
+def _installed_or_released(store: Store, query: str) -> str:
+    """The id of the one version that a query means, installed or only known."""
+    try:
+        return store.get(query).id
+    except NotFoundError:
+        found = known_releases().match(query)
+        if not found:
+            raise
+        if len(found) > 1:
+            raise AmbiguousError(
+                f"{query!r} means several versions: {', '.join(r.id for r in found)}",
+                help=f"give the full name, such as `{found[0].id}`",
+            ) from None
+        return found[0].id
+
+
+def _one_of(query: str, names: tuple[str, ...], what: str) -> str:
+    found = [name for name in names if name == query] or [name for name in names if query in name]
+    if not found:
+        raise NotFoundError(f"nothing {what} matches {query!r} ({what}: {', '.join(names) or 'none'})")
+    if len(found) > 1:
+        raise AmbiguousError(f"{query!r} means several: {', '.join(found)}", help="give the full name")
+    return found[0]
+
+
+pin = _command(
+    "pin",
+    "Have updates and clean-up leave an installed runtime alone.",
+    lambda store, query: store.get(query).id,
+    Store.pin,
+)
+unpin = _command(
+    "unpin",
+    "Let updates and clean-up touch a runtime again.",
+    lambda store, query: _one_of(query, store.selection().pins, "pinned"),
+    Store.unpin,
+)
+hold = _command(
+    "hold",
+    "Never choose this version automatically, be it installed or not; `get` and `select` by its name still do.",
+    _installed_or_released,
+    Store.hold,
+)
+unhold = _command(
+    "unhold",
+    "Let this version be chosen automatically again.",
+    lambda store, query: _one_of(query, store.selection().holds, "held"),
+    Store.unhold,
+)
+
+
+def _newest(store: Store, query: str) -> Runtime:
+    if "@" in query:
+        raise UsageError(f"{query!r} names a version already", help="leave out the version, or --latest")
+    held = store.selection().holds
+    found = [r for r in store.match(query) if r.id not in held]
+    if not found:
+        raise NotFoundError(f"every installed runtime that matches {query!r} is held", help="`paceline runtime unhold`")
+    names = dict.fromkeys(r.name for r in found)
+    if len(names) > 1:
+        raise AmbiguousError(
+            f"{query!r} means several runtimes: {', '.join(names)}", help=f"give the name, such as `{found[0].name}`"
+        )
+    return found[0]
+
+
+def _select_latest(store: Store, dry_run: bool, as_json: bool) -> None:
+    before = store.selection().formats
+    found = store.latest() if dry_run else store.select_latest()
+    if not found and not as_json:
+        click.echo("every selection is the newest installed version")
+        return
+    _print_moves(before, found, "Would select" if dry_run else "Selected", dry_run, as_json)
+
+
+def _select_for_model(store: Store, chosen: Runtime, text: str, dry_run: bool, as_json: bool) -> None:
+    from paceline import plugins
+    from paceline.library import open_library
+
+    model = open_library(plugins.load()).get(text)
+    if model.format not in chosen.formats:
+        raise UsageError(
+            f"{chosen.id} serves {', '.join(chosen.formats)}, and {model.id} is a {model.format} model",
+            help=f"choose a runtime for {model.format}: `paceline runtime ls` lists them",
+        )
+    if not dry_run:
+        store.select_for_model(chosen, model.id)
+    if as_json:
+        output.as_json_text({"runtime": chosen.id, "model": model.id, "dry_run": dry_run})
+    else:
+        click.echo(f"{'Would select' if dry_run else 'Selected'} {chosen.id} for the model {model.id}")
+
+
+def _print_moves(
+    before: Mapping[str, str], found: Mapping[str, Runtime], done: str, dry_run: bool, as_json: bool
+) -> None:
+    if as_json:
+        moves = [{"format": f, "from": before.get(f), "to": r.id} for f, r in found.items()]
+        output.as_json_text({"changes": moves, "dry_run": dry_run})
+        return
+    for name, runtime in found.items():
+        click.echo(f"{done} {runtime.id} for {name.upper()}, instead of {before.get(name) or 'none'}")

@@ -1,0 +1,153 @@
+"""`paceline runtime verify`, `repair`, `remove`, `prune`: what is installed is whole, and no more than is needed."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from paceline import paths
+from paceline.cli import output
+from paceline.cli.matching import known_releases, nothing_fits_is_3
+from paceline.errors import NotFoundError
+from paceline.store import Store
+
+
+@click.command("verify", epilog="Exit codes: 0 all is whole, 1 something is not, 3 nothing matches.")
+@click.argument("query", required=False)
+@click.option("--quick", is_flag=True, help="Look at the sizes of programs and libraries alone, read no file.")
+@output.json_option
+def verify(query: str | None, quick: bool, as_json: bool) -> None:
+    """Check every file of the installed runtimes, or of those that QUERY means, by its hash."""
+    from paceline import health
+
+    store = Store(paths.home())
+    with nothing_fits_is_3():
+        names = _names(store, query)
+    found = {name: (health.quick if quick else health.full)(store.folder / name) for name in names}
+    if as_json:
+        output.as_json_text([{"id": name, **output.plain(state)} for name, state in found.items()])
+    else:
+        for name, state in found.items():
+            click.echo(f"{name}: {'whole' if state.ok else state.state}")
+            for problem in state.problems:
+                click.echo(f"  {problem}")
+            if not state.ok:
+                click.echo(f"  mend it: paceline runtime repair {name}")
+    if not all(state.ok for state in found.values()):
+        sys.exit(1)
+
+
+@click.command("repair", epilog="Exit codes: 0 all is whole, 1 something could not be mended, 3 nothing matches.")
+@click.argument("query", required=False)
+@click.option("--dry-run", is_flag=True, help="Say what is damaged and change nothing.")
+@output.json_option
+def repair(query: str | None, dry_run: bool, as_json: bool) -> None:
+    """Mend what `verify` finds damaged: install the same packages again beside it, then let the two change places.
+
+    Packages come from the cache, or from the network where the cache lacks them.
+    """
+    from paceline import health, plugins
+    from paceline.cli.progress import shown
+    from paceline.installation import repair as mend
+
+    store = Store(paths.home())
+    with nothing_fits_is_3():
+        names = _names(store, query)
+    damaged = [name for name in names if not health.full(store.folder / name).ok]
+    if damaged and not dry_run:
+        loaded = plugins.load()
+        for name in damaged:
+            release = next((r for r in known_releases().releases if r.id == name), None)
+            runtime = store.find(name)
+            engine = runtime.engine if runtime is not None else release.engine if release is not None else None
+            if engine is None:
+                raise NotFoundError(
+                    f"{name} cannot be repaired: its manifest is unreadable and no release of that name is known",
+                    help=f"remove it with `paceline runtime remove {name}`",
+                )
+            with shown() as progress:
+                mend(name, store, loaded.engine(engine), progress, release=release)
+    if as_json:
+        output.as_json_text({"whole": [n for n in names if n not in damaged], "repaired": damaged, "dry_run": dry_run})
+        return
+    for name in names:
+        done = "is whole" if name not in damaged else "would be repaired" if dry_run else "repaired"
+        click.echo(f"{name}: {done}")
+
+
+@click.command("remove")
+@click.argument("query")
+@click.option("--force", is_flag=True, help="Remove it even when it is selected or pinned.")
+@click.option("--dry-run", is_flag=True, help="Say what would be removed and remove nothing.")
+@output.json_option
+def remove(query: str, force: bool, dry_run: bool, as_json: bool) -> None:
+    """Delete an installed runtime that no process uses."""
+    store = Store(paths.home())
+    if query in store.incomplete():
+        name, size = query, None
+        if not dry_run:
+            store.remove_incomplete(name, force=force)
+    else:
+        with nothing_fits_is_3():
+            chosen = store.get(query)
+        name, size = chosen.id, store.manifest(chosen).get("size_bytes")
+        if not dry_run:
+            store.remove(chosen, force=force)
+    if as_json:
+        output.as_json_text({"removed": name, "size_bytes": size, "dry_run": dry_run})
+    else:
+        click.echo(f"{'Would remove' if dry_run else 'Removed'} {name} ({output.size(size)})")
+
+
+@click.command("prune")
+@click.option("--keep", default=1, show_default=True, type=click.IntRange(0), help="So many idle runtimes stay.")
+@click.option("--cache", is_flag=True, help="Also delete from the download cache what nothing refers to.")
+@click.option("--dry-run", is_flag=True, help="Say what would go and delete nothing.")
+@output.json_option
+def prune(keep: int, cache: bool, dry_run: bool, as_json: bool) -> None:
+    """Delete the least recently used runtimes, what broken-off installations left, and old logs.
+
+    A runtime that is selected, pinned, what `rollback` would return to or in use by a process always stays; `--keep`
+    counts the others.
+    """
+    from paceline.cleanup import clean_cache, clean_up, plan_cleanup
+
+    store = Store(paths.home())
+    sizes = {r.id: store.manifest(r).get("size_bytes") for r in store.runtimes()}
+    done = plan_cleanup(store, keep) if dry_run or not store.home.exists() else clean_up(store, keep)
+    said = clean_cache(paths.cache()) if cache and not dry_run else None
+    if as_json:
+        output.as_json_text(
+            {
+                "runtimes": [{"id": r.id, "size_bytes": sizes[r.id]} for r in done.runtimes],
+                "incomplete": done.incomplete,
+                "leftovers": done.leftovers,
+                "logs": done.logs,
+                "kept": done.kept,
+                "cache": said,
+                "dry_run": dry_run,
+            }
+        )
+        return
+    verb = "Would remove" if dry_run else "Removed"
+    for runtime in done.runtimes:
+        click.echo(f"{verb} {runtime.id} ({output.size(sizes[runtime.id])})")
+    for name in done.incomplete:
+        click.echo(f"{verb} {name}, which was incomplete")
+    if done.leftovers or done.logs:
+        click.echo(f"{verb} {len(done.leftovers)} leftovers of installations and {len(done.logs)} old logs")
+    if said is not None:
+        click.echo(f"Cache: {said}")
+    if not (done.runtimes or done.incomplete or done.leftovers or done.logs):
+        click.echo("nothing to remove")
+    for reason in done.kept:
+        click.echo(f"Stays: {reason}")
+
+
+def _names(store: Store, query: str | None) -> list[str]:
+    """The names of the runtimes a query means, also of those that do not count because they are incomplete."""
+    incomplete = store.incomplete()
+    if query is None:
+        return [*(r.id for r in store.runtimes()), *incomplete]
+    return [query] if query in incomplete else [r.id for r in store.match(query)]

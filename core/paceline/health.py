@@ -1,0 +1,211 @@
+"""Whether an installed runtime is still what its installation left.
+
+The quick check opens two small files and asks for the size of the interpreter and of the shared libraries; the full
+check reads every file and compares its hash. Both tell a damaged runtime from one whose surroundings changed: a base
+Python that is gone or is another one, an older C library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from paceline.manifest import FILES, MANIFEST, python_of, read_json, read_runtime
+from paceline.versions import numbers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+
+class State(StrEnum):
+    INSTALLED = "installed"
+    BROKEN = "broken"
+    """It has its manifest, but something of it, or below it, is missing or changed."""
+    INCOMPLETE = "incomplete"
+    """No readable manifest: it does not count as installed."""
+
+
+@dataclass(frozen=True)
+class Health:
+    """A runtime's state, and in sentences what is wrong with it."""
+
+    state: State
+    problems: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return self.state is State.INSTALLED
+
+
+def glance(folder: Path) -> Health:
+    """Check only that the manifest, the interpreter and what the runtime stands on are there, for lists."""
+    return _check(folder, lambda folder, manifest: ())
+
+
+def quick(folder: Path) -> Health:
+    """Check the runtime in `folder` by what can be seen without reading its files."""
+    return _check(folder, _quick_files)
+
+
+def full(folder: Path) -> Health:
+    """Check every file of the runtime in `folder` by its hash, and that its Python starts."""
+    return _check(folder, _all_files)
+
+
+def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of every regular file, and the target of every link, by path below `folder`."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    found = sorted(p for p in folder.rglob("*") if p.is_symlink() or p.is_file())
+    with ThreadPoolExecutor() as pool:
+        return {p.relative_to(folder).as_posix(): entry for p, entry in zip(found, pool.map(_hash, found), strict=True)}
+
+
+def quick_part(files: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """Of all files, those whose sizes the quick check looks at, for the manifest: programs and shared libraries."""
+    return {name: int(entry["size"]) for name, entry in files.items() if "size" in entry and _NATIVE.search(name)}
+
+
+def base_python(executable: str) -> dict[str, str]:
+    """What the manifest records of the Python that a runtime is built on."""
+    return {
+        "version": ".".join(map(str, sys.version_info[:3])),
+        "base": executable,
+        "real": os.path.realpath(executable),
+    }
+
+
+def libc() -> str | None:
+    """The C library of this machine, `glibc 2.36`; None where it does not say."""
+    try:
+        return os.confstr("CS_GNU_LIBC_VERSION") if sys.platform == "linux" else None
+    except (ValueError, OSError):
+        return None
+
+
+_NATIVE = re.compile(r"\.(so|dylib|dll|pyd|exe|metallib)($|\.\d)|^env/pyvenv\.cfg$")
+_TOLD = 5
+
+
+def _check(folder: Path, files: Callable[[Path, Mapping[str, Any]], Iterable[str]]) -> Health:
+    if read_runtime(folder) is None:
+        return Health(State.INCOMPLETE, (_why_incomplete(folder),))
+    try:
+        manifest = read_json(folder / MANIFEST)
+        problems = [*_surroundings(folder, manifest), *files(folder, manifest)]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problems = [f"its records cannot be read: {error}"]
+    told = problems[:_TOLD] + ([f"and {len(problems) - _TOLD} more"] if len(problems) > _TOLD else [])
+    return Health(State.BROKEN if problems else State.INSTALLED, tuple(told))
+
+
+def _why_incomplete(folder: Path) -> str:
+    manifest = folder / MANIFEST
+    try:
+        version = read_json(manifest).get("schema_version")
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except OSError as error:
+        return f"{manifest} cannot be read: {error.strerror}"
+    except ValueError:
+        return f"{MANIFEST} is damaged"
+    return f"{MANIFEST} is of another runtime, or of another Paceline (schema_version {version!r})"
+
+
+def _surroundings(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """What changed around the runtime since it was installed."""
+    problems = []
+    python, recorded = python_of(folder / "env"), manifest.get("python", {})
+    if not python.exists():
+        target = python.readlink() if python.is_symlink() else None
+        problems.append(
+            f"the Python it was built on is gone: {target}" if target else f"its Python {python} is missing"
+        )
+    elif (name := re.search(r"python(\d+\.\d+)", Path(os.path.realpath(python)).name)) and recorded.get("version"):
+        built = ".".join(str(recorded["version"]).split(".")[:2])
+        if name[1] != built:
+            problems.append(f"it was built on Python {built}, and {python} is Python {name[1]} now")
+    had, has = manifest.get("libc"), libc()
+    if had and not has:
+        problems.append(f"it was installed on {had}, and this system has another C library")
+    elif had and has and numbers(has.split()[-1]) < numbers(str(had).split()[-1]):
+        problems.append(f"it was installed on {had}, and this system has {has}")
+    return problems
+
+
+def _quick_files(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    expected = manifest.get("quick_check")
+    if expected is None:  # a runtime installed by an older Paceline
+        expected = quick_part(read_json(folder / FILES))
+    root, problems = os.fspath(folder), []
+    for name, size in expected.items():
+        try:
+            found = os.stat(f"{root}/{name}").st_size  # noqa: PTH116 - hundreds of files, and Path costs more than stat
+        except OSError as error:
+            problems.append(f"{name}: {error.strerror}")
+            continue
+        if found != size:
+            problems.append(f"{name} has {found} bytes instead of {size}")
+    if not (folder / FILES).exists():
+        problems.append(f"{FILES} is missing")
+    return problems
+
+
+def _all_files(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    listed = (folder / FILES).read_bytes()
+    if hashlib.sha256(listed).hexdigest() != manifest["files_sha256"]:
+        return [f"{FILES} was changed"]
+    expected, found = read_json(folder / FILES), describe_files(folder)
+    problems = []
+    for name, entry in expected.items():
+        if name not in found:
+            problems.append(f"{name} is missing")
+        elif found[name] != entry:
+            problems.append(f"{name} {_difference(entry, found[name])}")
+    # Byte code that somebody's run of the interpreter wrote harms nothing.
+    own = {FILES, MANIFEST}
+    problems += [
+        f"{name} does not belong to it"
+        for name in found.keys() - expected.keys() - own
+        if "__pycache__" not in PurePosixPath(name).parts
+    ]
+    return problems or _starts(python_of(folder / "env"), manifest)
+
+
+def _difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    if "link" in expected or "link" in found:
+        return "leads elsewhere" if "link" in expected and "link" in found else "is of another kind"
+    if expected["size"] != found["size"]:
+        return f"has {found['size']} bytes instead of {expected['size']}"
+    return "was changed"
+
+
+def _starts(python: Path, manifest: Mapping[str, Any]) -> list[str]:
+    import subprocess
+
+    built = str(manifest.get("python", {}).get("version", ""))
+    code = "import sys; print('.'.join(map(str, sys.version_info[:3])))"
+    try:
+        argv = [str(python), "-I", "-S", "-B", "-c", code]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return [f"its Python does not start: {error}"]
+    if done.returncode:
+        return [f"its Python does not start: {done.stderr.strip()[-200:] or f'exit status {done.returncode}'}"]
+    now = done.stdout.strip()
+    if built and now.split(".")[:2] != built.split(".")[:2]:
+        return [f"it was built on Python {built}, and its base is Python {now} now"]
+    return []
+
+
+def _hash(path: Path) -> dict[str, Any]:
+    if path.is_symlink():
+        return {"link": str(path.readlink())}
+    with path.open("rb") as file:
+        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

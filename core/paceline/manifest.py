@@ -1,0 +1,48 @@
+"""The manifest of an installed runtime: the file that, being there and readable, makes a folder count."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from paceline.types import Runtime
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MANIFEST = "manifest.json"
+FILES = "files.json"
+"""Size and sha256 of every file of a runtime, and the target of every link; the manifest holds its hash."""
+SCHEMA_VERSION = 1
+
+
+def read_runtime(folder: Path) -> Runtime | None:
+    """The runtime in `folder`; None when its manifest is absent, unreadable, of a newer host or of another name."""
+    try:
+        data = read_json(folder / MANIFEST)
+        runtime = Runtime(
+            engine=str(data["engine"]),
+            version=str(data["version"]),
+            platform=str(data["platform"]),
+            formats=tuple(map(str, data["formats"])),
+            features=tuple(map(str, data["features"])),
+            directory=folder,
+            python=python_of(folder / "env"),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return runtime if data.get("schema_version") == SCHEMA_VERSION and runtime.id == folder.name else None
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object. Raises OSError, or ValueError for anything else."""
+    data = json.loads(file.read_bytes())
+    if not isinstance(data, dict):
+        raise ValueError(f"{file} holds no JSON object")
+    return data
+
+
+def python_of(environment: Path) -> Path:
+    """The interpreter of a virtual environment."""
+    windows = environment / "Scripts" / "python.exe"
+    return windows if windows.exists() else environment / "bin" / "python"

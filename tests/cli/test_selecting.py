@@ -1,0 +1,101 @@
+"""The commands that say which runtime is used, in a process of their own over runtimes made in a moment."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from paceline.store import Store
+
+
+@pytest.fixture
+def store(tiny):
+    return Store(tiny.home)
+
+
+@pytest.fixture
+def run(tiny):
+    def run(*arguments, status=0):
+        done = tiny.paceline("runtime", *arguments)
+        assert done.returncode == status, done.stderr
+        return done.stdout if status == 0 else done.stderr
+
+    return run
+
+
+def test_rollback(store, store_world, run):
+    first, second = store_world.add(store, "1.0"), store_world.add(store, "2.0")
+    store.select(first)
+    assert "nothing to return to" in run("rollback", status=3)
+    store.note_loaded(first, "gguf")
+    store.select(second)
+
+    assert run("rollback", "GGUF", "--dry-run") == f"Would return {first.id} for GGUF, instead of {second.id}\n"
+    assert store.selected("gguf") == second
+    assert json.loads(run("rollback", "--json")) == {
+        "changes": [{"format": "gguf", "from": second.id, "to": first.id}],
+        "dry_run": False,
+    }
+    assert store.selected("gguf") == first
+
+
+def test_select_latest_and_unselect(store, store_world, run):
+    first, second = store_world.add(store, "1.0"), store_world.add(store, "2.0")
+    store.select(first)
+
+    assert "Would select" in run("select", "--latest", "--dry-run")
+    assert run("select", "--latest") == f"Selected {second.id} for GGUF, instead of {first.id}\n"
+    assert "every selection is the newest" in run("select", "--latest")
+    store.hold(second.id)
+    assert run("select", "engine", "--latest") == f"Selected {first.id} for GGUF\n"
+    assert "names a version already" in run("select", "engine@1.0", "--latest", status=2)
+    assert "QUERY is missing" in run("select", status=2)
+
+    assert "Would unselect" in run("unselect", "gguf", "--dry-run")
+    assert run("unselect", "GGUF") == f"Unselected {first.id} for GGUF\n"
+    assert "nothing is selected for gguf" in run("unselect", "gguf", status=3)
+    assert "give a FORMAT or --model" in run("unselect", status=2)
+
+
+def test_a_model_gets_a_runtime_of_its_own(tiny, store, store_world, run, write_gguf):
+    runtime = store_world.add(store, "1.0")
+    other = store_world.add(store, "1.0", formats=("mlx",), platform="other")
+    write_gguf(
+        tiny.home / "models" / "me" / "small" / "small.gguf", {"general.architecture": "llama"}, [("w", (32,), 0)]
+    )
+
+    assert "no model is called 'nobody'" in run("select", runtime.id, "--model", "nobody", status=3)
+    assert "serves mlx, and small is a gguf model" in run("select", other.id, "--model", "small", status=2)
+    run("select", runtime.id, "--model", "small", "--dry-run")
+    assert store.selected("gguf", "small") is None
+    assert run("select", runtime.id, "--model", "small") == f"Selected {runtime.id} for the model small\n"
+    assert store.selected("gguf", "small") == runtime
+    assert "for small" in run("ls")
+    assert run("unselect", "--model", "small") == f"Unselected {runtime.id} for small\n"
+    assert "has no runtime of its own" in run("unselect", "--model", "small", status=3)
+
+
+def test_pins_and_holds(tiny, store, store_world, run):
+    runtime = store_world.add(store, "1.0")
+    tiny.offer(tiny.release("1.0"), tiny.release("2.0"))
+
+    assert run("pin", "engine", "--dry-run") == f"Would pin {runtime.id}\n"
+    assert store.selection().pins == ()
+    assert json.loads(run("pin", "engine", "--json")) == {"runtime": runtime.id, "change": "pin", "dry_run": False}
+    assert "installed, pinned" in run("ls")
+    assert run("hold", "tiny@2.0") == "hold: tiny-any-cpu@2.0\n"  # a release that is not installed
+    assert "means several versions" in run("hold", "tiny", status=1)
+    assert "no installed runtime matches" in run("hold", "nothing", status=3)
+
+    plan = json.loads(run("get", "tiny", "--dry-run", "--json"))
+    assert plan["release"] == "tiny-any-cpu@1.0"
+    assert json.loads(run("get", "tiny@2.0", "--dry-run", "--json"))["release"] == "tiny-any-cpu@2.0"
+    run("hold", "tiny@1.0")
+    assert "every release that matches is held" in run("get", "tiny", status=3)
+    run("unhold", "tiny-any-cpu@1.0")
+    run("unhold", "2.0")
+    assert json.loads(run("get", "tiny", "--dry-run", "--json"))["release"] == "tiny-any-cpu@2.0"
+    run("unpin", "engine")
+    assert store.selection().pins == ()
+    assert "nothing pinned matches" in run("unpin", "engine", status=3)

@@ -1,0 +1,91 @@
+"""`verify`, `repair`, `remove` and `prune`, in a process of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from paceline.manifest import MANIFEST
+from paceline.store import Store
+
+
+@pytest.fixture
+def store(tiny):
+    return Store(tiny.home)
+
+
+@pytest.fixture
+def run(tiny):
+    def run(*arguments, status=0):
+        done = tiny.paceline("runtime", *arguments)
+        assert done.returncode == status, done.stderr
+        return done.stdout if status != 3 else done.stderr
+
+    return run
+
+
+def test_verify_and_repair(tiny, store, run):
+    run("get", "tiny")
+    (runtime,) = store.runtimes()
+    assert run("verify") == f"{runtime.id}: whole\n"
+    assert run("repair") == f"{runtime.id}: is whole\n"
+    (worker,) = runtime.directory.rglob("tinyengine/__main__.py")
+    worker.write_text("raise SystemExit\n")
+
+    assert run("verify", "--quick", "tiny") == f"{runtime.id}: whole\n"
+    out = run("verify", status=1)
+    assert f"{runtime.id}: broken" in out
+    assert "tinyengine/__main__.py has" in out
+    assert f"paceline runtime repair {runtime.id}" in out
+    (found,) = json.loads(run("verify", "--json", status=1))
+    assert (found["id"], found["state"]) == (runtime.id, "broken")
+    assert run("repair", "--dry-run") == f"{runtime.id}: would be repaired\n"
+    assert json.loads(run("repair", "tiny", "--json"))["repaired"] == [runtime.id]
+    run("verify")
+    (runtime.directory / MANIFEST).unlink()
+    assert "incomplete" in run("ls")
+    assert run("repair", runtime.id) == f"{runtime.id}: repaired\n"
+    assert store.selected("tiny") == runtime
+    assert "no installed runtime matches" in run("verify", "nothing", status=3)
+
+
+def test_what_cannot_be_repaired_is_said(tiny, store, store_world, run):
+    stranger = store_world.add(store, "1.0")
+    (stranger.directory / MANIFEST).unlink()
+
+    done = tiny.paceline("runtime", "repair")
+
+    assert done.returncode == 1
+    assert "no release of that name is known" in done.stderr
+    assert f"paceline runtime remove {stranger.id}" in done.stderr
+    assert run("remove", stranger.id) == f"Removed {stranger.id} (?)\n"
+    assert store.incomplete() == ()
+
+
+def test_remove_names_the_process_that_uses_it(tiny, store, store_world):
+    runtime = store_world.add(store, "1.0")
+    use = store.use(runtime)
+
+    done = tiny.paceline("runtime", "remove", "engine", "--force")
+    assert done.returncode == 1
+    assert f"in use by process {os.getpid()}" in done.stderr
+    assert f"in use by {os.getpid()}" in tiny.paceline("runtime", "ls").stdout
+    use.release()
+    assert tiny.paceline("runtime", "remove", "engine").returncode == 0
+
+
+def test_prune(store, store_world, run):
+    first, second = store_world.add(store, "1.0"), store_world.add(store, "2.0")
+    store.select(second)
+
+    assert run("prune", "--keep", "0", "--dry-run").splitlines() == [
+        f"Would remove {first.id} ({store.manifest(first)['size_bytes']} B)",
+        f"Stays: {second.id} is selected for gguf",
+    ]
+    assert "nothing to remove" in run("prune")
+    done = json.loads(run("prune", "--keep", "0", "--cache", "--json"))
+    assert [r["id"] for r in done["runtimes"]] == [first.id]
+    assert done["cache"]
+    assert store.runtimes() == (second,)

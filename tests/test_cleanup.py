@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from paceline.cleanup import KEPT_LOGS, clean_cache, clean_up, plan_cleanup
+from paceline.manifest import MANIFEST
+from paceline.store import Store
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "home")
+
+
+def use_at(store, runtime, seconds):
+    """Have `runtime` used last so many seconds after 1970."""
+    store.use(runtime).release()
+    os.utime(store.home / "uses" / runtime.id / "last", (seconds, seconds))
+
+
+def test_the_least_recently_used_go_first(store, store_world):
+    old, never, recent = (store_world.add(store, f"{n}.0") for n in range(1, 4))
+    use_at(store, old, 2_000_000_000)
+    use_at(store, recent, 2_000_000_100)
+
+    assert plan_cleanup(store, 2).runtimes == (never,)
+    assert plan_cleanup(store, 0).runtimes == (never, old, recent)
+    assert clean_up(store, 1).runtimes == (never, old)
+    assert store.runtimes() == (recent,)
+    assert list(store.staging.iterdir()) == []
+
+
+def test_what_is_needed_stays(store, store_world):
+    selected, of_a_model, pinned, last_good, in_use, idle = (store_world.add(store, f"{n}.0") for n in range(1, 7))
+    store.select(last_good)
+    store.note_loaded(last_good, "gguf")
+    store.select(selected)
+    store.select_for_model(of_a_model, "m")
+    store.pin(pinned.id)
+    use = store.use(in_use)
+
+    done = clean_up(store, 0)
+
+    assert done.runtimes == (idle,)
+    assert {r.id for r in store.runtimes()} == {r.id for r in (selected, of_a_model, pinned, last_good, in_use)}
+    assert len(done.kept) == 5
+    assert store.rollback() == {"gguf": last_good}
+    use.release()
+    # What was left by rolling back is needed no more.
+    assert clean_up(store, 0).runtimes == (selected, in_use)
+
+
+def test_leftovers_go_and_an_incomplete_runtime_unless_it_is_selected(store, store_world):
+    selected, other = store_world.add(store, "1.0"), store_world.add(store, "2.0")
+    store.select(selected)
+    for runtime in (selected, other):
+        (runtime.directory / MANIFEST).unlink()
+    (store.staging / "engine@3.77").mkdir(parents=True)
+    store.logs.mkdir()
+    for n in range(KEPT_LOGS + 2):
+        (store.logs / f"{n}.log").write_text("")
+        os.utime(store.logs / f"{n}.log", (n, n))
+
+    done = clean_up(store, 0)
+
+    assert done.incomplete == (other.id,)
+    assert selected.directory.exists()
+    assert not other.directory.exists()
+    assert list(store.staging.iterdir()) == []
+    assert sorted(file.name for file in store.logs.iterdir()) == [f"{n}.log" for n in range(2, KEPT_LOGS + 2)]
+
+
+def test_a_clock_set_back_only_changes_the_order(store, store_world):
+    first, second = store_world.add(store, "1.0"), store_world.add(store, "2.0")
+    store.select(first)
+    use_at(store, first, 10)
+    use_at(store, second, 4_000_000_000)
+
+    assert clean_up(store, 0).runtimes == (second,)
+    assert store.selected("gguf") == first
+
+
+def test_uv_cleans_its_own_cache(tmp_path):
+    assert clean_cache(tmp_path) == "the cache is empty"
+    (tmp_path / "uv" / "archive-v0" / "unreferred").mkdir(parents=True)
+    (tmp_path / "uv" / "archive-v0" / "unreferred" / "file").write_text("x")
+
+    assert clean_cache(tmp_path)
+    assert not (tmp_path / "uv" / "archive-v0" / "unreferred").exists()
