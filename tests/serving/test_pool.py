@@ -1,6 +1,7 @@
 """Which models are loaded: first use, leases, drafts, eviction, death. Every worker is a real process."""
 
 import asyncio
+import os
 import signal
 from contextlib import aclosing
 from dataclasses import replace
@@ -9,7 +10,11 @@ import psutil
 import pytest
 
 from paceline.errors import (
+<<<<<<< HEAD
     DoesNotFitError,
+=======
+    InUseError,
+>>>>>>> 86f860f (serving: a loaded model holds its runtime, and its load is remembered)
     NotFoundError,
     OverloadedError,
     PairError,
@@ -633,3 +638,21 @@ def test_signals_have_names():
 
     assert "SIGABRT" in str(Exit(signal=signal.SIGABRT))
     assert str(Exit(code=70)) == "ended with exit code 70"
+
+
+def test_a_loaded_model_holds_its_runtime_and_the_load_is_remembered(cage):
+    cage.add("parrot")
+    store = cage.store
+
+    async def scenario():
+        async with cage.serving() as serving:
+            runtime = (await serving.load(cage.model("parrot"))).runtime
+
+            assert store.in_use_by(runtime) == (os.getpid(),)
+            with pytest.raises(InUseError, match=f"in use by process {os.getpid()}"):
+                store.remove(runtime, force=True)
+            await serving.unload("parrot")
+            assert store.in_use_by(runtime) == ()
+            assert runtime.id in store.selection().worked["echo"]
+
+    run(scenario())
