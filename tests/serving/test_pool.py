@@ -10,11 +10,8 @@ import psutil
 import pytest
 
 from paceline.errors import (
-<<<<<<< HEAD
     DoesNotFitError,
-=======
     InUseError,
->>>>>>> 86f860f (serving: a loaded model holds its runtime, and its load is remembered)
     NotFoundError,
     OverloadedError,
     PairError,
