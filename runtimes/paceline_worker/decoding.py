@@ -171,7 +171,10 @@ def fit_prompt(
     if request.context_overflow is Overflow.STOP_AT_LIMIT:
         return *read_prompt(request, vocabulary, context_length), None, 0
     tokens = _prompt_tokens(request, vocabulary)
-    keep = max(request.context_keep, int(tokens[0] == vocabulary.bos))
+    keep = request.context_keep
+    if isinstance(keep, str):
+        keep = len(vocabulary.tokenize(keep, add_special=request.add_special))
+    keep = max(keep, int(tokens[0] == vocabulary.bos))
     window = Window.of(request.context_overflow, context_length, keep)
     assert window is not None
     excess = window.excess(len(tokens), request.max_tokens)

@@ -56,8 +56,8 @@ class GenerateRequest:
     sampling: Sampling
     draft: DraftKnobs | None
     context_overflow: Overflow = Overflow.STOP_AT_LIMIT
-    context_keep: int = 0
-    """Tokens at the prompt's beginning that stay when others have to go."""
+    context_keep: int | str = 0
+    """What of the prompt's beginning stays when other tokens have to go: so many tokens, or this text."""
 
 
 def parse_generate(params: Mapping[str, Any]) -> GenerateRequest:
@@ -80,7 +80,7 @@ def parse_generate(params: Mapping[str, Any]) -> GenerateRequest:
         sampling=_sampling(_mapping(params, "sampling")),
         draft=None if draft is None else _draft(_mapping(params, "draft")),
         context_overflow=_overflow(params.get("context_overflow")),
-        context_keep=_integer(params, "context_keep", 0, least=0),
+        context_keep=_keep(params, prompt),
     )
 
 
@@ -126,6 +126,15 @@ def _overflow(value: object) -> Overflow:
     if not isinstance(value, str) or value not in list(Overflow):
         raise Fault.invalid("context_overflow", f"context_overflow must be one of {', '.join(Overflow)}, not {value!r}")
     return Overflow(value)
+
+
+def _keep(params: Mapping[str, Any], prompt: str | tuple[int, ...]) -> int | str:
+    keep = params.get("context_keep")
+    if not isinstance(keep, str):
+        return _integer(params, "context_keep", 0, least=0)
+    if not isinstance(prompt, str) or not prompt.startswith(keep):
+        raise Fault.invalid("context_keep", "context_keep must be a number of tokens or text that begins the prompt")
+    return keep
 
 
 def _mapping(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:

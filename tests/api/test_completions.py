@@ -268,6 +268,31 @@ def test_what_was_dropped_of_the_context_is_counted_where_it_may_be(client, serv
         assert "dropped_context_tokens_count" not in client.post("/v1/completions", json=body).json()["stats"]
 
 
+@pytest.mark.parametrize(
+    ("policy", "kept"),
+    [
+        (None, ""),
+        ("stopAtLimit", ""),
+        ("rollingWindow", "<system>be brief<"),
+        ("truncateMiddle", "<system>be brief<user>a<assistant>"),
+    ],
+)
+def test_the_beginning_of_a_chat_stays_when_its_context_overflows(client, serving, policy, kept):
+    messages = [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"},
+    ]
+    client.post("/v1/chat/completions", json={**CHAT, "messages": messages, "contextOverflowPolicy": policy})
+    client.post("/v1/chat/completions", json={**CHAT, "messages": messages[1:2], "contextOverflowPolicy": policy})
+    client.post("/v1/completions", json={**TEXT, "contextOverflowPolicy": policy})
+    first, alone, text = (call.params for call in serving.calls)
+    assert first.context_keep == kept
+    assert first.prompt.startswith(first.context_keep)
+    assert (alone.context_keep, text.context_keep) == ("", "")
+
+
 def test_a_draft_that_took_no_part_is_explained_and_not_counted(client, serving):
     serving.script[-1] = serving.completion(draft_skipped="the engine cannot")
     stats = client.post("/v1/chat/completions", json={**CHAT, "draft_model": "coder-3m"}).json()["stats"]

@@ -89,12 +89,18 @@ def test_a_prompt_that_is_too_long_loses_its_middle_or_its_oldest_part(small, re
     assert kept
 
 
-def test_a_request_may_say_how_much_of_its_beginning_stays(small):
-    ids = small.call("tokenize", text="word and " * 300, add_special=True)["tokens"]
-    first = small.generate(prompt=ids, max_tokens=1, context_overflow="rollingWindow", context_keep=100)
-    same = small.generate(prompt=ids[:100], max_tokens=1)
-    assert same.result["cached_tokens"] == 99
-    assert first.result["context_dropped"] > 0
+def test_a_request_may_say_what_of_its_beginning_stays(small, refused):
+    beginning, rest = "word and " * 50, "or " * 300
+    ids = small.call("tokenize", text=beginning + rest, add_special=True)["tokens"]
+    length = len(small.call("tokenize", text=beginning, add_special=True)["tokens"])
+    for prompt, keep in ((ids, length), (beginning + rest, beginning)):
+        small.generate(prompt="something else", max_tokens=1)
+        rolled = small.generate(prompt=prompt, max_tokens=1, context_overflow="rollingWindow", context_keep=keep)
+        assert rolled.result["context_dropped"] > 0
+        assert small.generate(prompt=ids[:length], max_tokens=1).result["cached_tokens"] == length - 1
+    with pytest.raises(refused) as error:
+        small.generate(prompt=rest, max_tokens=1, context_overflow="rollingWindow", context_keep=beginning)
+    assert error.value.data["param"] == "context_keep"
 
 
 def test_what_was_moved_begins_no_other_generation(start, small):

@@ -9,13 +9,14 @@ time: when the client goes away, the generation is cancelled, whether it streams
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 import uuid
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, Coroutine, Mapping
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from starlette.responses import Response
@@ -28,7 +29,7 @@ from paceline.api.logprobs import ShownTokens
 from paceline.api.lookup import find_language_model
 from paceline.api.schemas import ChatRequest, CompletionRequest, GenerationRequest, refuse_unserved
 from paceline.api.shapes import CHAT, TEXT, Dialect, Shape, draft_runs
-from paceline.errors import RequestError, WorkerError
+from paceline.errors import RequestError, TemplateError, WorkerError
 from paceline.serving.generation import Completion, GenerateParams, TokenBatch
 from paceline.types import Model
 
@@ -57,7 +58,8 @@ class Completions:
         wanted = validate(ChatRequest, body)
         model, draft = await asyncio.to_thread(self._models, wanted)
         prompt = await self._renderer.prompt(model, [message.plain() for message in wanted.messages])
-        return self._answer(wanted, model, draft, prompt, CHAT, dialect, received)
+        keep = await self._beginning(model, wanted, prompt)
+        return self._answer(wanted, model, draft, prompt, CHAT, dialect, received, keep=keep)
 
     async def text(self, request: Request, dialect: Dialect) -> Response:
         received = time.perf_counter()
@@ -66,6 +68,22 @@ class Completions:
         wanted = validate(CompletionRequest, body)
         model, draft = await asyncio.to_thread(self._models, wanted)
         return self._answer(wanted, model, draft, wanted.prompt, TEXT, dialect, received)
+
+    async def _beginning(self, model: Model, wanted: ChatRequest, prompt: str) -> str:
+        """What of a chat's prompt stays when the context overflows: the system's messages and, when the middle is to
+        go, the first of the user (as in LM Studio)."""
+        if wanted.context_overflow in (None, "stopAtLimit"):
+            return ""
+        system = list(itertools.takewhile(lambda message: message.role in ("system", "developer"), wanted.messages))
+        lead = wanted.messages[: len(system) + (wanted.context_overflow == "truncateMiddle")]
+        if not lead or len(lead) == len(wanted.messages):
+            return ""
+        try:
+            begun = await self._renderer.prompt(model, [message.plain() for message in lead])
+        except TemplateError:
+            return ""  # some templates want more messages than these
+        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(begun, prompt, strict=False))
+        return "".join(character for character, _ in same)
 
     def _models(self, wanted: GenerationRequest) -> tuple[Model, Model | None]:
         model = find_language_model(self._library, wanted.model)
@@ -81,12 +99,14 @@ class Completions:
         shape: Shape,
         dialect: Dialect,
         received: float,
+        *,
+        keep: str = "",
     ) -> Response:
         job = _Job(
             serving=self._serving,
             model=model,
             draft=draft,
-            params=wanted.params(prompt),
+            params=replace(wanted.params(prompt), context_keep=keep),
             ttl_s=wanted.ttl,
             include_usage=bool(wanted.stream_options and wanted.stream_options.include_usage),
             mark_drafted=bool(wanted.speculative and wanted.speculative.mark_drafted),

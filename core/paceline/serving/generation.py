@@ -110,6 +110,8 @@ class GenerateParams:
     """How many alternatives come with each token's log probability; None: no log probabilities."""
     grammar: Grammar | None = None
     context_overflow: ContextOverflow = ContextOverflow.STOP_AT_LIMIT
+    context_keep: str = ""
+    """The beginning of the prompt that stays when the context overflows."""
 
     @property
     def needs(self) -> dict[str, str]:
@@ -135,6 +137,8 @@ class GenerateParams:
             frame["grammar"] = {self.grammar.kind.value: self.grammar.source}
         if self.context_overflow is not ContextOverflow.STOP_AT_LIMIT:
             frame["context_overflow"] = self.context_overflow.value
+            if self.context_keep:
+                frame["context_keep"] = self.context_keep
         return frame
 
 
