@@ -21,7 +21,8 @@ from paceline_llama_cpp_worker.embedding import Embedder
 from paceline_llama_cpp_worker.lanes import Lanes
 from paceline_llama_cpp_worker.options import MAIN_OPTIONS, LoadOptions, read_options
 from paceline_llama_cpp_worker.reading import Reader
-from paceline_llama_cpp_worker.sampler import Sampler
+from paceline_llama_cpp_worker.sampler import Sampler, Samplers
+from paceline_worker import grammar
 from paceline_worker.backend import Backend, Generation, LoadRequest
 from paceline_worker.chunks import draft_room, share
 from paceline_worker.decoding import Decoding, check_tokens, fit_prompt
@@ -47,7 +48,10 @@ _DRAFT_PER_SLOT = 16
 class LlamaBackend(Backend):
     engine = "llama.cpp"
     version = binding.VERSION
-    features = ("generate", "draft", "lookup", "embed", "tokenize", "lora", "overflow")
+    features = (
+        *("generate", "draft", "lookup", "embed", "tokenize", "lora", "overflow", "logprobs"),
+        *grammar.FEATURES,
+    )
     load_options = MAIN_OPTIONS
 
     def __init__(self) -> None:
@@ -58,6 +62,7 @@ class LlamaBackend(Backend):
         self._main: Lanes | None = None
         self._reader: Reader | None = None
         self._draft: Lanes | None = None
+        self._samplers: Samplers | None = None
         self._embedder: Embedder | None = None
         self._controller = Controller()
 
@@ -85,6 +90,7 @@ class LlamaBackend(Backend):
                 self._batch = options.batch or _BATCH
                 outputs = max(1 + MAX_DRAFT, self.slots * (1 + _DRAFT_PER_SLOT))
                 self._main = self._lanes(model, request, options, outputs=outputs)
+                self._samplers = Samplers(model, self._n_ctx)
                 memory = self._main.context.memory
                 self._reader = Reader(
                     self._main.context, model, options=options.context, batch=self._batch, threads=request.threads
@@ -109,6 +115,9 @@ class LlamaBackend(Backend):
             self._draft = None
             self._controller = Controller(self._controller.costs)
         if role == "main" and self._main is not None:
+            assert self._samplers is not None
+            self._samplers.close()
+            self._samplers = None
             if self._reader is not None:
                 self._reader.stop()
                 self._reader = None
@@ -121,8 +130,9 @@ class LlamaBackend(Backend):
 
     def open(self, request: GenerateRequest) -> Generation:
         main = self._loaded()
+        assert self._samplers is not None
         tokens, output, window, dropped = fit_prompt(request, main.model, self._n_ctx)
-        sampler = Sampler(request.sampling, main.model.n_vocab, self._n_ctx, tokens)
+        sampler = self._samplers.open(request, tokens)
         lane, cached = main.take(tokens)
         generation = _Sequence(
             request=request,
@@ -136,6 +146,7 @@ class LlamaBackend(Backend):
             context_dropped=dropped,
             lane=lane,
             sampler=sampler,
+            grammar=sampler.grammar,
             rest=main.resting_point(len(tokens)),
         )
         generation.invite(
@@ -180,7 +191,7 @@ class LlamaBackend(Backend):
         ]
         for sequence, last in reading:
             if last is not None:
-                sequence.commit(sequence.sampler.sample(main.context, last), drafted=False)
+                sequence.begin(*sequence.outputs(main.context, last))
             elif main.length(sequence.lane) == sequence.rest:
                 main.remember(sequence.lane)
         self._read_again(main, decoding)
@@ -279,9 +290,7 @@ class LlamaBackend(Backend):
     ) -> list[int]:
         """Commit what the main model says from index `first` of the batch on, and take the rest out of the caches."""
         base = len(sequence.tokens)
-        emitted, accepted = sequence.verify(
-            proposal, lambda i: sequence.sampler.sample(main.context, first + i), looked_up=looked_up
-        )
+        emitted, accepted = sequence.verify(proposal, *sequence.outputs(main.context, first), looked_up=looked_up)
         main.truncate(sequence.lane, base + accepted)
         if self._draft is not None and sequence.draft_vocabulary is not None:
             self._draft.truncate(sequence.lane, base + sequence.agreed(emitted))
@@ -369,6 +378,12 @@ class _Sequence(Decoding):
     """After how many tokens of the prompt the state is remembered."""
     unread: Sequence[int] = ()
     """What the draft is to read next."""
+
+    def outputs(
+        self, context: binding.Context, first: int
+    ) -> tuple[Callable[[int], int], Callable[[int], binding.Logits]]:
+        """What gives the main model's tokens, and its logits, from index `first` of the last batch on."""
+        return (lambda i: self.sampler.sample(context, first + i), lambda i: context.logits(first + i))
 
 
 def _add_chunk(main: Lanes, sequence: _Sequence, count: int) -> tuple[_Sequence, int | None]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from paceline_mlx_worker import binding
-from paceline_mlx_worker.context import CHUNK, Context
+from paceline_mlx_worker.context import CHUNK, Context, Logits
 from paceline_mlx_worker.memory import memory_of
 from paceline_mlx_worker.sampler import Sampler
 from paceline_worker import lanes
@@ -157,7 +157,7 @@ class MlxBackend(Backend):
             round_.settle(emitted, drafted - started, verify_s)
         for sequence, last in reading:
             if last is not None:
-                sequence.commit(sequence.sampler.sample(main.context, last), drafted=False)
+                sequence.begin(*sequence.outputs(main.context, last))
 
     def close(self, generation: Generation) -> None:
         assert isinstance(generation, _Sequence)
@@ -194,9 +194,7 @@ class MlxBackend(Backend):
     ) -> list[int]:
         """Commit what the main model says from output `first` on, and take the rest out of the caches."""
         base = len(sequence.tokens)
-        emitted, accepted = sequence.verify(
-            proposal, lambda i: sequence.sampler.sample(main.context, first + i), looked_up=looked_up
-        )
+        emitted, accepted = sequence.verify(proposal, *sequence.outputs(main.context, first), looked_up=looked_up)
         main.truncate(sequence.lane, base + accepted)
         if self._draft is not None and sequence.draft_vocabulary is not None:
             self._draft.truncate(sequence.lane, base + sequence.agreed(emitted))
@@ -249,6 +247,10 @@ class _Sequence(Decoding):
     sampler: Sampler = field(kw_only=True)
     unread: Sequence[int] = ()
     """What the draft is to read next."""
+
+    def outputs(self, context: Context, first: int) -> tuple[Callable[[int], int], Callable[[int], Logits]]:
+        """What gives the main model's tokens, and its logits, from output `first` of the last batch on."""
+        return (lambda i: self.sampler.sample(context, first + i), lambda i: context.logits(first + i))
 
 
 def _add_chunk(main: Lanes, sequence: _Sequence, count: int) -> tuple[_Sequence, int | None]:

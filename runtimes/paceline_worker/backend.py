@@ -9,6 +9,7 @@ from typing import Any
 
 from paceline_worker.acceptance import Acceptance
 from paceline_worker.output import Output
+from paceline_worker.protocol import Fault
 from paceline_worker.request import GenerateRequest
 
 
@@ -26,6 +27,8 @@ class Generation:
     draft_skipped: str | None = None
     context_dropped: int = 0
     """Tokens that had to go because the context was full: of the prompt, and later."""
+    fault: Fault | None = None
+    """Why it cannot go on, though the engine can."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,4 @@ class Backend(ABC):
 
     def embed(self, inputs: Sequence[str]) -> tuple[list[list[float]], int]:
         """One vector per input, and the number of tokens read."""
-        from paceline_worker.protocol import Fault
-
         raise Fault("unsupported", f"the {self.engine} worker makes no embeddings")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from paceline_worker.acceptance import Acceptance
 from paceline_worker.backend import Generation
@@ -14,6 +14,10 @@ from paceline_worker.protocol import Fault
 from paceline_worker.request import DraftKnobs, GenerateRequest
 from paceline_worker.speculation import Controller, Stream
 from paceline_worker.window import Overflow, Window
+
+if TYPE_CHECKING:
+    from paceline_worker.grammar import Matcher
+    from paceline_worker.logprobs import Logits
 
 
 class Vocabulary(Protocol):
@@ -45,6 +49,8 @@ class Decoding(Generation):
     """What to do when the context is full; None: the output ends before."""
     drafted: list[int] = field(default_factory=list)
     """What the draft model made in this step."""
+    grammar: Matcher | None = None
+    """What the sampler asks; it is advanced by every token that is committed."""
 
     def invite(
         self,
@@ -96,34 +102,54 @@ class Decoding(Generation):
         del self.tokens[self.window.keep : self.window.keep + self.window.step]
         self.context_dropped += self.window.step
 
-    def commit(self, token: int, *, drafted: bool) -> bool:
+    def commit(self, token: int, *, drafted: bool, logprobs: dict[str, object] | None = None) -> bool:
         """Append one token of the main model's choice. True when the output is over."""
+        if self.grammar is not None:
+            self.grammar.advance(token)
         self.tokens.append(token)
         self.stream.extend(token)
         if self.draft_vocabulary is not None and token >= self.draft_vocabulary:
             self.leave_draft("the output holds a token that the draft's smaller vocabulary lacks")
-        end = not self.request.ignore_eos and self.vocabulary.ends(token)
-        return self.output.push(token, self.vocabulary.piece(token), drafted=drafted, end=end)
+        ends_turn = self.vocabulary.ends(token) and (self.grammar is not None or not self.request.ignore_eos)
+        return self.output.push(
+            token,
+            b"" if ends_turn else self.vocabulary.piece(token),
+            drafted=drafted,
+            end=ends_turn or (self.grammar is not None and self.grammar.ended),
+            logprobs=logprobs,
+        )
 
     def verify(
-        self, proposal: Sequence[int], sample: Callable[[int], int], *, looked_up: bool
+        self,
+        proposal: Sequence[int],
+        sample: Callable[[int], int],
+        logits: Callable[[int], Logits],
+        *,
+        looked_up: bool,
     ) -> tuple[list[int], int]:
         """Commit what the main model says, as far as the proposal agrees, and one token more.
 
         `sample` gives the main model's token after the first so many tokens of the proposal; it is called in order and
-        no further than needed. `looked_up`: the proposal is not the draft model's. Returns what was committed and how
-        much of it had been proposed.
+        no further than needed. `logits` gives what the model computed there, for a request that wants to know.
+        `looked_up`: the proposal is not the draft model's. Returns what was committed and how much of it had been
+        proposed; where a grammar allows nothing, `fault` says so and the commits end there.
         """
         base, accepted = len(self.tokens), 0
         for position in range(len(proposal) + 1):
-            token = sample(position)
-            agreed = position < len(proposal) and token == proposal[position]
+            try:
+                token = sample(position)
+                agreed = position < len(proposal) and token == proposal[position]
+                over = self.commit(token, drafted=agreed, logprobs=self._logprobs(token, position, logits))
+            except Fault as fault:
+                self.fault = fault
+                break
             accepted += agreed
-            if self.commit(token, drafted=agreed) or not agreed:
+            if over or not agreed:
                 break
         emitted = self.tokens[base:]
         if self.acceptance is not None:
-            ended = self.output.stop_reason is not None and accepted == len(emitted)
+            over = self.output.stop_reason is not None or self.fault is not None
+            ended = over and accepted == len(emitted)
             self.acceptance.unverified(len(self.drafted) - (0 if looked_up else len(proposal)))
             self.acceptance.verified(len(proposal), accepted, ended=ended, looked_up=looked_up)
         return emitted, accepted
@@ -140,11 +166,22 @@ class Decoding(Generation):
             same += 1
         return same
 
+    def begin(self, sample: Callable[[int], int], logits: Callable[[int], Logits]) -> None:
+        """Commit the token that follows the prompt."""
+        self.verify((), sample, logits, looked_up=True)
+
     def leave_draft(self, reason: str, *, lookup: bool = False) -> None:
         """Go on without the draft model, and if `lookup` without prompt lookup too."""
         self.draft_vocabulary = None
         self.stream.leave(lookup=lookup)
         self.draft_skipped = reason
+
+    def _logprobs(self, token: int, position: int, logits: Callable[[int], Logits]) -> dict[str, object] | None:
+        if self.request.logprobs is None:
+            return None
+        from paceline_worker.logprobs import logprobs
+
+        return logprobs(logits(position), token, self.request.logprobs, self.vocabulary.piece)
 
 
 def read_prompt(request: GenerateRequest, vocabulary: Vocabulary, context_length: int) -> tuple[list[int], Output]:

@@ -20,7 +20,7 @@ from typing import Any
 from paceline_worker.backend import Backend, Generation, LoadRequest
 from paceline_worker.output import StopReason
 from paceline_worker.protocol import INTERNAL_ERROR, METHOD_NOT_FOUND, VERSION, Fault, Wire
-from paceline_worker.request import parse_generate
+from paceline_worker.request import GenerateRequest, parse_generate
 
 _BARRIERS = ("load", "unload")
 
@@ -170,6 +170,7 @@ class _Engine:
     def _start(self, job: _Job) -> None:
         if job.method == "generate":
             request = parse_generate(job.params)
+            self._check_features(request)
             generation = self._backend.open(request)
             with self._wake:
                 self._running.append(_Running(job, generation, time.monotonic()))
@@ -194,7 +195,9 @@ class _Engine:
             pieces = generation.output.take()
             if pieces:
                 self._wire.notify("tokens", {"request": running.job.id, "pieces": pieces})
-            if generation.output.stop_reason is not None:
+            if generation.fault is not None:
+                self._fail(running, generation.fault)
+            elif generation.output.stop_reason is not None:
                 self._finish(running, generation.output.stop_reason, now)
 
     def _end_cancelled(self) -> None:
@@ -203,6 +206,23 @@ class _Engine:
             self._cancelled.clear()
         for running in ended:
             self._finish(running, StopReason.USER_STOPPED, time.monotonic())
+
+    def _fail(self, running: _Running, fault: Fault) -> None:
+        with self._wake:
+            self._running.remove(running)
+        self._backend.close(running.generation)
+        self._wire.fail(running.job.id, fault)
+
+    def _check_features(self, request: GenerateRequest) -> None:
+        """Refuse what this worker would otherwise ignore."""
+        for name, asked in (("logprobs", request.logprobs), ("grammar", request.grammar)):
+            if asked is not None and name not in self._backend.features:
+                raise Fault(
+                    "unsupported",
+                    f"the {self._backend.engine} worker of this runtime ({self._backend.version}) has no {name}",
+                    param=name,
+                    help=f"leave {name} out, or update the runtime: `paceline runtime update`",
+                )
 
     def _finish(self, running: _Running, reason: StopReason, now: float) -> None:
         with self._wake:

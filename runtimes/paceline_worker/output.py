@@ -41,11 +41,13 @@ class Output:
         """Tokens that may still be pushed."""
         return 0 if self.stop_reason is not None else self._left
 
-    def push(self, token: int, data: bytes, *, drafted: bool, end: bool) -> bool:
-        """Add one token; `data` are its bytes, `end` says it ends the turn. True when the output is over."""
+    def push(
+        self, token: int, data: bytes, *, drafted: bool, end: bool, logprobs: dict[str, object] | None = None
+    ) -> bool:
+        """Add one token; `data` are its bytes, `end` says nothing follows it. True when the output is over."""
         self.count += 1
         self._left -= 1
-        text = self._decoder.decode(b"" if end else data)
+        text = self._decoder.decode(data)
         shown, self.stop_string = self._stops.feed(text)
         if self.stop_string is not None:
             self.stop_reason = StopReason.STOP_STRING_FOUND
@@ -58,7 +60,7 @@ class Output:
             shown += tail if self.stop_string is not None else tail + self._stops.rest()
             if self.stop_string is not None:
                 self.stop_reason = StopReason.STOP_STRING_FOUND
-        self._pieces.append(_piece(token, shown, drafted))
+        self._pieces.append(_piece(token, shown, drafted, logprobs))
         return self.stop_reason is not None
 
     def take(self) -> list[list[object]]:
@@ -102,7 +104,9 @@ class StopStrings:
         return 0
 
 
-def _piece(token: int, text: str, drafted: bool) -> list[object]:
+def _piece(token: int, text: str, drafted: bool, logprobs: dict[str, object] | None) -> list[object]:
+    if logprobs is not None:
+        return [token, text, drafted, logprobs]
     if drafted:
         return [token, text, True]
     return [token, text] if text else [token]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections.abc import Mapping
@@ -14,6 +15,12 @@ from paceline_worker.window import Overflow
 MAX_DRAFT = 64
 """Longest run of drafted tokens a backend must be able to verify in one batch."""
 
+MAX_ALTERNATIVES = 20
+"""Most alternatives that are told with a token's log probability."""
+
+_GRAMMARS = ("json_schema", "regex", "lark", "gbnf")
+_MAX_BREAKERS = 32
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -25,6 +32,14 @@ class Sampling:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repeat_last_n: int = 64
+    typical_p: float = 1.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = -1
+    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
     logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int = 0
 
@@ -32,6 +47,19 @@ class Sampling:
     def penalizes(self) -> bool:
         penalties = self.repeat_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
         return penalties and self.repeat_last_n != 0
+
+    @property
+    def dries(self) -> bool:
+        """Whether DRY, the penalty on repeating whole sequences, takes part."""
+        return self.dry_multiplier != 0.0 and self.dry_penalty_last_n != 0
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """What the output must keep to; `source` is JSON text for a `json_schema`."""
+
+    kind: str
+    source: str
 
 
 @dataclass(frozen=True)
@@ -58,6 +86,9 @@ class GenerateRequest:
     context_overflow: Overflow = Overflow.STOP_AT_LIMIT
     context_keep: int | str = 0
     """What of the prompt's beginning stays when other tokens have to go: so many tokens, or this text."""
+    logprobs: int | None = None
+    """How many alternatives to tell with every token's log probability; None: tell neither."""
+    grammar: Grammar | None = None
 
 
 def parse_generate(params: Mapping[str, Any]) -> GenerateRequest:
@@ -81,6 +112,8 @@ def parse_generate(params: Mapping[str, Any]) -> GenerateRequest:
         draft=None if draft is None else _draft(_mapping(params, "draft")),
         context_overflow=_overflow(params.get("context_overflow")),
         context_keep=_keep(params, prompt),
+        logprobs=_optional_integer(params, "logprobs", least=0, most=MAX_ALTERNATIVES),
+        grammar=_grammar(params),
     )
 
 
@@ -103,9 +136,49 @@ def _sampling(values: Mapping[str, Any]) -> Sampling:
         presence_penalty=_number(values, "presence_penalty", default.presence_penalty),
         frequency_penalty=_number(values, "frequency_penalty", default.frequency_penalty),
         repeat_last_n=_integer(values, "repeat_last_n", default.repeat_last_n, least=-1),
+        typical_p=_number(values, "typical_p", default.typical_p, least=0.0, most=1.0),
+        xtc_probability=_number(values, "xtc_probability", default.xtc_probability, least=0.0, most=1.0),
+        xtc_threshold=_number(values, "xtc_threshold", default.xtc_threshold, least=0.0, most=1.0),
+        dry_multiplier=_number(values, "dry_multiplier", default.dry_multiplier, least=0.0),
+        dry_base=_number(values, "dry_base", default.dry_base, least=1.0),
+        dry_allowed_length=_integer(values, "dry_allowed_length", default.dry_allowed_length, least=0),
+        dry_penalty_last_n=_integer(values, "dry_penalty_last_n", default.dry_penalty_last_n, least=-1),
+        dry_sequence_breakers=_breakers(values),
         logit_bias=logit_bias,
         seed=random.getrandbits(32) if seed is None else seed & 0xFFFFFFFF,
     )
+
+
+def _breakers(values: Mapping[str, Any]) -> tuple[str, ...]:
+    name = "dry_sequence_breakers"
+    breakers = values.get(name)
+    if breakers is None:
+        return Sampling().dry_sequence_breakers
+    if not isinstance(breakers, list) or not all(isinstance(b, str) and b and "\0" not in b for b in breakers):
+        raise Fault.invalid(name, f"{name} must be an array of non-empty strings without NUL")
+    if len(breakers) > _MAX_BREAKERS:
+        raise Fault.invalid(name, f"{name} has {len(breakers)} strings; at most {_MAX_BREAKERS} are possible")
+    return tuple(breakers)
+
+
+def _grammar(params: Mapping[str, Any]) -> Grammar | None:
+    """The text of a grammar; whether it means anything is for llguidance to say."""
+    given = params.get("grammar")
+    if given is None:
+        return None
+    if not isinstance(given, dict) or len(given) != 1 or not given.keys() <= set(_GRAMMARS):
+        raise Fault.invalid("grammar", f"grammar must be an object with exactly one key of {', '.join(_GRAMMARS)}")
+    ((kind, source),) = given.items()
+    if kind == "json_schema":
+        if not isinstance(source, dict):
+            raise Fault.invalid("grammar", "grammar.json_schema must be an object")
+        try:
+            source = json.dumps(source)
+        except RecursionError:
+            raise Fault.invalid("grammar", "grammar.json_schema is nested too deeply") from None
+    if not isinstance(source, str):
+        raise Fault.invalid("grammar", f"grammar.{kind} must be a string")
+    return Grammar(kind, source)
 
 
 def _draft(values: Mapping[str, Any]) -> DraftKnobs:
