@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -21,6 +22,8 @@ class Generated:
     """One answer of a worker; times are seconds from the moment the request was written."""
 
     tokens: list[int] = field(default_factory=list)
+    drafted: list[bool] = field(default_factory=list)
+    """Whether the draft proposed it, of each token."""
     arrivals: list[float] = field(default_factory=list)
     """When each token batch came."""
     result: dict[str, Any] = field(default_factory=dict)
@@ -41,7 +44,7 @@ def worker_spec(runtime: Runtime) -> WorkerSpec:
 
 
 class Worker:
-    """A running worker, one request at a time."""
+    """A running worker."""
 
     def __init__(self, spec: WorkerSpec) -> None:
         self._process = subprocess.Popen(
@@ -66,32 +69,61 @@ class Worker:
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """The result of one call. Raises WorkerError with the worker's message."""
-        return self._run(method, params).result
+        return self._run(method, [params], 1)[0].result
 
     def generate(
         self, prompt: str, *, max_tokens: int, draft: dict[str, Any] | None = None, **sampling: Any
     ) -> Generated:
         """One generation to its end."""
-        return self._run("generate", {"prompt": prompt, "max_tokens": max_tokens, "sampling": sampling, "draft": draft})
+        request = {"prompt": prompt, "max_tokens": max_tokens, "sampling": sampling, "draft": draft}
+        return self.generate_all([request])[0]
 
-    def _run(self, method: str, params: dict[str, Any]) -> Generated:
+    def generate_all(self, requests: Sequence[Mapping[str, Any]], at_a_time: int = 1) -> list[Generated]:
+        """The answers to `generate` requests as the protocol has them, in their order, so many running at a time."""
+        return self._run("generate", requests, at_a_time)
+
+    def _run(self, method: str, requests: Sequence[Mapping[str, Any]], at_a_time: int) -> list[Generated]:
+        first = self._id + 1
+        begun: list[float] = []
+        answers = [Generated() for _ in requests]
+        for request in requests[:at_a_time]:
+            begun.append(self._begin(method, request))
+        ended = 0
+        while ended < len(requests):
+            said = self._next(method)
+            note = said.get("method") == "tokens"
+            at = (said["params"]["request"] if note else said.get("id") or 0) - first
+            if not 0 <= at < len(requests):
+                continue
+            answer, arrived = answers[at], time.perf_counter() - begun[at]
+            if note:
+                answer.arrivals.append(arrived)
+                for piece in said["params"]["pieces"]:
+                    answer.tokens.append(piece[0])
+                    answer.drafted.append(len(piece) > 2 and piece[2])
+                continue
+            if "error" in said:
+                raise WorkerError(f"{method}: {said['error']['message']}")
+            answer.result, answer.total_s = said["result"], arrived
+            ended += 1
+            if len(begun) < len(requests):
+                begun.append(self._begin(method, requests[len(begun)]))
+        return answers
+
+    def _begin(self, method: str, params: Mapping[str, Any]) -> float:
+        """Send a request; the moment it was sent."""
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
         self._id += 1
         frame = {"jsonrpc": "2.0", "id": self._id, "method": method, "params": params}
-        answer = Generated()
         start = time.perf_counter()
         self._process.stdin.write(json.dumps(frame).encode() + b"\n")
         self._process.stdin.flush()
-        for line in self._process.stdout:
-            arrived = time.perf_counter() - start
-            said = json.loads(line)
-            if said.get("method") == "tokens":
-                answer.arrivals.append(arrived)
-                answer.tokens.extend(piece[0] for piece in said["params"]["pieces"])
-            elif said.get("id") == self._id:
-                if "error" in said:
-                    raise WorkerError(f"{method}: {said['error']['message']}")
-                answer.result, answer.total_s = said["result"], arrived
-                return answer
-        raise WorkerError(f"the worker ended during {method}")
+        return start
+
+    def _next(self, method: str) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise WorkerError(f"the worker ended during {method}")
+        said: dict[str, Any] = json.loads(line)
+        return said
