@@ -110,22 +110,26 @@ def fits(
     """
     # Seeds as a user may give them: any 32 bits.
     seeds = np.random.default_rng(1).integers(0, 2**32, samples).tolist()
-    tests = len(_PROMPTS) * len(_SAMPLINGS)
-    for prompt, text in _PROMPTS.items():
-        tokens = worker.call("tokenize", text=text, add_special=True)["tokens"]
-        first = logits(runtime, engine, main, [tokens])[0]
-        for name, sampling in _SAMPLINGS.items():
-            chances = probabilities(first, sampling, tokens)
-            likely = [int(t) for t in np.flatnonzero(chances * samples >= _LEAST)]
-            seconds = logits(runtime, engine, main, [[*tokens, t] for t in likely])
-            expected = expected_pairs(
-                chances,
-                {t: probabilities(row, sampling, [*tokens, t]) for t, row in zip(likely, seconds, strict=True)},
-                samples,
-            )
-            seen, drafted = _sampled(worker, tokens, sampling, seeds, at_a_time)
-            bins, statistic, probability = chi_square(expected, seen)
-            yield Fit(engine, prompt, name, samples, drafted, bins, statistic, probability, tests)
+    prompts = {n: worker.call("tokenize", text=text, add_special=True)["tokens"] for n, text in _PROMPTS.items()}
+    firsts = dict(zip(prompts, logits(runtime, engine, main, [*prompts.values()]), strict=True))
+    cells = [
+        (prompt, name, probabilities(firsts[prompt], sampling, prompts[prompt]))
+        for prompt in prompts
+        for name, sampling in _SAMPLINGS.items()
+    ]
+    # Every first token that is likely enough to have bins of its own is gone on from.
+    begun = sorted({(prompt, int(t)) for prompt, _, chances in cells for t in _likely(chances, samples)})
+    rows = logits(runtime, engine, main, [[*prompts[prompt], t] for prompt, t in begun])
+    seconds = dict(zip(begun, rows, strict=True))
+    for prompt, name, chances in cells:
+        tokens, sampling = prompts[prompt], _SAMPLINGS[name]
+        following = {
+            int(t): probabilities(seconds[prompt, int(t)], sampling, [*tokens, int(t)])
+            for t in _likely(chances, samples)
+        }
+        seen, drafted = _sampled(worker, tokens, sampling, seeds, at_a_time)
+        bins, statistic, probability = chi_square(expected_pairs(chances, following, samples), seen)
+        yield Fit(engine, prompt, name, samples, drafted, bins, statistic, probability, len(cells))
 
 
 def probabilities(logits: Array, sampling: Mapping[str, Any], history: Sequence[int]) -> Array:
@@ -212,6 +216,10 @@ def fit_table(found: Sequence[Fit]) -> str:
     )
     threshold = f"\nA test is failed below p = {ALPHA} over the number of tests of its engine.\n"
     return head + "|" + " --- |" * 9 + "\n" + rows + threshold if found else ""
+
+
+def _likely(chances: Array, samples: int) -> Array:
+    return np.flatnonzero(chances * samples >= _LEAST)
 
 
 def _sampled(

@@ -250,6 +250,7 @@ def _pair(engine: str) -> tuple[Path, Path]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Show that a draft changes no token.")
     parser.add_argument("--engines", nargs="+", choices=[*FORMATS], default=[*FORMATS])
+    parser.add_argument("--settings", nargs="+", choices=[s.name for s in SETTINGS], help="all unless given")
     parser.add_argument("--prompts", type=int, help="of each kind; all of them unless given")
     parser.add_argument("--seeds", type=int, default=2000, help="samples for the test of the distribution; 0: no test")
     parser.add_argument("--json", type=Path, help="keep every comparison in this file")
@@ -277,7 +278,9 @@ def _proofs(options: argparse.Namespace) -> list[Proof]:
     for engine in options.engines:
         started = time.monotonic()
         runtime = selected_runtime(FORMATS[engine])
-        proofs.append(prove(engine, runtime, *_pair(engine), prompts=options.prompts, seeds=options.seeds))
+        settings = [s for s in SETTINGS if options.settings is None or s.name in options.settings]
+        asked = {"prompts": options.prompts, "seeds": options.seeds, "settings": settings}
+        proofs.append(prove(engine, runtime, *_pair(engine), **asked))
         print(f"{engine} took {time.monotonic() - started:.0f} s", file=sys.stderr)
         if options.json:
             options.json.parent.mkdir(parents=True, exist_ok=True)
