@@ -6,5 +6,6 @@ rows      the state of several sequences side by side
 memory    which memory a model gets
 context   batches, the forward passes they become, and their logits
 sampler   the request's sampler chain
+dry       DRY, the penalty on repeating whole sequences
 backend   two contexts, draft, verify in one batch, roll back
 """

@@ -17,8 +17,8 @@ from typing import Any
 from paceline_mlx_worker import binding
 from paceline_mlx_worker.context import CHUNK, Context, Logits
 from paceline_mlx_worker.memory import memory_of
-from paceline_mlx_worker.sampler import Sampler
-from paceline_worker import lanes
+from paceline_mlx_worker.sampler import Sampler, Samplers
+from paceline_worker import grammar, lanes
 from paceline_worker.backend import Backend, Generation, LoadRequest
 from paceline_worker.chunks import share
 from paceline_worker.decoding import Decoding, check_tokens, fit_prompt
@@ -46,7 +46,7 @@ _CANNOT_ROLL_BACK = "a recurrent model's state cannot be rolled back: no draft i
 class MlxBackend(Backend):
     engine = "mlx"
     version = binding.VERSION
-    features = ("generate", "draft", "lookup", "overflow", "tokenize")
+    features = ("generate", "draft", "lookup", "overflow", "tokenize", "logprobs", *grammar.FEATURES)
     load_options = (*_CACHE_OPTIONS, "parallel", "embedding")
 
     def __init__(self) -> None:
@@ -55,6 +55,7 @@ class MlxBackend(Backend):
         self._n_ctx = 0
         self._main: Lanes | None = None
         self._draft: Lanes | None = None
+        self._samplers: Samplers | None = None
         self._controller = Controller()
 
     def devices(self) -> list[dict[str, Any]]:
@@ -76,6 +77,7 @@ class MlxBackend(Backend):
                 unasked = max(1, min(_DEFAULT_SLOTS, _DEFAULT_POOL // self._n_ctx))
                 self.slots = min(parallel or unasked, memory.count or parallel or unasked)
                 self._main = Lanes(context, model, self.slots, self.slots * (1 + MAX_DRAFT))
+                self._samplers = Samplers(model, self._n_ctx)
             else:
                 assert self._main is not None
                 if not (context.can_roll_back and self._main.context.can_roll_back):
@@ -95,13 +97,14 @@ class MlxBackend(Backend):
             self._controller = Controller(self._controller.costs)
         if role == "main" and self._main is not None:
             self._main.close()
-            self._main = None
+            self._main = self._samplers = None
             self._controller = Controller()
 
     def open(self, request: GenerateRequest) -> Generation:
         main = self._loaded()
         tokens, output, window, dropped = fit_prompt(request, main.model, self._n_ctx)
-        sampler = Sampler(request.sampling, main.model.n_vocab, self._n_ctx, tokens)
+        assert self._samplers is not None
+        sampler = self._samplers.open(request, tokens)
         lane, cached = main.take(tokens)
         generation = _Sequence(
             request=request,
@@ -115,6 +118,7 @@ class MlxBackend(Backend):
             context_dropped=dropped,
             lane=lane,
             sampler=sampler,
+            grammar=sampler.grammar,
         )
         generation.invite(
             self._controller,

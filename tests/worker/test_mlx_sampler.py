@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paceline_mlx_worker.dry import Breakers, Dry
 from paceline_mlx_worker.sampler import Sampler
 from paceline_worker.request import Sampling
 
@@ -22,9 +23,9 @@ def rows(seed, count=12, spread=3.0):
     return (np.round(values * 64) / 64).astype(np.float32)
 
 
-def literal(sampling, n_ctx, history, positions):
-    """What the chain chooses, one loop per step of it."""
-    rng, tokens = random.Random(sampling.seed), list(history)
+def literal(sampling, n_ctx, history, positions, dry=None):
+    """What the chain chooses, one loop per step of it; `dry` are the sequence breakers, as DRY has them."""
+    rng, chance, tokens = random.Random(sampling.seed), random.Random(sampling.seed), list(history)
     chosen = []
     for logits in positions:
         left = {token: float(value) for token, value in enumerate(logits)}
@@ -36,12 +37,17 @@ def literal(sampling, n_ctx, history, positions):
                 value = left[token]
                 value = value * sampling.repeat_penalty if value <= 0 else value / sampling.repeat_penalty
                 left[token] = value - count * sampling.frequency_penalty - sampling.presence_penalty
+        if dry is not None:
+            for token, amount in literal_dry(sampling, n_ctx, tokens, dry).items():
+                left[token] = float(np.float32(left[token]) - np.float32(amount))
         if sampling.temperature <= 0:
             token = max(left, key=lambda t: (left[t], -t))
         else:
             ordered = sorted(left, key=lambda t: (-left[t], t))
             if sampling.top_k > 0:
                 ordered = ordered[: sampling.top_k]
+            if sampling.typical_p < 1:
+                ordered = sorted(literal_typical(sampling.typical_p, ordered, left), key=lambda t: (-left[t], t))
             if sampling.top_p < 1:
                 weights = [math.exp(left[t] - left[ordered[0]]) for t in ordered]
                 kept, mass = 0, 0.0
@@ -49,11 +55,15 @@ def literal(sampling, n_ctx, history, positions):
                     mass += weights[kept]
                     kept += 1
                 ordered = ordered[:kept]
-            elif sampling.top_k == 0:
+            elif sampling.top_k == 0 and sampling.typical_p >= 1:
                 ordered = sorted(ordered)
             likeliest = max(left[t] for t in ordered)
             if sampling.min_p > 0:
                 ordered = [t for t in ordered if left[t] >= likeliest + math.log(sampling.min_p)]
+            excludes = sampling.xtc_probability > 0 and sampling.xtc_threshold <= 0.5 and len(ordered) > 1
+            if excludes and chance.random() <= sampling.xtc_probability:
+                ordered = literal_xtc(sampling.xtc_threshold, ordered, left)
+                likeliest = max(left[t] for t in ordered)
             weights = [math.exp((left[t] - likeliest) / sampling.temperature) for t in ordered]
             at = rng.random() * sum(weights)
             token = next(t for t, reached in zip(ordered, accumulate(weights), strict=True) if reached > at)
@@ -62,8 +72,56 @@ def literal(sampling, n_ctx, history, positions):
     return chosen
 
 
-def chosen(sampling, n_ctx, history, positions):
-    sampler = Sampler(sampling, VOCABULARY, n_ctx, history)
+def literal_typical(p, ordered, left):
+    highest = left[ordered[0]]
+    total = sum(math.exp(left[t] - highest) for t in ordered)
+    chance = {t: math.exp(left[t] - highest) / total for t in ordered}
+    surprise = {t: math.log(total) - (left[t] - highest) for t in ordered}
+    mean = sum(chance[t] * surprise[t] for t in ordered)
+    kept, mass = [], 0.0
+    for t in sorted(ordered, key=lambda t: abs(surprise[t] - mean)):
+        kept.append(t)
+        mass += chance[t]
+        if mass > p:
+            break
+    return kept
+
+
+def literal_xtc(threshold, ordered, left):
+    highest = max(left[t] for t in ordered)
+    total = sum(math.exp(left[t] - highest) for t in ordered)
+    top = [t for t in ordered if math.exp(left[t] - highest) / total >= threshold]
+    if len(top) < 2:
+        return ordered
+    last = max(top, key=lambda t: (-left[t], t))
+    return [t for t in ordered if t not in top or t == last]
+
+
+def literal_dry(sampling, n_ctx, tokens, breakers):
+    """What DRY takes from each token: every earlier place compared with the end, token by token."""
+    window = n_ctx if sampling.dry_penalty_last_n < 0 else min(n_ctx, sampling.dry_penalty_last_n)
+    recent = tokens[max(0, len(tokens) - window) :]
+    limit = next((back for back, t in enumerate(reversed(recent)) if t in breakers), len(recent))
+    if len(recent) <= sampling.dry_allowed_length or limit < sampling.dry_allowed_length:
+        return {}
+    longest = {}
+    for end in range(len(recent) - 1):
+        length = 0
+        while length < limit and length <= end and recent[end - length] == recent[-1 - length]:
+            length += 1
+        if length >= sampling.dry_allowed_length:
+            longest[recent[end + 1]] = max(longest.get(recent[end + 1], 0), length)
+    return {
+        t: sampling.dry_multiplier * sampling.dry_base ** (length - sampling.dry_allowed_length)
+        for t, length in longest.items()
+        if t not in breakers
+    }
+
+
+def chosen(sampling, n_ctx, history, positions, dry=None):
+    tails = {token: [[]] for token in dry or ()}
+    penalty = None if dry is None else Dry(sampling, n_ctx, history, tails)
+    sampler = Sampler(sampling, VOCABULARY, n_ctx, history, dry=penalty)
     return [sampler.choose(logits) for logits in positions]
 
 
@@ -83,6 +141,12 @@ def chosen(sampling, n_ctx, history, positions):
         {"temperature": 0.9, "repeat_penalty": 1.2, "presence_penalty": 0.5, "frequency_penalty": 0.25},
         {"temperature": 0.9, "frequency_penalty": -3.0, "repeat_last_n": -1, "logit_bias": ((9, 4.0),)},
         {"temperature": 0.0, "presence_penalty": 50.0, "repeat_last_n": 0},
+        {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 0.3},
+        {"temperature": 1.0, "top_k": 60, "top_p": 0.9, "min_p": 0.01, "typical_p": 0.7},
+        {"temperature": 1.0, "top_k": 0, "top_p": 0.5, "min_p": 0.0, "typical_p": 0.0},
+        {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "xtc_probability": 1.0, "xtc_threshold": 0.001},
+        {"temperature": 1.3, "top_k": 30, "top_p": 0.9, "xtc_probability": 0.5, "xtc_threshold": 0.05},
+        {"temperature": 1.0, "top_k": 5, "xtc_probability": 1.0, "xtc_threshold": 0.51},
     ],
     ids=str,
 )
@@ -92,6 +156,56 @@ def test_the_choice_is_that_of_the_literal_chain(fields, seed):
     history = [3, 9, 9, 11] * 5
     positions = np.repeat(rows(seed % 7, 6), 3, axis=0)
     assert chosen(sampling, 16, history, positions) == literal(sampling, 16, history, positions)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"temperature": 0.0},
+        {"temperature": 0.0, "dry_allowed_length": 1, "dry_base": 1.0},
+        {"temperature": 0.0, "dry_allowed_length": 0},
+        {"temperature": 0.8, "dry_penalty_last_n": 6, "repeat_penalty": 1.1},
+        {"temperature": 0.8, "dry_penalty_last_n": 3},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("breakers", [(), (4,)], ids=["no breaker", "a breaker"])
+def test_dry_penalizes_what_the_literal_reading_does(fields, breakers):
+    generator = random.Random(7)
+    for seed in range(20):
+        sampling = Sampling(**fields, dry_multiplier=2.0, seed=seed)
+        history = [generator.randrange(5) for _ in range(40)]
+        positions = rows(seed, 12, spread=0.5)
+        positions[:, :5] += 4.0  # so that few tokens compete and repeat
+        assert chosen(sampling, 32, history, positions, breakers) == literal(sampling, 32, history, positions, breakers)
+
+
+def test_dry_of_a_long_repetition_stays_finite_and_quick_to_say():
+    sampling = Sampling(dry_multiplier=1.0, dry_base=4.0, temperature=0.0)
+    tokens, amounts = Dry(sampling, 4096, [1, 2] * 1000, {}).penalties()
+    assert tokens.tolist() == [1]
+    assert np.isfinite(amounts).all()
+
+
+def test_a_breaker_over_several_tokens_ends_a_repetition():
+    words = {1: b"a", 2: b"b", 3: b" #", 4: b"#", 5: b"##x", 6: b"c"}
+
+    class Model:
+        n_vocab = 7
+
+        def spell(self, token, *, special):
+            return words.get(token, b"")
+
+        def tokenize(self, text, *, add_special):
+            return {"#": [4]}[text]
+
+    tails = Breakers(Model()).tails(("##",))
+    assert tails == {3: [[4]], 4: [[4]], 5: [[]]}
+    sampling = Sampling(dry_multiplier=1.0)
+    repeated = [1, 2, 6, 1, 2, 6, 9, 1, 2]
+    assert Dry(sampling, 64, repeated, tails).penalties()[0].tolist() == [6]
+    assert Dry(sampling, 64, [1, 2, 3, 4, 6, 9, 2, 3, 4], tails).penalties()[0].tolist() == []
+    assert Dry(sampling, 64, [1, 2, 3, 6, 9, 2, 3], tails).penalties()[0].tolist() == [6]
 
 
 def test_the_logits_are_left_as_they_are():

@@ -137,11 +137,24 @@ def test_a_seed_and_all_samplers_together_are_lossless(paired, candidate):
     sampling = {
         "temperature": 1.1, "top_k": 0, "top_p": 0.97, "min_p": 0.0, "repeat_penalty": 1.2, "presence_penalty": 0.1,
         "frequency_penalty": 0.2, "repeat_last_n": -1, "logit_bias": {"262": -2.0}, "seed": 11,
+        "dry_multiplier": 0.5, "typical_p": 0.98, "xtc_probability": 0.1, "xtc_threshold": 0.3,
     }  # fmt: skip
     request = {"prompt": candidate.prompt, "sampling": sampling, "max_tokens": 60, "ignore_eos": True}
     plain = paired.generate(**request)
     answer = paired.generate(**request, draft={"exact_tokens": 5})
     assert answer.result["acceptance"]["accepted"] > 0
+    assert answer.tokens == plain.tokens
+
+
+@pytest.mark.parametrize("sampling", [{"temperature": 0}, SEEDED], ids=["greedy", "seeded"])
+def test_a_grammar_is_kept_to_and_a_draft_changes_nothing(paired, candidate, sampling):
+    properties = {"a": {"type": "integer", "minimum": 0, "maximum": 99}, "b": {"type": "boolean"}}
+    schema = {"type": "object", "properties": properties, "required": ["a", "b"], "additionalProperties": False}
+    request = {"prompt": candidate.prompt, "sampling": sampling, "grammar": {"json_schema": schema}, "max_tokens": 300}
+    plain = paired.generate(**request)
+    assert plain.result["stop_reason"] == "eosFound"
+    assert set(json.loads(plain.text)) == {"a", "b"}
+    answer = paired.generate(**request, draft={"exact_tokens": 3})
     assert answer.tokens == plain.tokens
 
 
