@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -250,6 +251,21 @@ def test_a_load_is_noted_once(store, add):
 
     assert (store.home / "selection.json").stat().st_mtime_ns == before
     assert store.selection().worked == {"gguf": (runtime.id,)}
+
+
+def test_a_home_that_cannot_be_written_serves_all_the_same(store, add):
+    runtime = add()
+    store.select(runtime)
+    shutil.rmtree(store.home / "locks")
+    (store.home / "locks").write_text("in the way")
+
+    use = store.use(runtime)
+    store.note_loaded(runtime, "gguf")
+    assert store.selected("gguf") == runtime
+    use.release()
+    assert store.last_used(runtime) is None
+    with pytest.raises(StoreError, match="taking a lock failed at"):
+        store.remove(runtime, force=True)
 
 
 def test_noting_a_load_stops_nobody(store, add):

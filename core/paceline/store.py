@@ -43,7 +43,6 @@ class Store:
         self.staging = home / "staging"
         self.logs = home / "logs"
         self._selection_file = home / "selection.json"
-        self._noted: set[tuple[str, str]] = set()
 
     # --- what is there ---------------------------------------------------------------------------------------------
 
@@ -196,14 +195,11 @@ class Store:
 
         Writes once for each runtime and format, and never raises: a home that cannot be written stops no model.
         """
-        if (runtime.id, model_format) in self._noted:
-            return
         try:
             if runtime.id not in self.selection().worked.get(model_format, ()):
                 self._change("noting a load", lambda s: s.with_worked(model_format, runtime.id))
         except StoreError:
             return
-        self._noted.add((runtime.id, model_format))
 
     def pin(self, runtime_id: str) -> None:
         """Have updates and clean-up leave this runtime alone."""

@@ -1,0 +1,130 @@
+"""Whatever happens to an operation at whichever of its steps: the selected runtime works and the next one heals."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from paceline import health
+from paceline.store import Store
+
+SURVIVOR = Path(__file__).with_name("survivor.py")
+OPERATIONS = ["install", "select", "rollback", "remove", "repair", "repair in two renames", "prune"]
+STEPS = dict(
+    line.strip("| \n").split(" | ")[:2]
+    for line in (Path(__file__).parents[1] / "docs" / "reliability.md").read_text().splitlines()
+    if line.count("|") == 3 and line.split("|")[2].strip().isdigit()
+)
+
+
+def survive(folder, mode, operation, prefix=()):
+    command = [*prefix, sys.executable, str(SURVIVOR), str(folder), mode, operation]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGKILL there")
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_kill_at_each_step_is_survived(tmp_path, operation):
+    result = survive(tmp_path / "disk", "kill", operation)
+
+    assert result["problems"] == []
+    assert result["statuses"] == {"9": result["steps"], "0": 1}  # killed at every step, and once at none
+    assert STEPS[operation] == str(result["steps"]), "docs/reliability.md says how many steps each operation has"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no fork there")
+@pytest.mark.parametrize("operation", ["install", "select", "remove", "prune"])
+def test_an_error_at_each_step_is_survived(tmp_path, operation):
+    result = survive(tmp_path / "disk", "fault", operation)
+
+    assert result["problems"] == []
+    assert sum(result["statuses"].values()) == result["steps"] + 1
+
+
+@pytest.mark.skipif(not shutil.which("unshare"), reason="no file system can be mounted")
+@pytest.mark.parametrize("operation", ["install", "select", "repair"])
+def test_a_disk_that_is_full_at_each_step_is_survived(tmp_path, operation):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    inside = ["unshare", "-rm", "sh", "-euc", f'mount -t tmpfs -o size=48m tmpfs "{folder}"; exec "$@"', "sh"]
+    if subprocess.run([*inside, "true"], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted")
+
+    result = survive(folder, "full", operation, inside)
+
+    assert result["problems"] == []
+    assert result["statuses"].get(str(10 << 8), 0) > 0  # the full disk was met, and refused in words
+
+
+_CITIZEN = """
+import os, random, sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+import store_world
+from paceline.cleanup import clean_up
+from paceline.errors import InUseError, NotFoundError, StoreError
+from paceline.store import Store
+
+store, chance = Store(Path(sys.argv[2])), random.Random(int(sys.argv[3]))
+for _ in range(int(sys.argv[4])):
+    version = f"{chance.randrange(1, 5)}.0"
+    runtime = store.find(f"engine-linux-cpu@{version}")
+    what = chance.choice(["add", "select", "remove", "rollback", "use", "pin", "unpin", "note", "prune", "read"])
+    try:
+        if what == "add" and runtime is None:
+            staged = store.staging / f"made.{os.getpid()}.{version}"
+            with store.installing():
+                if store.find(f"engine-linux-cpu@{version}") is None:
+                    store.publish(staged, store_world.stage(staged, version))
+        elif what == "rollback":
+            store.rollback()
+        elif what == "prune":
+            clean_up(store, 1)
+        elif what == "read":
+            store.selected("gguf"), store.runtimes()
+        elif runtime is not None:
+            if what == "use":
+                store.use(runtime).release()
+            else:
+                {"select": store.select, "remove": store.remove, "pin": lambda r: store.pin(r.id),
+                 "unpin": lambda r: store.unpin(r.id), "note": lambda r: store.note_loaded(r, "gguf")}.get(
+                    what, lambda r: None)(runtime)
+    except (InUseError, NotFoundError):
+        pass
+    except StoreError as error:
+        if "is incomplete" not in error.message:  # it was removed between looking and selecting
+            raise
+    chosen = store.selection().formats.get("gguf")
+    assert chosen is None or store.find(chosen) or store.selection().formats.get("gguf") != chosen, chosen
+"""
+
+
+def test_eight_processes_at_once_corrupt_nothing(tmp_path, store_world):
+    store = Store(tmp_path / "home")
+    store.select(store_world.add(store, "1.0"))
+    seed, rounds = random.randrange(1 << 30), 25
+    citizens = [
+        subprocess.Popen(
+            [sys.executable, "-c", _CITIZEN, str(SURVIVOR.parent), str(store.home), str(seed + n), str(rounds)],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for n in range(8)
+    ]
+    ends = [(citizen.communicate(timeout=300)[1], citizen.returncode) for citizen in citizens]
+
+    assert [status for _, status in ends] == [0] * 8, f"seed {seed}: {[text for text, _ in ends if text]}"
+    with store.installing():
+        assert list(store.staging.iterdir()) == []
+    assert store.incomplete() == ()
+    assert all(health.full(runtime.directory).ok for runtime in store.runtimes())
+    assert store.selected("gguf") is not None
