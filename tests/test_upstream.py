@@ -190,8 +190,8 @@ class TestTheCommand:
         assert done.returncode == 0, done.stderr
 
     @staticmethod
-    def run(tiny, index, *arguments):
-        variables = {"UV_DEFAULT_INDEX": index.url, "UV_NO_INDEX": "", "UV_FIND_LINKS": ""}
+    def run(tiny, index, *arguments, **more):
+        variables = {"UV_DEFAULT_INDEX": index.url, "UV_NO_INDEX": "", "UV_FIND_LINKS": "", **more}
         return tiny.paceline("runtime", *arguments, **variables)
 
     @pytest.mark.usefixtures("installed")
@@ -226,7 +226,7 @@ class TestTheCommand:
     def test_an_index_that_is_gone_changes_nothing_and_is_said(self, tiny, index):
         index.close()
 
-        done = self.run(tiny, index, "update")
+        done = self.run(tiny, index, "update", UV_HTTP_RETRIES="0")
 
         assert done.returncode == 1
         assert "warning: tinyengine" in done.stderr

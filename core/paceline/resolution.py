@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from packaging.utils import canonicalize_name
 
 from paceline import child
-from paceline.environment import uv_environment
+from paceline.environment import base_interpreter, uv_environment
 from paceline.errors import InstallError
 from paceline.types import Package
 
@@ -105,6 +105,8 @@ class Resolver:
             lock = folder / "pylock.toml"
             command = [find_uv_bin(), "pip", "compile", "roots.in", "--constraints", "pins.txt", "-q", "--no-header"]
             command += ["--python-version", python, "--output-file", "pylock.toml", "--format", "pylock.toml"]
+            # Named, because uv would otherwise look through the machine for an interpreter of that version.
+            command += ["--python", base_interpreter(), "--no-python-downloads"]
             command += ["--cache-dir", str(self._cache), *self._options]
             status = child.run(command, env=self._environment, cwd=folder, on_line=lines.append)
             if status:

@@ -1,0 +1,125 @@
+"""Lock the releases of a registry file anew: exact versions and hashes of everything their recipes' roots need.
+
+People write each release's facts and, in its recipe, `roots` (what to install), `build_roots` (what building it needs)
+and `unhashed` (index pages that publish no hashes). Everything else of a recipe's packages is found out here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from html.parser import HTMLParser
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urljoin, urlsplit
+
+import httpx
+from packaging.specifiers import SpecifierSet
+from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
+from packaging.version import Version
+
+from paceline.errors import RegistryError
+from paceline.resolution import Resolver
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from paceline.types import Package, Release, Requirements
+
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+"""The Pythons a registry is locked for, as far as a release admits them."""
+
+_OS_TAGS = {"linux": "linux", "macos": "macosx", "windows": "win"}
+_ARCH_TAGS = {"x86_64": ("x86_64", "amd64"), "arm64": ("arm64", "aarch64")}
+_TIMEOUT_S = 60.0
+
+
+def lock(release: Release, *, cache: Path, tell: Callable[[str], None], fetch: bool = True) -> Release:
+    """`release` with new packages. Raises InstallError when its roots cannot be resolved.
+
+    `fetch`: wheels of pages that publish no hashes are downloaded for their sha256; without it they stay unpinned.
+    `tell` is given a line now and then. Raises RegistryError when a page cannot be read or lacks the wheel.
+    """
+    recipe = release.recipe
+    if not recipe.roots:
+        return release
+    pythons = [p for p in PYTHONS if SpecifierSet(release.requires.python or "").contains(f"{p}.99")]
+    resolver = Resolver(release.requires, pythons, cache=cache)
+    packages = resolver.packages(recipe, recipe.roots)
+    if fetch:
+        packages = tuple(_fetched(p, release.requires, tell) if p.index and not p.sha256 else p for p in packages)
+    return replace(
+        release,
+        recipe=replace(recipe, packages=packages, build_packages=resolver.build_packages(recipe.build_roots)),
+    )
+
+
+def _fetched(package: Package, requires: Requirements, tell: Callable[[str], None]) -> Package:
+    """A package with the sha256 of every wheel that its index page has for the platform."""
+    assert package.index is not None
+    page = f"{package.index.rstrip('/')}/{canonicalize_name(package.name)}/"
+    hashes = []
+    try:
+        with httpx.Client(follow_redirects=True, timeout=_TIMEOUT_S) as client:
+            for url in _wheels(_links(client, page), package, requires):
+                published = urlsplit(url).fragment.removeprefix("sha256=")
+                if len(published) == 64:
+                    hashes.append(published)
+                    continue
+                tell(f"fetching {unquote(url.rsplit('/', 1)[-1])} for its sha256")
+                hashes.append(_sha256(client, url))
+    except httpx.HTTPError as error:
+        raise RegistryError(
+            f"{page} cannot be read: {error or type(error).__name__}", help="check the network, then lock again"
+        ) from None
+    if not hashes:
+        raise RegistryError(
+            f"{page} has no wheel of {package.name} {package.version} for {requires.os} on {requires.arch}",
+            help="correct the version in the recipe's roots, or the page in `unhashed`",
+        )
+    return replace(package, sha256=tuple(sorted(set(hashes))))
+
+
+def _wheels(links: list[str], package: Package, requires: Requirements) -> list[str]:
+    """The links to wheels of this version that could be installed on the platform."""
+    os_tag, arch_tags = _OS_TAGS.get(requires.os or "", ""), _ARCH_TAGS.get(requires.arch or "", ())
+
+    def fits(link: str) -> bool:
+        try:
+            name, version, _, tags = parse_wheel_filename(unquote(urlsplit(link).path.rsplit("/", 1)[-1]))
+        except InvalidWheelFilename:
+            return False
+        platforms = [tag.platform for tag in tags]
+        here = [p for p in platforms if p == "any" or (os_tag in p and any(arch in p for arch in arch_tags))]
+        return name == canonicalize_name(package.name) and version == Version(package.version) and bool(here)
+
+    return [link for link in links if fits(link)]
+
+
+def _links(client: httpx.Client, page: str) -> list[str]:
+    answer = client.get(page)
+    answer.raise_for_status()
+    reader = _Links()
+    reader.feed(answer.text)
+    return [urljoin(str(answer.url), link) for link in reader.found]
+
+
+def _sha256(client: httpx.Client, url: str) -> str:
+    digest = hashlib.sha256()
+    with client.stream("GET", url) as answer:
+        answer.raise_for_status()
+        for part in answer.iter_bytes():
+            digest.update(part)
+    return digest.hexdigest()
+
+
+class _Links(HTMLParser):
+    """The targets of a page's links (PEP 503)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "a":
+            self.found += [value for name, value in attrs if name == "href" and value]
