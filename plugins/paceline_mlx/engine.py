@@ -8,7 +8,7 @@ from paceline import Engine, Upstream, python_worker, worker_root
 from paceline_mlx.pairs import RULES, judge
 
 if TYPE_CHECKING:
-    from paceline import Model, PairVerdict, Runtime, WorkerSpec
+    from paceline import LoadConfig, MemoryEstimate, Model, PairVerdict, Runtime, WorkerSpec
 
 
 class Mlx(Engine):
@@ -21,6 +21,13 @@ class Mlx(Engine):
 
     def worker(self, runtime: Runtime) -> WorkerSpec:
         return python_worker(runtime.python, "paceline_mlx_worker", worker_root())
+
+    def estimate(
+        self, model: Model, config: LoadConfig, *, runtime: Runtime, draft: bool = False
+    ) -> MemoryEstimate | None:
+        from paceline_mlx.memory import estimate
+
+        return estimate(model.path, config)
 
     def judge_pair(self, main: Model, draft: Model, rules: str) -> PairVerdict:
         return judge(main, draft, rules)
