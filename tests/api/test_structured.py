@@ -22,6 +22,11 @@ GRAMMARS = [
         "response_format",
     ),
     (
+        {"response_format": {"type": "json_object", "schema": {"required": ["a"]}}},
+        Grammar(GrammarKind.JSON_SCHEMA, {"type": "object", "required": ["a"]}),
+        "response_format.schema",
+    ),
+    (
         {"response_format": {"type": "json_object", "schema": SCHEMA}},
         Grammar(GrammarKind.JSON_SCHEMA, SCHEMA),
         "response_format.schema",

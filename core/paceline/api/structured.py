@@ -13,8 +13,6 @@ from paceline.serving.generation import Grammar, GrammarKind
 MAX_SCHEMA_VALUES = 20_000
 MAX_GRAMMAR_CHARS = 256 * 1024
 
-_ANY_OBJECT = {"type": "object"}
-
 
 class JsonSchema(Schema):
     """OpenAI's `json_schema`. `strict` changes nothing here: a schema is always enforced."""
@@ -59,7 +57,8 @@ def _of_format(wanted: ResponseFormat) -> tuple[Grammar, str] | None:
     if wanted.type == "text":
         return None
     if wanted.type == "json_object":
-        schema, field = wanted.schema_ or _ANY_OBJECT, "response_format.schema" if wanted.schema_ else "response_format"
+        schema = {"type": "object", **(wanted.schema_ or {})}
+        field = "response_format.schema" if wanted.schema_ else "response_format"
     else:
         field = "response_format.json_schema"
         if wanted.json_schema is None:
