@@ -11,10 +11,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
-from typing import Any
+from typing import Any, TypeAlias
 
 from client import Answer, Run
-from contenders import PEER
+from contenders import PACELINE, PEER
 
 
 @dataclass(frozen=True, order=True)
@@ -93,6 +93,76 @@ def tables(records: Iterable[Record]) -> str:
     return "\n".join(f"### {cell}\n\n{_table(found)}" for cell, found in rows(records).items())
 
 
+_Runs: TypeAlias = Mapping[int, Run]
+"""By repeat."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One bar in one cell."""
+
+    bar: str
+    least: float | None
+    """The ratio must not be lower; None for a bar that must not be passed upwards."""
+    most: float | None
+    ratios: tuple[float, ...]
+    """One for each repeat that measured both sides."""
+
+    @property
+    def figure(self) -> float:
+        return median(self.ratios)
+
+    @property
+    def held(self) -> bool:
+        """Whether the median meets the bar."""
+        return (self.least is None or self.figure >= self.least) and (self.most is None or self.figure <= self.most)
+
+
+def verdicts(records: Iterable[Record]) -> dict[Cell, list[Verdict]]:
+    """Paceline held to its bars in each cell; a bar of which one side was not measured is left out."""
+    cells: dict[Cell, dict[str, dict[int, Run]]] = defaultdict(lambda: defaultdict(dict))
+    for record in records:
+        cells[record.cell][record.contender][record.repeat] = record.run
+    found: dict[Cell, list[Verdict]] = {}
+    for cell, runs in sorted(cells.items()):
+        plain, auto, other = runs.get(PACELINE), runs.get(f"{PACELINE}+auto"), runs.get(PEER)
+        best = runs.get(_best_of_peer(runs))
+        bars: list[tuple[str, float | None, float | None, _Runs | None, _Runs | None, Callable[[Run], float]]] = [
+            ("auto over the peer's best", 1.0, None, auto, best, _speed),
+            ("auto over own no draft", 0.98, None, auto, plain, _speed),
+        ]
+        if cell.streams in (1, 8):  # the promise names these
+            bars += [
+                ("speed over the peer, no draft", 1.0, None, plain, other, _speed),
+                ("first token over the peer's, no draft", None, 1.0, plain, other, _first_token),
+            ]
+        judged = [
+            Verdict(bar, least, most, ratios)
+            for bar, least, most, mine, theirs, of in bars
+            if mine is not None and (ratios := tuple(_ratios(mine, theirs, of)))
+        ]
+        if judged:
+            found[cell] = judged
+    return found
+
+
+def verdict_table(records: Iterable[Record]) -> str:
+    """Markdown: a row for each bar of each cell, what is missed in bold; empty without anything to judge."""
+    found = verdicts(records)
+    if not found:
+        return ""
+    lines = [
+        f"| {cell} | {v.bar} | {'' if v.least is None else f'≥ {v.least:.2f}x'}"
+        f"{'' if v.most is None else f'≤ {v.most:.2f}x'} | {v.figure:.3f}x |"
+        f" {min(v.ratios):.3f} to {max(v.ratios):.3f} | {len(v.ratios)} | {'held' if v.held else '**missed**'} |\n"
+        for cell, judged in found.items()
+        for v in judged
+    ]
+    held = sum(v.held for judged in found.values() for v in judged)
+    head = "| cell | what | bar | measured | repeats from to | repeats | verdict |\n|" + " --- |" * 7 + "\n"
+    return f"{held} of {len(lines)} bars held.\n\n{head}{''.join(lines)}"
+
+
 def percentile(values: Sequence[float], share: float) -> float:
     """The smallest value that so large a share does not exceed (nearest rank); NaN of nothing."""
     if not values:
@@ -104,8 +174,7 @@ def _row(name: str, runs: Mapping[str, Mapping[int, Run]], other_cores: float) -
     mine = runs[name]
     speeds = [run.tokens_per_second for run in mine.values()]
     server = name.partition("+")[0]
-    peers = [each for each in runs if each.partition("+")[0] == PEER]
-    best = max(peers, key=lambda each: median(r.tokens_per_second for r in runs[each].values()), default="")
+    best = _best_of_peer(runs)
     reference = runs.get(PEER) or next(iter(runs.values()))
     drafted = sum(a.drafted for run in mine.values() for a in run.answers)
     accepted = sum(a.accepted for run in mine.values() for a in run.answers)
@@ -135,8 +204,19 @@ def _first_token(run: Run) -> float:
 
 
 def _ratio(mine: Mapping[int, Run], other: Mapping[int, Run] | None, of: Callable[[Run], float]) -> float | None:
-    shared = [repeat for repeat in mine if other is not None and repeat in other]
-    return median(of(mine[r]) / of(other[r]) for r in shared) if other is not None and shared else None
+    ratios = _ratios(mine, other, of)
+    return median(ratios) if ratios else None
+
+
+def _ratios(mine: Mapping[int, Run], other: Mapping[int, Run] | None, of: Callable[[Run], float]) -> list[float]:
+    """Of every repeat that both were measured in."""
+    return [of(mine[repeat]) / of(other[repeat]) for repeat in mine if repeat in other] if other else []
+
+
+def _best_of_peer(runs: Mapping[str, Mapping[int, Run]]) -> str:
+    """The peer's setting that was fastest, without a draft included; empty if none was measured."""
+    peers = [each for each in runs if each.partition("+")[0] == PEER]
+    return max(peers, key=lambda each: median(r.tokens_per_second for r in runs[each].values()), default="")
 
 
 def _same_text(mine: Mapping[int, Run], reference: Mapping[int, Run]) -> tuple[int, int]:

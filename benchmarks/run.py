@@ -2,6 +2,7 @@
 
     python benchmarks/run.py --quick                 the 1 B model in F16, code, one stream, a few draft lengths
     python benchmarks/run.py                         the whole matrix; many hours on a small machine
+    python benchmarks/run.py --budget 60 --json a.json      an hour of it, the most important first; again: goes on
     python benchmarks/run.py --streams 8 --quantizations Q8_0 --contenders paceline llama-server
     python benchmarks/run.py --tables a.json b.json  the tables of earlier sittings
 
@@ -15,7 +16,8 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,10 @@ from client import ask_all
 from contenders import PEER, Contender, Models, contenders
 from heavy_pair import BAD_DRAFT, NAME, QUANTIZATIONS, HeavyPair, heavy_pair, sample_draft, sample_main
 from machine import OtherWork, describe_machine, wait_for_quiet
-from paceline.errors import PacelineError
+from paceline.errors import PacelineError, UsageError
 from prompts import KINDS, chat_prompt
-from report import Cell, Record, tables
+from report import Cell, Record, tables, verdict_table
+from sitting import Round, expected_s, field_of, rounds
 
 SAMPLE = "sample"
 """In place of a quantization: the small sample model itself."""
@@ -48,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PacelineError as error:
         print(f"error: {error.message}", *([f"help: {error.help}"] if error.help else []), sep="\n", file=sys.stderr)
         return error.exit_status
-    text = tables(records)
+    text = f"{verdict_table(records)}\n{tables(records)}"
     print(text)
     if options.write:
         options.write.write_text(text, encoding="utf-8")
@@ -66,6 +69,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--contenders", nargs="+", help="names as contenders.py has them; `grid` is the peer's whole grid"
     )
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--budget", type=float, metavar="MINUTES", help="begin no round that would end later")
+    parser.add_argument(
+        "--finalists", type=int, default=2, help="after the first repeat, the peer's fastest settings a cell; 0: all"
+    )
     parser.add_argument("--first-repeat", type=int, default=0, help="its number, for a sitting in several parts")
     parser.add_argument("--prompts", type=int, default=4, help="of each kind; at least one for each stream")
     parser.add_argument("--max-tokens", type=int, default=48)
@@ -74,50 +81,96 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--noise", type=float, default=0.1, help="cores that others may keep busy during a run")
     parser.add_argument("--retries", type=int, default=2, help="how often a run that others disturbed is done again")
     parser.add_argument("--patience", type=float, default=60.0, help="seconds to wait for such quiet before each run")
-    parser.add_argument("--json", type=Path, help="keep every single figure in this file")
+    parser.add_argument("--json", type=Path, help="keep every single figure in this file, and go on where it ends")
     parser.add_argument("--write", type=Path, help="write the tables to this file")
     parser.add_argument("--tables", nargs="+", type=Path, metavar="JSON", help="measure nothing, read earlier figures")
     options = parser.parse_args(argv)
     quick = options.quick
-    options.quantizations = options.quantizations or (["F16"] if quick else [*QUANTIZATIONS])
+    options.quantizations = options.quantizations or (["F16"] if quick else ["Q8_0", "F16", "Q4_K_M"])
     options.kinds = options.kinds or (["code"] if quick else [*KINDS])
-    options.streams = options.streams or ([1] if quick else [1, 4, 8])
+    options.streams = options.streams or ([1] if quick else [1, 8, 4])
     options.temperatures = options.temperatures or ([0.0] if quick else [0.0, 0.8])
     options.contenders = options.contenders or (_QUICK if quick else _WHOLE)
     return options
 
 
 def _sit(options: argparse.Namespace) -> list[Record]:
-    """Measure everything the options ask for; what is done is kept in the JSON file as it goes."""
+    """Measure what the options ask for and the JSON file does not hold yet, until the budget is spent; whole rounds are
+    kept in the file as they end."""
+    started = time.monotonic()
     field = contenders(options.contenders)
     pair = heavy_pair([q for q in options.quantizations if q != SAMPLE])
-    head: dict[str, Any] = {"machine": describe_machine(), "arguments": sys.argv[1:], "max_tokens": options.max_tokens}
-    if any(c.server == PEER for c in field):
-        head["peer"] = peer.version(peer.llama_server())
-    for name, value in {**head["machine"], "peer": head.get("peer", "none")}.items():
+    head = _head(options, field)
+    records, done = _resumed(options.json, head)
+    for name, value in {**head["machine"], "peer": head["peer"]}.items():
         print(f"- {name}: {value}")
     print()
-    records: list[Record] = []
-    for record in _runs(options, field, pair):
-        records.append(record)
-        print(_say(record), file=sys.stderr, flush=True)
+    repeats = range(options.first_repeat, options.first_repeat + options.repeats)
+    order = rounds(options.quantizations, options.kinds, options.streams, repeats)
+    taken: list[tuple[Round, int, float]] = []
+    for place, each in enumerate(order, 1):
+        if asdict(each) in done:
+            continue
+        taking_part = _turned(field_of(each, field, records, options.finalists), each.repeat)
+        expected = expected_s(each, len(taking_part), taken)
+        spent = time.monotonic() - started
+        if options.budget is not None and spent + (expected or 0.0) > 60 * options.budget:
+            print(f"{len(done)} of {len(order)} rounds are measured; the next does not fit the budget", file=sys.stderr)
+            break
+        about = "" if expected is None else f", about {expected / 60:.0f} minutes"
+        print(f"round {place} of {len(order)}: {each}, {len(taking_part)} contenders{about}", file=sys.stderr)
+        records += _round(each, taking_part, pair, options)
+        taken.append((each, len(taking_part), time.monotonic() - started - spent))
+        done.append(asdict(each))
         if options.json:
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(json.dumps({**head, "records": [r.to_json() for r in records]}))
+            _keep(options.json, {**head, "rounds": done, "records": [r.to_json() for r in records]})
     return records
 
 
-def _runs(options: argparse.Namespace, field: Sequence[Contender], pair: HeavyPair) -> Iterator[Record]:
-    good = [kind for kind in options.kinds if kind != "adversarial"]
-    bad = [kind for kind in options.kinds if kind == "adversarial"]
-    for quantization in options.quantizations:
-        for streams in options.streams:
-            for kinds in filter(None, (good, bad)):
-                models = _models(pair, quantization, bad_draft=kinds is bad)
-                cells = [Cell(quantization, kind, streams, t) for kind in kinds for t in options.temperatures]
-                for repeat in range(options.first_repeat, options.first_repeat + options.repeats):
-                    for contender in _turned(field, repeat):
-                        yield from _undisturbed(contender, models, cells, repeat, options)
+def _round(each: Round, field: Sequence[Contender], pair: HeavyPair, options: argparse.Namespace) -> list[Record]:
+    models = _models(pair, each.quantization, bad_draft=each.kind == "adversarial")
+    cells = each.cells(options.temperatures)
+    records = []
+    for contender in field:
+        records += _undisturbed(contender, models, cells, each.repeat, options)
+        for record in records[-len(cells) :]:
+            print(_say(record), file=sys.stderr, flush=True)
+    return records
+
+
+def _head(options: argparse.Namespace, field: Sequence[Contender]) -> dict[str, Any]:
+    """What all figures of one file have in common."""
+    measures = ("prompts", "max_tokens", "warm_up", "learning", "temperatures")
+    return {
+        "machine": describe_machine(),
+        "peer": peer.version(peer.llama_server()) if any(c.server == PEER for c in field) else "none",
+        "measured_with": {name: getattr(options, name) for name in measures},
+        "contenders": [c.name for c in field],
+    }
+
+
+def _resumed(path: Path | None, head: Mapping[str, Any]) -> tuple[list[Record], list[dict[str, Any]]]:
+    """The records of an earlier sitting's whole rounds and those rounds; a round that was broken off is done again.
+
+    Raises UsageError when the file's figures were taken with other code or in another way.
+    """
+    if path is None or not path.exists():
+        return [], []
+    earlier = json.loads(path.read_text())
+    other = [name for name in ("measured_with", "contenders", "peer") if earlier.get(name) != head[name]]
+    if earlier["machine"].get("paceline") != head["machine"]["paceline"]:
+        other.append("paceline")
+    if other:
+        raise UsageError(f"{path} was measured with other {', '.join(other)}", help="give another file to --json")
+    return _read(path), earlier["rounds"]
+
+
+def _keep(path: Path, content: Mapping[str, Any]) -> None:
+    """Write the file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content))
+    part.replace(path)
 
 
 def _turned(field: Sequence[Contender], repeat: int) -> Sequence[Contender]:

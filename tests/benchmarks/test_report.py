@@ -87,6 +87,36 @@ def test_a_table_has_a_column_for_every_heading(report, record):
     assert "2.00x" in table[2]
 
 
+# Verdicts
+
+
+def test_each_bar_is_judged_by_the_median_of_the_repeats_ratios(report, record):
+    records = [record("llama-server", i, 2.0, first=0.1) for i in range(3)]
+    records += [record("paceline", i, wall, first=0.2) for i, wall in enumerate((1.9, 2.5, 1.8))]
+    records += [record("llama-server+n3p0", i, 1.0) for i in range(3)]
+    records += [record("paceline+auto", i, 1.01) for i in range(3)]
+    ((_, judged),) = report.verdicts(records).items()
+    found = {v.bar: (round(v.figure, 3), v.held) for v in judged}
+    assert found == {
+        "auto over the peer's best": (0.99, False),
+        "auto over own no draft": (1.881, True),
+        "speed over the peer, no draft": (1.053, True),
+        "first token over the peer's, no draft": (2.0, False),
+    }
+    table = report.verdict_table(records)
+    assert table.startswith("2 of 4 bars held.")
+    assert table.count("**missed**") == 2
+    assert len({line.count("|") for line in table.splitlines() if line.startswith("|")}) == 1
+
+
+def test_what_was_not_measured_is_not_judged(report, record):
+    records = [record("paceline", 0, 1.0), record("paceline+auto", 0, 1.02), record("llama-server", 1, 1.0)]
+    ((_, judged),) = report.verdicts(records).items()
+    assert [v.bar for v in judged] == ["auto over own no draft"]
+    assert judged[0].held
+    assert report.verdict_table([record("llama-server", 0, 1.0)]) == ""
+
+
 def test_records_survive_their_file(report, record):
     made = record("paceline+n3", 2, 1.5, drafted=3)
     assert report.Record.from_json(json.loads(json.dumps(made.to_json()))) == made

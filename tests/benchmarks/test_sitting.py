@@ -1,0 +1,109 @@
+"""The order of a matrix, who takes part in later repeats, what fits a budget, and going on where a file ends."""
+
+import json
+from argparse import Namespace
+from dataclasses import asdict, replace
+
+import pytest
+
+from paceline.errors import UsageError
+
+
+@pytest.fixture(scope="session")
+def sitting(bench):
+    return bench("sitting")
+
+
+@pytest.fixture
+def record(bench):
+    report, client = bench("report"), bench("client")
+
+    def make(contender, wall_s, *, kind="code", repeat=0, temperature=0.0):
+        answer = client.Answer((0.1,), wall_s, "x", 100)
+        cell = report.Cell("Q8_0", kind, 1, temperature)
+        return report.Record(cell, contender, repeat, client.Run(wall_s, (answer,)), 0.0)
+
+    return make
+
+
+def test_what_comes_early_in_its_option_is_measured_early(sitting):
+    order = sitting.rounds(["Q8_0", "F16"], ["code", "prose"], [1, 8], range(3))
+    assert len(order) == len(set(order)) == 24
+    assert order[0] == sitting.Round("Q8_0", "code", 1, 0)
+    assert order[-1] == sitting.Round("F16", "prose", 8, 2)
+    assert order.index(sitting.Round("Q8_0", "code", 1, 1)) < order.index(sitting.Round("F16", "prose", 8, 0))
+
+
+def test_later_repeats_keep_the_peer_s_fastest_settings_of_any_cell(sitting, bench, record):
+    names = ["paceline", "llama-server", "paceline+auto", *(f"llama-server+n{n}p0" for n in (2, 3, 4, 8))]
+    field = bench("contenders").contenders(names)
+    speeds = {2: (1, 4), 3: (2, 3), 4: (3, 2), 8: (4, 5)}
+    records = [record(f"llama-server+n{n}p0", wall) for n, (wall, _) in speeds.items()]
+    records += [record(f"llama-server+n{n}p0", wall, temperature=0.8) for n, (_, wall) in speeds.items()]
+    first, later = sitting.Round("Q8_0", "code", 1, 0), sitting.Round("Q8_0", "code", 1, 1)
+
+    def taking_part(each, finalists, records=records):
+        return [c.name for c in sitting.field_of(each, field, records, finalists)]
+
+    assert taking_part(first, 1, []) == names
+    assert taking_part(later, 1) == [*names[:3], "llama-server+n2p0", "llama-server+n4p0"]
+    assert taking_part(later, 0) == names
+    assert taking_part(replace(later, kind="prose"), 1) == names
+
+
+def test_a_round_is_expected_to_take_what_its_like_took(sitting):
+    code, prose = sitting.Round("Q8_0", "code", 1, 0), sitting.Round("Q8_0", "prose", 1, 0)
+    assert sitting.expected_s(code, 10, []) is None
+    taken = [(code, 10, 100.0), (prose, 5, 100.0)]
+    assert sitting.expected_s(replace(code, repeat=1), 4, taken) == pytest.approx(40)
+    assert sitting.expected_s(sitting.Round("F16", "code", 8, 0), 4, taken) == pytest.approx(80)
+
+
+@pytest.fixture
+def sit(bench, monkeypatch, record, tmp_path):
+    """Run `_sit` with rounds that take `minutes` each by a clock of its own; what was measured."""
+    run = bench("run")
+    clock = [0.0]
+    measured = []
+
+    def one(each, field, pair, options):
+        clock[0] += 60 * options.minutes
+        measured.append(each)
+        return [record(c.name, 1.0, kind=each.kind, repeat=each.repeat) for c in field]
+
+    monkeypatch.setattr(run, "_round", one)
+    monkeypatch.setattr(run, "heavy_pair", lambda quantizations: None)
+    monkeypatch.setattr(run, "describe_machine", lambda: {"paceline": "1"})
+    monkeypatch.setattr(run.time, "monotonic", lambda: clock[0])
+
+    def start(*argv, minutes=10.0):
+        measured.clear()
+        wanted = ["--quantizations", "Q8_0", "--kinds", "code", "prose", "--streams", "1", "--repeats", "2"]
+        options = run._arguments([*wanted, "--contenders", "paceline", "--json", str(tmp_path / "a.json"), *argv])
+        records = run._sit(Namespace(**vars(options), minutes=minutes))
+        return len(measured), len(records)
+
+    return start
+
+
+def test_a_budget_ends_a_sitting_between_rounds_and_the_next_goes_on(sit, tmp_path):
+    assert sit("--budget", "25") == (2, 2)
+    assert sit("--budget", "15") == (1, 3)
+    assert sit() == (1, 4)
+    assert sit() == (0, 4)
+    kept = json.loads((tmp_path / "a.json").read_text())
+    assert len(kept["rounds"]) == 4
+    assert not (tmp_path / "a.json.part").exists()
+
+
+def test_figures_taken_in_another_way_are_not_mixed(sit):
+    sit("--budget", "1")
+    with pytest.raises(UsageError, match="measured_with"):
+        sit("--max-tokens", "7")
+
+
+def test_a_round_is_named_as_its_cells_are(sitting):
+    each = sitting.Round("F16", "code", 8, 1)
+    assert str(each) == "F16, code, 8 streams, repeat 1"
+    assert [str(cell) for cell in each.cells([0.0])] == ["F16, code, 8 streams, temperature 0"]
+    assert sitting.Round(**asdict(each)) == each
