@@ -190,6 +190,30 @@ class Store:
             self._write(chosen)
             return found
 
+    def fallback(self, runtime: Runtime, model_format: str) -> Runtime | None:
+        """What to try when `runtime`, selected for a format, did not load a model: the last selection that worked.
+
+        None when `runtime` itself has worked before, so that it is not to blame, or when there is nothing else.
+        """
+        chosen = self.selection()
+        if chosen.formats.get(model_format) != runtime.id or runtime.id in chosen.worked.get(model_format, ()):
+            return None
+        try:
+            return self.rollback_targets(model_format)[model_format]
+        except NotFoundError:
+            return None
+
+    def fall_back(self, runtime: Runtime, good: Runtime, model_format: str) -> None:
+        """Return a format from `runtime` to `good`, and hold `runtime`: no update takes it again."""
+
+        def change(chosen: Selection) -> Selection:
+            if chosen.formats.get(model_format) != runtime.id:  # somebody chose another meanwhile
+                return chosen
+            returned = chosen.rolled_back(model_format, good.id)
+            return replace(returned, holds=_with(returned.holds, runtime.id))
+
+        self._change(f"returning to {good.id}", change)
+
     def note_loaded(self, runtime: Runtime, model_format: str) -> None:
         """Remember that `runtime` loaded a model of a format, so that `rollback` may return to it.
 

@@ -8,6 +8,7 @@ request starts a new one. Nothing that runs is ever interrupted to make room: wh
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from paceline.plugins import Plugins
     from paceline.store import Store
     from paceline.uses import Use
+
+log = logging.getLogger(__name__)
 
 DEFAULT_TTL_S = 3600.0
 """Idle time after which a model that a request loaded is unloaded; LM Studio's default."""
@@ -227,7 +230,7 @@ class Serving:
     async def _ensure_loaded(self, place: _Place) -> _Worker:
         """The place's worker, started and loaded if it is not. The caller holds the place's lock."""
         if place.worker is not None:
-            if place.worker.client.alive:
+            if place.worker.client.alive and not self._is_superseded(place, place.worker):
                 return place.worker
             await self._stop(place)
         async with self._loading:
@@ -236,8 +239,36 @@ class Serving:
             place.worker = await self._start(place)
         return place.worker
 
+    def _is_superseded(self, place: _Place, worker: _Worker) -> bool:
+        """Whether an idle model should move to another runtime, which was selected since it was loaded."""
+        if place.leases:
+            return False
+        selected = self._store.selected(place.model.format, place.model.id)
+        return selected is not None and selected.id != worker.runtime.id
+
     async def _start(self, place: _Place) -> _Worker:
+        """A worker of the selected runtime; of the last one that worked, if that one never did and cannot load this."""
         runtime = selected_runtime(self._store, place.model)
+        try:
+            return await self._start_with(place, runtime)
+        except PacelineError as error:
+            model_format = place.model.format
+            good = await asyncio.to_thread(self._store.fallback, runtime, model_format)
+            if good is None:
+                raise
+            try:
+                worker = await self._start_with(place, good)
+            except PacelineError:
+                raise error from None  # the model is to blame
+            await asyncio.to_thread(self._store.fall_back, runtime, good, model_format)
+            last_words = error.log_tail if isinstance(error, WorkerDied) else ""
+            log.warning(
+                "%s does not load %s: %s. Returned to %s; %s is held until `paceline runtime unhold`. %s",
+                *(runtime.id, place.model.id, error.message, good.id, runtime.id, last_words),
+            )
+            return worker
+
+    async def _start_with(self, place: _Place, runtime: Runtime) -> _Worker:
         use = await asyncio.to_thread(self._store.use, runtime)
         try:
             return await self._load(place, runtime, use)
