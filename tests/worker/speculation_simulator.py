@@ -207,6 +207,49 @@ def ride(
     return done
 
 
+def ride_together(lanes: list[list[Trace]], machine: Machine, fixed: int | None = None, *, seed: int = 0) -> Ride:
+    """Several sequences in one batch, each lane its traces one after the other, until the first lane is done.
+
+    The controller decides, or each drafts `fixed` tokens; `machine.verify` takes all tokens of the batch.
+    """
+    controller, rng, done = Controller(), random.Random(seed), Ride()
+    places = [iter(lane) for lane in lanes]
+    now = [_Place(next(place), controller) for place in places]
+    while True:
+        rooms = [len(p.trace.output) - 1 - p.at for p in now]
+        step = controller.plan([(p.stream, room, 1) for p, room in zip(now, rooms, strict=True)])
+        steps = 0
+        while wanting := step.wanting() if fixed is None else []:
+            for i in wanting:
+                step.offer(*(now[i].trace.drafted(now[i].at, steps) or (WRONG, 0.5)), i)
+            steps += 1
+        lengths = [len(p) for p in step.proposals()] if fixed is None else [min(fixed, room) for room in rooms]
+        steps = max(steps, *lengths)
+        accepted = [p.trace.accepted(p.at, length) for p, length in zip(now, lengths, strict=True)]
+        draft, verify = steps * machine.draft_step, machine.verify(len(now) + sum(lengths))
+        if fixed is None:
+            emitted = [p.trace.output[p.at : p.at + n + 1] for p, n in zip(now, accepted, strict=True)]
+            step.settle(emitted, 0.05 * draft * machine.blur(rng), 0.05 * verify * machine.blur(rng))
+        done.book(sum(accepted) + len(now), draft + verify)
+        done.verified += sum(lengths)
+        for i, place in enumerate(now):
+            place.at += accepted[i] + 1
+            if place.at >= len(place.trace.output):
+                following = next(places[i], None)
+                if following is None:
+                    return done
+                now[i] = _Place(following, controller)
+
+
+class _Place:
+    """Where one lane of a batch is."""
+
+    def __init__(self, trace: Trace, controller: Controller) -> None:
+        self.trace = trace
+        self.at = 0
+        self.stream = controller.open()
+
+
 def _confidences(text: str) -> tuple[float, ...]:
     """One byte each: log odds in sixteenths, around 128."""
     return tuple(1 / (1 + math.exp((128 - byte) / 16)) for byte in bytes.fromhex(text))

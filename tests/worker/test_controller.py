@@ -21,7 +21,18 @@ from paceline_worker.speculation.account import ALLOWANCE, LEAST_CREDIT, MOST_CR
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from speculation_simulator import WRONG, Machine, Ride, Trace, curve, make_trace, read_traces, ride, ride_fixed
+from speculation_simulator import (
+    WRONG,
+    Machine,
+    Ride,
+    Trace,
+    curve,
+    make_trace,
+    read_traces,
+    ride,
+    ride_fixed,
+    ride_together,
+)
 
 WARM_UP_TOKENS = 256
 """Committed tokens after which the promises hold; a worker warms up once, not per request."""
@@ -262,6 +273,37 @@ def test_a_batch_drafts_for_the_sequence_that_accepts():
         seconds, tokens = seconds + spent, tokens + sum(map(len, emitted))
     assert verified[0] > 5 * max(verified[1:])
     assert tokens / seconds > 4 * 1.03, "faster than plain decoding of four"
+
+
+BATCHES = {
+    machine.name: machine
+    for machine in (
+        # T(n) over all tokens of four sequences: a GPU, two CPU cores, steps, no gain from batches, a dear draft.
+        Machine("gpu", curve({1: 1, 8: 1.02, 64: 1.4}), 0.03, noise=NOISE),
+        Machine("cpu", curve({1: 1, 4: 1.9, 8: 2.9, 16: 4.7, 32: 9}), 0.03, noise=NOISE),
+        Machine("steps", lambda n: 1.0 if n <= 4 else 1.3 if n <= 8 else 1.9 + max(0, n - 16) / 5, 0.02, noise=NOISE),
+        Machine("linear", lambda n: 0.7 + 0.3 * n, 0.02, noise=NOISE),
+        Machine("dear draft", curve({1: 1, 4: 1.2, 8: 1.5, 32: 4}), 0.3, noise=NOISE),
+    )
+}
+LANES = {
+    "all good": lambda: [recorded("good", 0.0)[i::4] for i in range(4)],
+    "mixed": lambda: [recorded(draft, 0.8) for draft in ("good", "weak", "bad", "bad")],
+    "one good": lambda: [synthetic("good", 0.7), *[synthetic("poor", 0.7)] * 3],
+    "all bad": lambda: [recorded("bad", 0.8)[:20]] * 4,
+}
+
+
+@pytest.mark.parametrize("lanes", LANES)
+@pytest.mark.parametrize("machine", BATCHES)
+def test_a_batch_keeps_the_promises_on_every_machine(machine, lanes):
+    together, batch = LANES[lanes](), BATCHES[machine]
+    done = ride_together(together, batch)
+    plain = 4 / batch.verify(4)
+    tokens, seconds = next(point for point in done.history if point[0] >= 4 * WARM_UP_TOKENS)
+    assert (done.tokens - tokens) / (done.seconds - seconds) > 0.98 * plain
+    fixed = [ride_together(together, batch, k) for k in (0, 1, 2, 3, 4, 6, 8)]
+    assert done.tokens / done.seconds > 0.95 * max(ride.tokens / ride.seconds for ride in fixed)
 
 
 @pytest.mark.parametrize("machine", ["1b-q8_0", "flat", "1b-q4_k_m"])

@@ -16,8 +16,8 @@ from itertools import pairwise
 
 _CLAMP = 0.4
 """Largest surprise, in log seconds, that one observation may cause."""
-_LEAST_STEP = 0.03
-"""Weight of a new observation once many are known: a memory of about 30 observations of that size."""
+_LEAST_STEP = 0.015
+"""Weight of a new observation once many are known: a memory of about 70 observations of that size."""
 _TREND_STEP = 0.05
 _NO_TREND = 0.1
 """Mean surprise of the last 20 or so, wild ones aside, that is still noise; more is a drift of the machine."""
