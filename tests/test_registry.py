@@ -192,3 +192,10 @@ def test_the_registry_names_no_index_but_the_wheel_pages():
     for page in pages:
         text = text.replace(page, "")
     assert "://" not in text
+
+
+def test_the_size_of_an_installed_release_is_known_where_it_was_measured():
+    sizes = {r.name: r.recipe.installed_bytes for r in SHIPPED}
+
+    assert sizes["llama.cpp-linux-x86_64-cpu"] > 50_000_000
+    assert sizes["llama.cpp-cuda-linux-x86_64-cuda12"] is None
