@@ -27,10 +27,12 @@ TokenIds = np.ndarray[Any, np.dtype[np.int64]]
 FEATURES: tuple[str, ...] = ("grammar",) if importlib.util.find_spec("llguidance") else ()
 """What a worker adds to its features."""
 
-_MOST_BYTES = {"json_schema": 128 * 1024, "regex": 8 * 1024, "lark": 64 * 1024, "gbnf": 64 * 1024}
+_LONGEST = 256 * 1024
+"""Most characters of a grammar."""
+
 _LONGEST_PART = 8 * 1024
-"""Most characters of one string of a schema, and of one line of a Lark or GBNF grammar. What one regular expression
-costs grows with the square of its length: a pathological one of 16 KiB took 2 s and 130 MB."""
+"""Most characters of a regular expression, of one string of a schema, and of one line of a Lark or GBNF grammar. What
+one regular expression costs grows with the square of its length: a pathological one of 16 KiB took 2 s and 130 MB."""
 
 _KEPT = 16
 """Compiled grammars kept for further requests."""
@@ -181,7 +183,7 @@ def _lark(grammar: Grammar) -> str:
     from llguidance import regex_to_lark
 
     kind, source = grammar.kind, grammar.source
-    most = _MOST_BYTES[kind]
+    most = _LONGEST_PART if kind == "regex" else _LONGEST
     if len(source) > most:
         raise _invalid(f"it has {len(source)} characters; at most {most} are read")
     try:

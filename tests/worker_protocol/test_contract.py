@@ -11,7 +11,6 @@ import pytest
 
 FEATURES = {"generate", "draft", "embed", "tokenize", "logprobs", "grammar", "lookup", "overflow", "lora"}
 GREEDY = {"temperature": 0}
-FEATURES = {"generate", "draft", "embed", "tokenize", "logprobs", "grammar", "lookup", "overflow", "lora"}
 STOP_REASONS = {"eosFound", "stopStringFound", "maxPredictedTokensReached", "contextLengthReached", "userStopped"}
 
 
