@@ -290,6 +290,22 @@ def test_a_runtime_for_one_model_is_chosen_and_taken_away(store, add):
     assert store.selection().previous == {"gguf": (for_all.id,)}
 
 
+def test_what_is_wrong_with_the_selected_runtimes_is_told(store, add):
+    whole, broken, gone, other = (add(f"{n}.0") for n in range(1, 5))
+    store.select(whole)
+    assert store.damage() == {}
+    for runtime in (broken, gone):
+        store.select_for_model(runtime, runtime.version)
+    for runtime in (broken, other):
+        (runtime.directory / "env" / "engine.so").unlink()
+    (gone.directory / MANIFEST).unlink()
+
+    assert store.damage() == {
+        broken.id: ("env/engine.so: No such file or directory",),
+        gone.id: ("manifest.json is missing",),
+    }
+
+
 def test_a_broken_runtime_is_not_selected(store, add):
     runtime = add()
     (runtime.directory / "env" / "engine.so").write_text("")

@@ -117,6 +117,13 @@ class Store:
         serving = chosen.formats.get(model_format)
         return self.find(serving) if serving is not None else None
 
+    def damage(self) -> dict[str, tuple[str, ...]]:
+        """By id, what the quick check finds wrong with the runtimes that are selected; empty when all can be used."""
+        chosen = self.selection()
+        ids = sorted({*chosen.formats.values(), *chosen.models.values()})
+        found = {i: health.quick(self.folder / i) for i in ids}
+        return {i: state.problems for i, state in found.items() if not state.ok}
+
     def select(self, runtime: Runtime) -> tuple[str, ...]:
         """Let `runtime` serve every format it can; returns the formats whose runtime changed."""
         with self._changing("selecting a runtime"):

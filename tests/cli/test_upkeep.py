@@ -89,3 +89,15 @@ def test_prune(store, store_world, run):
     assert [r["id"] for r in done["runtimes"]] == [first.id]
     assert done["cache"]
     assert store.runtimes() == (second,)
+
+
+def test_serving_warns_of_a_damaged_selection_at_its_start(tiny, store, store_world):
+    runtime = store_world.add(store, "1.0")
+    store.select(runtime)
+    (runtime.directory / "env" / "engine.so").unlink()
+
+    done = tiny.paceline("serve", "--host", "0.0.0.0")  # an address it refuses, after having looked
+
+    assert done.returncode != 0
+    assert f"the selected runtime {runtime.id} is damaged: env/engine.so: No such file" in done.stderr
+    assert f"paceline runtime repair {runtime.id}" in done.stderr

@@ -32,8 +32,12 @@ def serve(address: str, port: int, max_loaded: int, ttl: float, no_memory_check:
     from paceline.api.server import run
     from paceline.host import open_host
 
+    host = open_host()
+    for runtime_id, problems in host.store.damage().items():
+        click.echo(f"warning: the selected runtime {runtime_id} is damaged: {'; '.join(problems)}", err=True)
+        click.echo(f"help: paceline runtime repair {runtime_id}, or paceline runtime rollback", err=True)
     run(
-        open_host(),
+        host,
         address=address,
         port=port,
         max_loaded=max_loaded,
