@@ -1,0 +1,86 @@
+"""The MLX worker with every kind of memory and weight: tiny models of random weights, made by mlx-lm's own classes."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.runtime, pytest.mark.parametrize("candidate", ["mlx"], indirect=True)]
+
+KINDS = ["16-bit", "8-bit", "4-bit", "window", "recurrent", "hybrid"]
+FORGETFUL = ["recurrent", "hybrid"]
+LOOKUP = {"model": False, "lookup": True, "exact_tokens": 3}
+
+
+@pytest.fixture(scope="module")
+def models(candidate, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kinds")
+    script = Path(__file__).with_name("make_mlx_models.py")
+    subprocess.run([candidate.argv[0], "-I", str(script), str(folder), str(candidate.main)], check=True)
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_several_at_once_are_what_each_is_alone(worker, models, kind):
+    answer = worker.call("load", role="main", path=str(models / kind), context_length=512, options={"parallel": 3})
+    assert answer["slots"] == 3
+    requests = [_request(n, temperature=0.7 * n, draft=LOOKUP if n < 2 else None) for n in range(3)]
+    alone = [worker.generate(**request) for request in requests]
+    ids = [worker.begin("generate", **request) for request in requests]
+    for id, single in zip(ids, alone, strict=True):
+        assert worker.generated(id).tokens == single.tokens
+
+
+@pytest.mark.parametrize("options", [{}, *({"cache_type_k": t, "cache_type_v": t} for t in ("q8_0", "q4_0"))], ids=str)
+@pytest.mark.parametrize("kind", ["16-bit", "4-bit", "window"])
+def test_what_is_taken_back_leaves_no_trace(worker, models, kind, options):
+    worker.call("load", role="main", path=str(models / kind), context_length=512, options=options)
+    worker.call("load", role="draft", path=str(models / "16-bit"), options=options)
+    request = _request(1, temperature=0)
+    plain = worker.generate(**request)
+    answer = worker.generate(**request, draft={"exact_tokens": 3})
+    assert answer.result["acceptance"]["rounds"] > 0
+    assert answer.tokens == plain.tokens
+    again = worker.generate(**request)
+    assert again.result["cached_tokens"] == len(request["prompt"]) - 1
+    assert again.tokens == plain.tokens
+
+
+@pytest.mark.parametrize("kind", FORGETFUL)
+def test_a_state_that_cannot_go_back_serves_what_continues_it(worker, models, kind):
+    worker.call("load", role="main", path=str(models / kind), context_length=512, options={"parallel": 1})
+    request = _request(1, temperature=0)
+    first = worker.generate(**request, draft=LOOKUP)
+    assert "rolled back" in first.result["draft_skipped"]
+    more = {**request, "prompt": [*request["prompt"], *first.tokens, 7]}
+    warm, cold = worker.generate(**more), worker.generate(**more)
+    assert warm.result["cached_tokens"] == len(request["prompt"]) + len(first.tokens) - 1
+    assert cold.result["cached_tokens"] == 0
+    assert warm.tokens == cold.tokens
+
+
+@pytest.mark.parametrize("overflow", ["rollingWindow", "truncateMiddle"])
+@pytest.mark.parametrize("kind", ["16-bit", "recurrent"])
+def test_a_full_context_goes_on_alike_with_a_draft(worker, models, kind, overflow):
+    worker.call("load", role="main", path=str(models / kind), context_length=64)
+    request = {**_request(1, temperature=0.8), "max_tokens": 60, "context_overflow": overflow}
+    plain = worker.generate(**request)
+    assert plain.result["completion_tokens"] == 60
+    assert worker.generate(**request, draft=LOOKUP).tokens == plain.tokens
+
+
+def test_keys_and_values_are_quantized_alike(worker, models, refused):
+    load = {"role": "main", "path": str(models / "16-bit")}
+    for options, name in (
+        ({"cache_type_k": "q8_0", "cache_type_v": "q4_0"}, "options.cache_type_v"),
+        ({"cache_type_k": "q5_1"}, "options.cache_type_k"),
+    ):
+        with pytest.raises(refused) as error:
+            worker.call("load", **load, options=options)
+        assert (error.value.kind, error.value.data["param"]) == ("invalid_request", name)
+
+
+def _request(n, *, temperature, draft=None):
+    prompt = [1 + (i * i + n) % 700 for i in range(25 + 17 * n)]
+    request = {"prompt": prompt, "sampling": {"temperature": temperature, "seed": n}, "max_tokens": 20 + 3 * n}
+    return {**request, "ignore_eos": True, **({"draft": draft} if draft else {})}
