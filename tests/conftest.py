@@ -72,7 +72,7 @@ def llama_cpp_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     `paceline runtime get` puts it there, with the user's own cache folder: seconds when the cache holds the built
     wheel, some minutes of compiling on a fresh machine. Tests that use it are marked `runtime` and leave it as it is.
     """
-    return _home_with("llama.cpp:cpu", tmp_path_factory.mktemp("home"))
+    return _home_with("llama.cpp:cpu", _common_folder(tmp_path_factory) / "llama-cpp-home")
 
 
 @pytest.fixture(scope="session")
@@ -86,7 +86,7 @@ def llama_cpp_runtime(llama_cpp_home: Path) -> Any:
 @pytest.fixture(scope="session")
 def mlx_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As `llama_cpp_home`, with the MLX runtime of this machine, selected for MLX models; nothing is compiled."""
-    return _home_with("mlx", tmp_path_factory.mktemp("mlx-home"))
+    return _home_with("mlx", _common_folder(tmp_path_factory) / "mlx-home")
 
 
 @pytest.fixture(scope="session")
@@ -97,7 +97,14 @@ def mlx_runtime(mlx_home: Path) -> Any:
     return Store(mlx_home).selected("mlx")
 
 
+def _common_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this session that the processes it runs in share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
 def _home_with(query: str, home: Path) -> Path:
+    """A home with a runtime; of processes that ask for the same at the same time one installs, the others wait."""
     argv = [sys.executable, "-m", "paceline", "runtime", "get", query, "--json"]
     done = subprocess.run(argv, env={**os.environ, "PACELINE_HOME": str(home)}, stdout=subprocess.PIPE, check=False)
     if done.returncode:
