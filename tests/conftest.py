@@ -8,7 +8,7 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -59,6 +59,14 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return world
 
 
+@pytest.fixture
+def file_server() -> Iterator[Any]:
+    """`tests/file_server.py`: an HTTP server and package index over loopback, with nothing in it yet."""
+    server = _module("file_server").FileServer()
+    yield server
+    server.close()
+
+
 @pytest.fixture(scope="session")
 def store_world() -> ModuleType:
     """`tests/store_world.py`: whole runtimes, made in a moment, without an installation."""
@@ -98,7 +106,7 @@ def mlx_runtime(mlx_home: Path) -> Any:
 
 
 def _common_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of this session that the processes it runs in share."""
+    """A folder of this run that its processes share."""
     own = tmp_path_factory.getbasetemp()
     return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 

@@ -6,9 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
-import threading
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -20,61 +18,20 @@ from paceline.types import Package, Recipe, Release, Requirements
 LINUX = Requirements(os="linux", arch="x86_64", min_glibc="2.28", python=">=3.12,<3.14")
 
 
-class Site:
-    """Files by path."""
-
-    def __init__(self):
-        self.files = {}
-        site = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                body, kind = site.files.get(self.path, (None, "text/plain"))
-                self.send_response(200 if body is not None else 404)
-                self.send_header("Content-Type", kind)
-                self.send_header("Content-Length", str(len(body or b"")))
-                self.end_headers()
-                if self.command == "GET":
-                    self.wfile.write(body or b"")
-
-            do_HEAD = do_GET
-
-            def log_message(self, *_):
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever)
-        self._thread.start()
-
-    def project(self, name, *wheels):
-        files = [{"filename": w, "url": f"/files/{w}", "hashes": {"sha256": self.sha256(w)}} for w in wheels]
-        page = {"meta": {"api-version": "1.0"}, "name": name, "files": files}
-        self.files[f"/simple/{name}/"] = json.dumps(page).encode(), "application/vnd.pypi.simple.v1+json"
-
-    def sha256(self, wheel):
-        return hashlib.sha256(self.files[f"/files/{wheel}"][0]).hexdigest()
-
-    def close(self):
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
 @pytest.fixture
-def site(tiny, tmp_path, monkeypatch):
-    made = Site()
+def site(tiny, file_server, tmp_path, monkeypatch):
+    """A package index with two versions of `alpha` and one of `beta`."""
     for name in ("alpha-1.0-py3-none-any.whl", "alpha-2.0-py3-none-any.whl", "beta-1.5-py3-none-any.whl"):
         project, version = name.split("-")[:2]
         tiny.write_wheel(tmp_path / name, project, {f"{project}.py": "X = 1\n"}, version)
-        made.files[f"/files/{name}"] = (tmp_path / name).read_bytes(), "application/zip"
-    made.project("alpha", "alpha-1.0-py3-none-any.whl", "alpha-2.0-py3-none-any.whl")
-    made.project("beta", "beta-1.5-py3-none-any.whl")
+        file_server.add_file(name, (tmp_path / name).read_bytes())
+    uploads = dict.fromkeys(("alpha-1.0-py3-none-any.whl", "alpha-2.0-py3-none-any.whl"), "2030-01-01")
+    file_server.publish("alpha", uploads)
+    file_server.publish("beta", {"beta-1.5-py3-none-any.whl": "2030-01-01"})
     monkeypatch.delenv("UV_NO_INDEX")
     monkeypatch.delenv("UV_FIND_LINKS")
-    monkeypatch.setenv("UV_DEFAULT_INDEX", f"{made.url}/simple")
-    yield made
-    made.close()
+    monkeypatch.setenv("UV_DEFAULT_INDEX", file_server.index)
+    return file_server
 
 
 def release(*roots, **recipe):

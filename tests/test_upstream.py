@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import threading
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -23,76 +20,31 @@ SOURCE = Upstream("tinyengine", ">=1,<2")
 class Index:
     """A package index with the versions of one project, each uploaded on a day of its own."""
 
-    def __init__(self, folder, write_wheel, worker):
-        self._folder = folder
-        self._write, self._worker = write_wheel, worker
-        self.files = {}
-        self.status = 200
-        self.asked = []
-        folder.mkdir()
-        outer = self
+    def __init__(self, server, folder, tiny):
+        self.server = server
+        self._folder, self._tiny = folder, tiny
+        self._uploads = {}
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                outer.asked.append(self.path)
-                body, kind = outer.answer(self.path)
-                self.send_response(outer.status if body is not None else 404)
-                self.send_header("Content-Type", kind)
-                self.send_header("Content-Length", str(len(body or b"")))
-                self.end_headers()
-                if self.command == "GET":
-                    self.wfile.write(body or b"")
-
-            do_HEAD = do_GET
-
-            def log_message(self, *_):
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/simple"
-        self._thread = threading.Thread(target=self._server.serve_forever)
-        self._thread.start()
+    @property
+    def url(self):
+        return self.server.index
 
     def publish(self, version, day, **settings):
         name = f"tinyengine-{version}-py3-none-any.whl"
-        files = {"tinyengine/__main__.py": self._worker, "tinyengine/settings.json": json.dumps(settings)}
-        self._write(self._folder / name, "tinyengine", files, version)
-        self.files[name] = day
-        return hashlib.sha256((self._folder / name).read_bytes()).hexdigest()
-
-    def answer(self, path):
-        if path.startswith("/files/"):
-            return (
-                self._folder / path.removeprefix("/files/").partition(".metadata")[0]
-            ).read_bytes(), "application/zip"
-        if path != "/simple/tinyengine/":
-            return None, "text/plain"
-        files = [
-            {
-                "filename": name,
-                "url": f"/files/{name}",
-                "hashes": {"sha256": hashlib.sha256((self._folder / name).read_bytes()).hexdigest()},
-                "upload-time": f"{day}T00:00:00Z",
-            }
-            for name, day in self.files.items()
-        ]
-        page = {"meta": {"api-version": "1.1"}, "name": "tinyengine", "files": files}
-        return json.dumps(page).encode(), "application/vnd.pypi.simple.v1+json"
-
-    def close(self):
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        files = {"tinyengine/__main__.py": self._tiny.worker, "tinyengine/settings.json": json.dumps(settings)}
+        self._tiny.write_wheel(self._folder / name, "tinyengine", files, version)
+        self.server.add_file(name, (self._folder / name).read_bytes())
+        self._uploads[name] = day
+        self.server.publish("tinyengine", self._uploads)
+        return self.server.sha256(name)
 
 
 @pytest.fixture
-def index(tiny, tmp_path, monkeypatch):
-    made = Index(tmp_path / "files", tiny.write_wheel, tiny.worker)
+def index(tiny, file_server, tmp_path, monkeypatch):
     monkeypatch.delenv("UV_NO_INDEX")
     monkeypatch.delenv("UV_FIND_LINKS")
-    monkeypatch.setenv("UV_DEFAULT_INDEX", made.url)
-    yield made
-    made.close()
+    monkeypatch.setenv("UV_DEFAULT_INDEX", file_server.index)
+    return Index(file_server, tmp_path, tiny)
 
 
 @pytest.fixture
@@ -148,15 +100,15 @@ def test_what_is_too_young_waits(index, newest):
 
 @pytest.mark.parametrize("status", [404, 403])
 def test_an_index_that_does_not_answer(index, newest, status):
-    index.status = status
+    index.server.status = status
 
     with pytest.raises(InstallError, match=r"tinyengine<2,>=1|tinyengine>=1,<2") as caught:
         newest()
     assert "package index" in caught.value.help
 
 
-def test_an_index_that_sends_a_web_page(index, newest, monkeypatch):
-    monkeypatch.setattr(index, "answer", lambda path: (b"<html>please log in</html>", "text/html"))
+def test_an_index_that_sends_a_web_page(index, newest):
+    index.server.files["/simple/tinyengine/"] = b"<html>please log in</html>", "text/html"
 
     with pytest.raises(InstallError, match="cannot be resolved"):
         newest()
@@ -224,7 +176,7 @@ class TestTheCommand:
 
     @pytest.mark.usefixtures("installed")
     def test_an_index_that_is_gone_changes_nothing_and_is_said(self, tiny, index):
-        index.close()
+        index.server.close()
 
         done = self.run(tiny, index, "update", UV_HTTP_RETRIES="0")
 
@@ -234,12 +186,12 @@ class TestTheCommand:
 
     @pytest.mark.usefixtures("installed")
     def test_offline_asks_nobody(self, tiny, index):
-        index.asked.clear()
+        index.server.asked.clear()
 
         done = tiny.paceline("runtime", "update", "--check", PACELINE_OFFLINE="1", UV_DEFAULT_INDEX=index.url)
 
         assert (done.returncode, "the package index was not asked" in done.stderr) == (1, True)
-        assert index.asked == []
+        assert index.server.asked == []
 
     def selected(self, tiny, index):
         listed = json.loads(self.run(tiny, index, "ls", "--json").stdout)
