@@ -133,3 +133,15 @@ def test_a_runtime_that_worked_before_is_not_to_blame(cage, runtimes):
 
     run(scenario())
     assert cage.store.selection().formats == {"echo": second.id}
+
+
+def test_a_damaged_selection_does_not_stop_what_is_loaded(cage, runtimes):
+    model = cage.model(cage.add("parrot"))
+
+    async def scenario():
+        async with cage.serving() as serving:
+            before = await used(serving, model)
+            (cage.store.home / "selection.json").write_text("{")
+            assert await used(serving, model) == before
+
+    run(scenario())

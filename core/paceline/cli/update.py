@@ -116,7 +116,7 @@ class _Search:
         found = []
         for name, engine in {r.name: r.engine for r in runtimes}.items():
             source = self.plugins.engines[engine].upstream if engine in self.plugins.engines else None
-            template = next((release for release, _ in self._ranked() if release.name == name), None)
+            template = next((release for release in self._releases() if release.name == name), None)
             if source is None or template is None or not upstream.can_be_asked(template, source):
                 continue
             click.echo(f"asking the package index for {source.package} newer than {template.version}", err=True)
@@ -152,16 +152,20 @@ class _Search:
             allow_unpinned=allow_unpinned,
         )
 
-    def _ranked(self) -> list[tuple[Release, Verdict]]:
-        """Every known release, by name and then newest first, with its verdict on this machine."""
+    def _releases(self) -> tuple[Release, ...]:
+        """Every known release, by name and then newest first."""
         from paceline.registry import load_registry
-        from paceline.survey import take_survey
         from paceline.upstream import found_file
+
+        return load_registry(self.plugins, found=found_file(self.store.home)).releases
+
+    def _ranked(self) -> list[tuple[Release, Verdict]]:
+        """The same, each with its verdict on this machine."""
+        from paceline.survey import take_survey
         from paceline.verdict import judge
 
         facts = take_survey()
-        releases = load_registry(self.plugins, found=found_file(self.store.home)).releases
-        return [(release, judge(release, facts)) for release in releases]
+        return [(release, judge(release, facts)) for release in self._releases()]
 
 
 def _apply(step: Update, store: Store, plugins: Plugins, allow_unpinned: bool) -> Runtime:

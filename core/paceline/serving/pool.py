@@ -21,6 +21,7 @@ from paceline.errors import (
     PacelineError,
     PairError,
     RequestError,
+    StoreError,
     UnsupportedError,
     WorkerDied,
 )
@@ -243,7 +244,10 @@ class Serving:
         """Whether an idle model should move to another runtime, which was selected since it was loaded."""
         if place.leases:
             return False
-        selected = self._store.selected(place.model.format, place.model.id)
+        try:
+            selected = self._store.selected(place.model.format, place.model.id)
+        except StoreError:  # said when something has to be loaded; what is loaded serves on
+            return False
         return selected is not None and selected.id != worker.runtime.id
 
     async def _start(self, place: _Place) -> _Worker:
