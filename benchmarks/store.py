@@ -21,13 +21,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from machine import describe_machine
-from paceline import health
-from paceline.environment import make_environment
-from paceline.manifest import FILES, MANIFEST
+from paceline.packages.environment import make_environment
 from paceline.paths import cache
 from paceline.progress import silent
 from paceline.registry import read_registry
-from paceline.store import Store
+from paceline.store import Store, health
+from paceline.store.manifest import FILES, MANIFEST
 from paceline.types import Runtime
 from report import percentile
 

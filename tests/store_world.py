@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from paceline import health
-from paceline.manifest import FILES, MANIFEST
-from paceline.store import Store
+from paceline.store import Store, health
+from paceline.store.manifest import FILES, MANIFEST
 from paceline.types import Runtime
 
 

@@ -7,8 +7,8 @@ import os
 
 import pytest
 
-from paceline.manifest import MANIFEST
 from paceline.store import Store
+from paceline.store.manifest import MANIFEST
 
 
 @pytest.fixture

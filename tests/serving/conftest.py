@@ -34,7 +34,7 @@ def echo_plugins():
 @pytest.fixture(scope="session")
 def echo_store(echo_plugins, tmp_path_factory):
     """A store with the echo runtime, really installed."""
-    from paceline.installation import install
+    from paceline.manager.installation import install
     from paceline.store import Store
 
     store = Store(tmp_path_factory.mktemp("home"))

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from paceline.errors import PacelineError
-from paceline.installation import install
+from paceline.manager.installation import install
 from paceline.serving.generation import Completion, GenerateParams, Sampling
 from paceline.store import Store
 

@@ -27,7 +27,7 @@ def known_releases() -> Registry:
     """Everything that could be installed, with what updates found."""
     from paceline import plugins
     from paceline.registry import load_registry
-    from paceline.upstream import found_file
+    from paceline.registry.upstream import found_file
 
     return load_registry(plugins.load(), found=found_file(paths.home()))
 

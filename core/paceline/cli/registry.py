@@ -31,8 +31,8 @@ def build(file: Path, names: tuple[str, ...], no_fetch: bool, dry_run: bool) -> 
     Every release's roots are resolved in the package index you have configured, for its platform and every Python it
     admits. Wheels of pages that publish no hashes are fetched for theirs. FILE is written after each release.
     """
-    from paceline.locking import lock
     from paceline.registry import read_registry, registry_text
+    from paceline.registry.locking import lock
 
     releases = list(read_registry(file))
     unknown = set(names) - {r.name for r in releases} - {r.id for r in releases}

@@ -19,8 +19,8 @@ from paceline.store import Store
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from paceline.diskspace import Space
-    from paceline.plan import InstallPlan
+    from paceline.manager.diskspace import Space
+    from paceline.manager.plan import InstallPlan
     from paceline.plugins import Plugins
     from paceline.store import Selection
     from paceline.types import Release, Runtime, Verdict
@@ -82,9 +82,9 @@ def get(
     Exit codes: 0 done or already installed, 1 failed, 2 wrong usage, 3 nothing matches or nothing that runs here.
     """
     from paceline import plugins
-    from paceline.diskspace import space_for
-    from paceline.plan import make_plan
-    from paceline.policy import choose
+    from paceline.manager.diskspace import space_for
+    from paceline.manager.plan import make_plan
+    from paceline.manager.policy import choose
 
     loaded = plugins.load()
     store = Store(paths.home())
@@ -125,8 +125,8 @@ def survey(as_json: bool) -> None:
 
 def install_best(loaded: Plugins, store: Store, model_format: str) -> Runtime:
     """Install the best release for this machine that serves `model_format`, showing its progress."""
-    from paceline.plan import make_plan
-    from paceline.policy import choose
+    from paceline.manager.plan import make_plan
+    from paceline.manager.policy import choose
 
     with nothing_fits_is_3():
         ranked = [(r, v) for r, v in _ranked(loaded, None) if model_format in r.formats]
@@ -139,8 +139,8 @@ def install_best(loaded: Plugins, store: Store, model_format: str) -> Runtime:
 
 def _ranked(loaded: Plugins, query: str | None) -> list[tuple[Release, Verdict]]:
     from paceline.registry import load_registry
+    from paceline.registry.upstream import found_file
     from paceline.survey import take_survey
-    from paceline.upstream import found_file
     from paceline.verdict import rank
 
     registry = load_registry(loaded, found=found_file(paths.home()))
@@ -157,7 +157,7 @@ def _run_install(
     release: Release, plan: InstallPlan, store: Store, loaded: Plugins, *, allow_unpinned: bool
 ) -> Runtime:
     from paceline.cli.progress import shown
-    from paceline.installation import install
+    from paceline.manager.installation import install
 
     if plan.built and not plan.already_installed:
         click.echo(f"{_building(plan)}; nothing is compiled that the cache already holds", err=True)
@@ -236,7 +236,7 @@ def _building(plan: InstallPlan) -> str:
 
 
 def _runtime_json(installed: Runtime, store: Store, selection: Selection) -> dict[str, Any]:
-    from paceline import health
+    from paceline.store import health
 
     state, used = health.glance(installed.directory), store.last_used(installed)
     return {

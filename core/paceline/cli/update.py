@@ -17,9 +17,9 @@ from paceline.store import Store
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from paceline.manager.updates import Kept, Update
     from paceline.plugins import Plugins
     from paceline.types import Release, Runtime, Verdict
-    from paceline.updates import Kept, Update
 
 UPDATES_EXIST = 100
 """Exit status of `--check` when there is something to update."""
@@ -108,7 +108,7 @@ class _Search:
 
     def ask_upstream(self, runtimes: Iterable[Runtime]) -> None:
         """Look for newer releases in the package index, and remember them."""
-        from paceline import upstream
+        from paceline.registry import upstream
 
         if os.environ.get("PACELINE_OFFLINE"):
             self.problems.append("PACELINE_OFFLINE is set: the package index was not asked")
@@ -139,7 +139,7 @@ class _Search:
     def plan(
         self, selected: dict[str, Runtime], *, allow_unpinned: bool
     ) -> tuple[tuple[Update, ...], tuple[Kept, ...]]:
-        from paceline.updates import plan_updates
+        from paceline.manager.updates import plan_updates
 
         channels = ("stable", "beta") if self.channel == "beta" else ("stable",)
         chosen = self.store.selection()
@@ -155,7 +155,7 @@ class _Search:
     def _releases(self) -> tuple[Release, ...]:
         """Every known release, by name and then newest first."""
         from paceline.registry import load_registry
-        from paceline.upstream import found_file
+        from paceline.registry.upstream import found_file
 
         return load_registry(self.plugins, found=found_file(self.store.home)).releases
 
@@ -170,7 +170,7 @@ class _Search:
 
 def _apply(step: Update, store: Store, plugins: Plugins, allow_unpinned: bool) -> Runtime:
     from paceline.cli.progress import shown
-    from paceline.installation import install
+    from paceline.manager.installation import install
 
     click.echo(f"updating {step.runtime.id} to {step.release.version}", err=True)
     with shown() as progress:

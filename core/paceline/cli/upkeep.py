@@ -19,7 +19,7 @@ from paceline.store import Store
 @output.json_option
 def verify(query: str | None, quick: bool, as_json: bool) -> None:
     """Check every file of the installed runtimes, or of those that QUERY means, by its hash."""
-    from paceline import health
+    from paceline.store import health
 
     store = Store(paths.home())
     with nothing_fits_is_3():
@@ -47,9 +47,10 @@ def repair(query: str | None, dry_run: bool, as_json: bool) -> None:
 
     Packages come from the cache, or from the network where the cache lacks them.
     """
-    from paceline import health, plugins
+    from paceline import plugins
     from paceline.cli.progress import shown
-    from paceline.installation import repair as mend
+    from paceline.manager.installation import repair as mend
+    from paceline.store import health
 
     store = Store(paths.home())
     with nothing_fits_is_3():
@@ -111,7 +112,7 @@ def prune(keep: int, cache: bool, dry_run: bool, as_json: bool) -> None:
     A runtime that is selected, pinned, what `rollback` would return to or in use by a process always stays; `--keep`
     counts the others.
     """
-    from paceline.cleanup import clean_cache, clean_up, plan_cleanup
+    from paceline.manager.cleanup import clean_cache, clean_up, plan_cleanup
 
     store = Store(paths.home())
     sizes = {r.id: store.manifest(r).get("size_bytes") for r in store.runtimes()}

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from paceline.library.pairs import PairIndex
     from paceline.plugins import Plugins
     from paceline.store import Store
-    from paceline.uses import Use
+    from paceline.store.uses import Use
 
 log = logging.getLogger(__name__)
 

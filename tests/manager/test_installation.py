@@ -17,18 +17,17 @@ from pathlib import Path
 import psutil
 import pytest
 
-from paceline import health
-from paceline.environment import lock_text, uv_environment
 from paceline.errors import BuildError, InstallError, SmokeTestError, StoreError
-from paceline.installation import install, repair
+from paceline.manager.installation import install, repair
+from paceline.packages.environment import lock_text, uv_environment
 from paceline.progress import Phase, silent
-from paceline.store import Store
+from paceline.store import Store, health
 from paceline.types import Package
 
 _INSTALLER = """
 import os, signal, sys
 from paceline import plugins, paths
-from paceline.installation import install
+from paceline.manager.installation import install
 from paceline.registry import load_registry
 from paceline.store import Store
 

@@ -13,7 +13,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from paceline import transaction
+from paceline.store import transaction
 
 if TYPE_CHECKING:
     from pathlib import Path

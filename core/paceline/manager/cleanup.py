@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from paceline import transaction
-from paceline.environment import prune_cache
 from paceline.errors import InUseError, NotFoundError
+from paceline.packages.environment import prune_cache
 from paceline.progress import silent
+from paceline.store import transaction
 
 if TYPE_CHECKING:
     from pathlib import Path

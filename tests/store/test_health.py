@@ -7,10 +7,9 @@ import sys
 
 import pytest
 
-from paceline import health
-from paceline.health import State
-from paceline.manifest import FILES, MANIFEST
-from paceline.store import Store
+from paceline.store import Store, health
+from paceline.store.health import State
+from paceline.store.manifest import FILES, MANIFEST
 
 
 @pytest.fixture

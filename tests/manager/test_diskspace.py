@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from paceline.diskspace import MARGIN_BYTES, check_space, space_for
 from paceline.errors import InstallError
+from paceline.manager.diskspace import MARGIN_BYTES, check_space, space_for
 from paceline.store import Store
 from paceline.types import Recipe, Release, Requirements
 

@@ -18,7 +18,7 @@ from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel
 from packaging.version import Version
 
 from paceline.errors import RegistryError
-from paceline.resolution import Resolver
+from paceline.packages.resolution import Resolver
 
 if TYPE_CHECKING:
     from collections.abc import Callable

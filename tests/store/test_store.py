@@ -10,8 +10,8 @@ from functools import partial
 import pytest
 
 from paceline.errors import AmbiguousError, InUseError, NotFoundError, StoreError
-from paceline.manifest import MANIFEST
 from paceline.store import Selection, Store
+from paceline.store.manifest import MANIFEST
 
 
 @pytest.fixture
@@ -401,7 +401,7 @@ def test_a_use_ends_by_release_too_and_is_counted_per_use(store, add):
 
 
 def test_publishing_replaces_in_two_steps_where_folders_cannot_be_exchanged(store, add, monkeypatch):
-    monkeypatch.setattr("paceline.transaction._exchange", lambda a, b: False)
+    monkeypatch.setattr("paceline.store.transaction._exchange", lambda a, b: False)
     runtime = add()
     (runtime.directory / "old").write_text("")
 

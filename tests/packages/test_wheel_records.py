@@ -5,7 +5,7 @@ import hashlib
 
 import pytest
 
-from paceline.wheel_records import damaged
+from paceline.packages.wheel_records import damaged
 
 
 @pytest.fixture

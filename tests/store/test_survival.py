@@ -12,14 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from paceline import health
-from paceline.store import Store
+from paceline.store import Store, health
 
 SURVIVOR = Path(__file__).with_name("survivor.py")
 OPERATIONS = ["install", "select", "rollback", "remove", "repair", "repair in two renames", "prune"]
 STEPS = dict(
     line.strip("| \n").split(" | ")[:2]
-    for line in (Path(__file__).parents[1] / "docs" / "reliability.md").read_text().splitlines()
+    for line in (Path(__file__).parents[2] / "docs" / "reliability.md").read_text().splitlines()
     if line.count("|") == 3 and line.split("|")[2].strip().isdigit()
 )
 
@@ -70,7 +69,7 @@ import os, random, sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 import store_world
-from paceline.cleanup import clean_up
+from paceline.manager.cleanup import clean_up
 from paceline.errors import InUseError, NotFoundError, StoreError
 from paceline.store import Store
 
@@ -114,7 +113,7 @@ def test_eight_processes_at_once_corrupt_nothing(tmp_path, store_world):
     seed, rounds = random.randrange(1 << 30), 25
     citizens = [
         subprocess.Popen(
-            [sys.executable, "-c", _CITIZEN, str(SURVIVOR.parent), str(store.home), str(seed + n), str(rounds)],
+            [sys.executable, "-c", _CITIZEN, str(SURVIVOR.parents[1]), str(store.home), str(seed + n), str(rounds)],
             stderr=subprocess.PIPE,
             text=True,
         )

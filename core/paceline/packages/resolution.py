@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from packaging.utils import canonicalize_name
 
 from paceline import child
-from paceline.environment import base_interpreter, uv_environment
 from paceline.errors import InstallError
+from paceline.packages.environment import base_interpreter, uv_environment
 from paceline.types import Package
 
 if TYPE_CHECKING:

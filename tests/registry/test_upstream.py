@@ -8,9 +8,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from paceline import plugins, upstream
+from paceline import plugins
 from paceline.errors import InstallError
-from paceline.registry import load_registry, read_registry
+from paceline.registry import load_registry, read_registry, upstream
 from paceline.types import Package, Recipe, Release, Requirements, Upstream
 
 NOW = datetime(2030, 6, 30, tzinfo=UTC)

@@ -17,11 +17,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paceline import health, query, selection, transaction, uses
+from paceline import query
 from paceline.errors import AmbiguousError, InUseError, NotFoundError, StoreError
-from paceline.manifest import MANIFEST, read_json, read_runtime
 from paceline.progress import Phase, silent
-from paceline.selection import Selection
+from paceline.store import health, selection, transaction, uses
+from paceline.store.manifest import MANIFEST, read_json, read_runtime
+from paceline.store.selection import Selection
 from paceline.types import Runtime
 from paceline.versions import order
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from paceline.progress import Progress
-    from paceline.uses import Use
+    from paceline.store.uses import Use
 
 __all__ = ["Selection", "Store"]
 

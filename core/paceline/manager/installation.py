@@ -17,12 +17,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import paceline
-from paceline import health, paths, transaction
-from paceline.diskspace import check_space
-from paceline.environment import base_interpreter, make_environment
+from paceline import paths
 from paceline.errors import InstallError, PacelineError, SmokeTestError
-from paceline.manifest import FILES, MANIFEST, SCHEMA_VERSION, python_of, read_json
+from paceline.manager.diskspace import check_space
+from paceline.packages.environment import base_interpreter, make_environment
 from paceline.progress import Phase, silent
+from paceline.store import health, transaction
+from paceline.store.manifest import FILES, MANIFEST, SCHEMA_VERSION, python_of, read_json
 from paceline.types import Package, Recipe, Release, Requirements, Runtime
 
 if TYPE_CHECKING:

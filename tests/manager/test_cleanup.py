@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from paceline.cleanup import KEPT_LOGS, clean_cache, clean_up, plan_cleanup
-from paceline.manifest import MANIFEST
+from paceline.manager.cleanup import KEPT_LOGS, clean_cache, clean_up, plan_cleanup
 from paceline.store import Store
+from paceline.store.manifest import MANIFEST
 
 
 @pytest.fixture

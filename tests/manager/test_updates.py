@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from paceline.manager.updates import plan_updates
 from paceline.types import Compatibility, Package, Recipe, Release, Requirements, Runtime, Verdict
-from paceline.updates import plan_updates
 
 FITS = Verdict(Compatibility.COMPATIBLE, "runs here")
 TOO_OLD = Verdict(Compatibility.GPU_DRIVER_UNSUPPORTED, "driver 550 is older than 580")

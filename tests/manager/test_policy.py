@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from paceline.errors import IncompatibleError, InstallError, NotFoundError
-from paceline.plan import make_plan
-from paceline.policy import choose
+from paceline.manager.plan import make_plan
+from paceline.manager.policy import choose
 from paceline.store import Selection
 from paceline.types import Compatibility, Package, Recipe, Release, Requirements, Verdict
 

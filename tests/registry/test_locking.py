@@ -11,8 +11,8 @@ from dataclasses import replace
 import pytest
 
 from paceline.errors import InstallError, RegistryError
-from paceline.locking import lock
 from paceline.registry import read_registry, registry_text
+from paceline.registry.locking import lock
 from paceline.types import Package, Recipe, Release, Requirements
 
 LINUX = Requirements(os="linux", arch="x86_64", min_glibc="2.28", python=">=3.12,<3.14")

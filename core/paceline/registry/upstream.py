@@ -15,10 +15,10 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from paceline import transaction
 from paceline.errors import InstallError
+from paceline.packages.resolution import Resolver
 from paceline.registry import found_upstream, registry_value
-from paceline.resolution import Resolver
+from paceline.store import transaction
 from paceline.versions import order
 
 if TYPE_CHECKING:

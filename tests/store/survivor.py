@@ -18,15 +18,14 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 import store_world
 
-from paceline import health, transaction
-from paceline.cleanup import clean_up
 from paceline.engine import Engine
 from paceline.errors import PacelineError
-from paceline.installation import install, repair
-from paceline.store import Store
+from paceline.manager.cleanup import clean_up
+from paceline.manager.installation import install, repair
+from paceline.store import Store, health, transaction
 from paceline.types import Recipe, Release, Requirements, WorkerSpec
 
 REFUSED, CRASHED = 10, 11

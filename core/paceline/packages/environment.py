@@ -7,10 +7,12 @@ import re
 import sys
 from typing import TYPE_CHECKING
 
-from paceline import child, transaction, wheel_records
+from paceline import child
 from paceline.errors import BuildError
-from paceline.manifest import python_of
+from paceline.packages import wheel_records
 from paceline.progress import Phase
+from paceline.store import transaction
+from paceline.store.manifest import python_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

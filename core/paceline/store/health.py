@@ -16,7 +16,7 @@ from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from paceline.manifest import FILES, MANIFEST, python_of, read_json, read_runtime
+from paceline.store.manifest import FILES, MANIFEST, python_of, read_json, read_runtime
 from paceline.versions import numbers
 
 if TYPE_CHECKING:
