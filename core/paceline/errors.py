@@ -10,6 +10,7 @@ PacelineError
       + IncompatibleError     this machine cannot run the release
       + BuildError            the packages could not be built or fetched
       + SmokeTestError        the installed engine does not start
+  + OfflineError          a request was needed and Paceline is offline
   + StoreError            the state on disk cannot be read or written
   + InUseError            what should change is in use
   + ModelFileError        a model file is truncated, hostile or of an unknown format
@@ -79,6 +80,10 @@ class BuildError(InstallError):
 
 class SmokeTestError(InstallError):
     code = "smoke_test_failed"
+
+
+class OfflineError(PacelineError):
+    code = "offline"
 
 
 class StoreError(PacelineError):

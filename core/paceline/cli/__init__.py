@@ -9,6 +9,7 @@ from typing import NoReturn
 import click
 
 import paceline
+from paceline import network
 from paceline.errors import PacelineError
 
 # name -> (module, attribute, help line). The help line is repeated here so that `--help` imports no command.
@@ -42,9 +43,12 @@ class _LazyGroup(click.Group):
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(paceline.__version__, prog_name="paceline")
-def cli() -> None:
+@click.option("--offline", is_flag=True, help="Send no request from this machine (PACELINE_OFFLINE=1 does the same).")
+def cli(offline: bool) -> None:
     """Paceline runs local language models: it installs their engines, pairs draft with main models for
     speculative decoding, and serves them through one local API."""
+    if offline:
+        network.go_offline()
 
 
 def main() -> NoReturn:

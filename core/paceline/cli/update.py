@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from paceline import paths
+from paceline import network, paths
 from paceline.cli import output
 from paceline.errors import PacelineError
 from paceline.store import Store
@@ -110,8 +109,8 @@ class _Search:
         """Look for newer releases in the package index, and remember them."""
         from paceline.registry import upstream
 
-        if os.environ.get("PACELINE_OFFLINE"):
-            self.problems.append("PACELINE_OFFLINE is set: the package index was not asked")
+        if network.is_offline():
+            self.problems.append("Paceline is offline: the package index was not asked")
             return
         found = []
         for name, engine in {r.name: r.engine for r in runtimes}.items():

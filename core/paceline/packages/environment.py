@@ -7,7 +7,7 @@ import re
 import sys
 from typing import TYPE_CHECKING
 
-from paceline import child
+from paceline import child, network
 from paceline.errors import BuildError
 from paceline.packages import wheel_records
 from paceline.progress import Phase
@@ -85,7 +85,7 @@ def uv_environment(environ: Mapping[str, str], *, pinned: bool = True) -> dict[s
     the same; pip's way to treat several indexes as one is safe to follow when every package is pinned by hash.
     """
     kept = {name: value for name, value in environ.items() if _KEPT.fullmatch(name.upper())}
-    if environ.get("PACELINE_OFFLINE"):
+    if network.is_offline(environ):
         kept["UV_OFFLINE"] = "1"
     for theirs, ours in _OF_PIP.items():
         if environ.get(theirs) and not any(name in kept for name in ours):
@@ -184,7 +184,10 @@ class _Uv:
         self._log.write(f"$ uv {' '.join(map(str, arguments))}\n")
         status = child.run([program, *arguments], env=self._env, cwd=self._folder, on_line=self._line)
         if status:
-            raise BuildError(f"uv {arguments[0]} failed with status {status}:\n{self._quote()}")
+            raise BuildError(
+                f"uv {arguments[0]} failed with status {status}:\n{self._quote()}",
+                help=network.HELP if network.is_offline() else None,
+            )
 
     def _line(self, line: str) -> None:
         self._log.write(line)

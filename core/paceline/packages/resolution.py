@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from packaging.utils import canonicalize_name
 
-from paceline import child
+from paceline import child, network
 from paceline.errors import InstallError
 from paceline.packages.environment import base_interpreter, uv_environment
 from paceline.types import Package
@@ -113,7 +113,9 @@ class Resolver:
                 said = "".join(lines[-_TOLD:]).strip() or f"uv ended with status {status}"
                 raise InstallError(
                     f"{', '.join(roots)} cannot be resolved for Python {python}: {said}",
-                    help="check the network and the package index that UV_INDEX_URL or PIP_INDEX_URL names",
+                    help=network.HELP
+                    if network.is_offline()
+                    else "check the network and the package index that UV_INDEX_URL or PIP_INDEX_URL names",
                 )
             return list(tomllib.loads(lock.read_text(encoding="utf-8"))["packages"])
 

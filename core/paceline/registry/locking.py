@@ -17,6 +17,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from packaging.version import Version
 
+from paceline import network
 from paceline.errors import RegistryError
 from paceline.packages.resolution import Resolver
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from paceline.network import Client
     from paceline.types import Package, Release, Requirements
 
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
@@ -31,7 +33,6 @@ PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 
 _OS_TAGS = {"linux": "linux", "macos": "macosx", "windows": "win"}
 _ARCH_TAGS = {"x86_64": ("x86_64", "amd64"), "arm64": ("arm64", "aarch64")}
-_TIMEOUT_S = 60.0
 
 
 def lock(release: Release, *, cache: Path, tell: Callable[[str], None], fetch: bool = True) -> Release:
@@ -60,7 +61,7 @@ def _fetched(package: Package, requires: Requirements, tell: Callable[[str], Non
     page = f"{package.index.rstrip('/')}/{canonicalize_name(package.name)}/"
     hashes = []
     try:
-        with httpx.Client(follow_redirects=True, timeout=_TIMEOUT_S) as client:
+        with network.client() as client:
             for url in _wheels(_links(client, page), package, requires):
                 published = urlsplit(url).fragment.removeprefix("sha256=")
                 if len(published) == 64:
@@ -96,7 +97,7 @@ def _wheels(links: list[str], package: Package, requires: Requirements) -> list[
     return [link for link in links if fits(link)]
 
 
-def _links(client: httpx.Client, page: str) -> list[str]:
+def _links(client: Client, page: str) -> list[str]:
     answer = client.get(page)
     answer.raise_for_status()
     reader = _Links()
@@ -104,7 +105,7 @@ def _links(client: httpx.Client, page: str) -> list[str]:
     return [urljoin(str(answer.url), link) for link in reader.found]
 
 
-def _sha256(client: httpx.Client, url: str) -> str:
+def _sha256(client: Client, url: str) -> str:
     digest = hashlib.sha256()
     with client.stream("GET", url) as answer:
         answer.raise_for_status()
