@@ -130,6 +130,11 @@ class Store:
         with self._changing("selecting a runtime"):
             return self._select(runtime, runtime.formats)
 
+    def select_instead(self, old: Runtime, new: Runtime) -> tuple[str, ...]:
+        """Let `new` serve the formats that `old` serves now; returns those formats."""
+        with self._changing("selecting a runtime"):
+            return self._select(new, self.selection().formats_of(old.id))
+
     def select_where_none(self, runtime: Runtime) -> tuple[str, ...]:
         """Let `runtime` serve the formats that have no installed runtime yet; returns those formats. Not a held one."""
         with self._changing("selecting a runtime"):

@@ -1,0 +1,202 @@
+"""From the question "is there something newer?" to a selected runtime: sources are asked, updates planned and made.
+
+`updates` decides, purely; this module asks, installs and selects. The command line, `serve` and the API all use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from enum import StrEnum
+from typing import TYPE_CHECKING, Protocol
+
+from paceline import network, paths, query
+from paceline.errors import PacelineError
+from paceline.manager.installation import install
+from paceline.manager.updates import Kept, Update, plan_updates
+from paceline.progress import silent
+from paceline.registry import load_registry, upstream
+from paceline.types import Release, Runtime
+
+if TYPE_CHECKING:
+    from paceline.plugins import Plugins
+    from paceline.progress import Progress
+    from paceline.store import Store
+
+
+class Failure(StrEnum):
+    """Why a source had nothing to say."""
+
+    UNANSWERED = "unanswered"
+    """It could not be asked, or gave no usable answer. Nothing follows from it; another time it may answer."""
+    UNTRUSTED = "untrusted"
+    """It answered, and the answer failed its verification. Nothing of it was used, and somebody should look."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What went wrong with a source."""
+
+    source: str
+    failure: Failure
+    message: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The releases a source knows besides the shipped ones, and what went wrong."""
+
+    releases: tuple[Release, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+
+class Source(Protocol):
+    """Where new releases come from, besides the registry that is shipped."""
+
+    @property
+    def name(self) -> str:
+        """For people: `the package index`."""
+
+    def newer(self, runtimes: Sequence[Runtime]) -> Answer:
+        """Releases newer than `runtimes`, of the same names.
+
+        Never raises PacelineError: what fails is a Problem. Remembers what it found, so that `load_registry` lists it
+        from then on.
+        """
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Which releases may replace a runtime."""
+
+    channel: str = "stable"
+    """`beta` takes pre-releases too."""
+    minimum_age: timedelta = timedelta(0)
+    """What was published later than this is left out, by sources that know when."""
+    allow_unpinned: bool = False
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        return ("stable", "beta") if self.channel == "beta" else ("stable",)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a check found."""
+
+    updates: tuple[Update, ...] = ()
+    kept: tuple[Kept, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True)
+class PackageIndex:
+    """The package index that the user has configured for uv or pip (see `registry.upstream`)."""
+
+    plugins: Plugins
+    store: Store
+    policy: Policy = field(default_factory=Policy)
+    tell: Callable[[str], None] = lambda sentence: None
+    """Told which question is asked, before it is."""
+
+    name = "the package index"
+
+    def newer(self, runtimes: Sequence[Runtime]) -> Answer:
+        if network.is_offline():
+            return Answer(problems=(self._unanswered("Paceline is offline: the package index was not asked"),))
+        known = known_releases(self.store, self.plugins)
+        found: list[Release] = []
+        problems: list[Problem] = []
+        for name, engine in {r.name: r.engine for r in runtimes}.items():
+            source = self.plugins.engines[engine].upstream if engine in self.plugins.engines else None
+            template = next((release for release in known if release.name == name), None)
+            if source is None or template is None or not upstream.can_be_asked(template, source):
+                continue
+            self.tell(f"asking the package index for {source.package} newer than {template.version}")
+            try:
+                newest = upstream.newest(
+                    template,
+                    source,
+                    cache=paths.cache(),
+                    minimum_age=self.policy.minimum_age,
+                    prerelease=self.policy.channel == "beta",
+                )
+            except PacelineError as error:
+                problems.append(self._unanswered(error.message))
+                continue
+            if newest is not None:
+                found.append(newest)
+        if found:
+            upstream.remember(upstream.found_file(self.store.home), found)
+        return Answer(tuple(found), tuple(problems))
+
+    def _unanswered(self, message: str) -> Problem:
+        return Problem(self.name, Failure.UNANSWERED, message)
+
+
+def sources(
+    store: Store, plugins: Plugins, policy: Policy, tell: Callable[[str], None] = lambda sentence: None
+) -> tuple[Source, ...]:
+    """Every source of new releases, in the order they are asked."""
+    return (PackageIndex(plugins, store, policy, tell),)
+
+
+def known_releases(store: Store, plugins: Plugins) -> tuple[Release, ...]:
+    """Every release that can be installed, found ones included, by name and then newest first."""
+    return load_registry(plugins, found=upstream.found_file(store.home)).releases
+
+
+def selected_runtimes(store: Store, text: str | None = None) -> dict[str, Runtime]:
+    """The runtimes that updates look at, by the format they serve: the selected ones, or those that a query means.
+
+    Raises PacelineError when the query means none that is selected.
+    """
+    by_format = {name: store.selected(name) for name in store.selection().formats}
+    found = {name: runtime for name, runtime in by_format.items() if runtime is not None}
+    if text is None:
+        return found
+    wanted = {r.id for r in query.select(text, found.values())}
+    if not wanted:
+        store.get(text)  # says so if it is not even installed
+        raise PacelineError(
+            f"no selected runtime matches {text!r}",
+            help="only selected runtimes are updated: `paceline runtime get` installs another release beside them",
+        )
+    return {name: runtime for name, runtime in found.items() if runtime.id in wanted}
+
+
+def find_updates(
+    selected: dict[str, Runtime], store: Store, plugins: Plugins, asked: Sequence[Source], policy: Policy
+) -> Findings:
+    """Ask the sources `asked` and plan which of the `selected` runtimes (by format) to replace on this machine."""
+    from paceline.survey import take_survey
+    from paceline.verdict import judge
+
+    problems: list[Problem] = []
+    if selected:
+        runtimes = list({r.id: r for r in selected.values()}.values())
+        problems = [problem for source in asked for problem in source.newer(runtimes).problems]
+    facts, chosen = take_survey(), store.selection()
+    updates, kept = plan_updates(
+        selected,
+        [(release, judge(release, facts)) for release in known_releases(store, plugins)],
+        channels=policy.channels,
+        pinned=chosen.pins,
+        held=chosen.holds,
+        allow_unpinned=policy.allow_unpinned,
+    )
+    return Findings(updates, kept, tuple(problems))
+
+
+def apply(
+    update: Update, store: Store, plugins: Plugins, progress: Progress = silent, *, allow_unpinned: bool = False
+) -> Runtime:
+    """Install what `update` says beside the old runtime and select it for the formats that the old one still serves.
+
+    Raises what `install` does; then nothing has changed.
+    """
+    engine = plugins.engine(update.release.engine)
+    runtime = install(update.release, store, engine, progress, allow_unpinned=allow_unpinned)
+    store.select_instead(update.runtime, runtime)
+    return runtime

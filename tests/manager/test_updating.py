@@ -1,0 +1,97 @@
+"""Sources that are asked, updates that are made: over the tiny engine, really installed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+
+from paceline.errors import SmokeTestError
+from paceline.manager import updating
+from paceline.manager.installation import install
+from paceline.plugins import Plugins
+from paceline.store import Store
+
+
+@dataclass
+class Says:
+    """A source that gives this answer."""
+
+    answer: updating.Answer
+    name: str = "a source"
+
+    def newer(self, runtimes):
+        self.asked = [r.id for r in runtimes]
+        return self.answer
+
+
+@pytest.fixture
+def store(tiny):
+    return Store(tiny.home)
+
+
+@pytest.fixture
+def plugins(tiny):
+    return Plugins((), {"tiny": tiny.engine})
+
+
+@pytest.fixture
+def installed(tiny, store):
+    return install(tiny.release("1.0"), store, tiny.engine)
+
+
+def find(store, plugins, *sources, **policy):
+    selected = updating.selected_runtimes(store)
+    return updating.find_updates(selected, store, plugins, sources, updating.Policy(**policy))
+
+
+def test_what_sources_say_is_told_and_the_registry_counts_all_the_same(tiny, store, plugins, installed):
+    tiny.offer(tiny.release("2.0"))
+    silent = updating.Problem("a source", updating.Failure.UNANSWERED, "no route to host")
+    forged = updating.Problem("another", updating.Failure.UNTRUSTED, "the signature is not of a key we know")
+    first, second = Says(updating.Answer(problems=(silent,))), Says(updating.Answer(problems=(forged,)))
+
+    found = find(store, plugins, first, second)
+
+    assert (first.asked, second.asked) == ([installed.id], [installed.id])
+    assert found.problems == (silent, forged)
+    assert [(u.runtime.id, u.release.id) for u in found.updates] == [(installed.id, "tiny-any-cpu@2.0")]
+
+
+def test_nothing_selected_asks_nobody(store, plugins):
+    source = Says(updating.Answer())
+    assert find(store, plugins, source) == updating.Findings()
+    assert not hasattr(source, "asked")
+
+
+def test_an_update_takes_over_what_the_old_runtime_still_serves(tiny, store, plugins, installed):
+    tiny.offer(tiny.release("2.0"))
+    (update,) = find(store, plugins).updates
+    other = install(tiny.release("1.5"), store, tiny.engine)
+    store.select(other)  # somebody chose while the update was on its way
+
+    newer = updating.apply(update, store, plugins)
+
+    assert newer.id == "tiny-any-cpu@2.0"
+    assert store.selection().formats == {"tiny": other.id}
+    store.select(installed)
+    updating.apply(update, store, plugins)
+    assert store.selection().formats == {"tiny": newer.id}
+
+
+def test_an_update_that_does_not_start_changes_nothing(tiny, store, plugins, installed):
+    tiny.offer(tiny.release("2.0", crash="yes"))
+    (update,) = find(store, plugins).updates
+
+    with pytest.raises(SmokeTestError, match="exit code 1"):
+        updating.apply(update, store, plugins)
+
+    assert store.selection().formats == {"tiny": installed.id}
+    assert [r.id for r in store.runtimes()] == [installed.id]
+
+
+def test_the_policy_decides(tiny, store, plugins, installed):
+    tiny.offer(replace(tiny.release("2.0"), channel="beta"))
+    assert find(store, plugins).updates == ()
+    (update,) = find(store, plugins, channel="beta").updates
+    assert update.release.version == "2.0"
