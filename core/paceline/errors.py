@@ -9,6 +9,7 @@ PacelineError
   + InstallError          a runtime could not be installed
       + IncompatibleError     this machine cannot run the release
       + BuildError            the packages could not be built or fetched
+      + ArchiveError          a wheel or bundle is damaged or hostile
       + SmokeTestError        the installed engine does not start
   + OfflineError          a request was needed and Paceline is offline
   + StoreError            the state on disk cannot be read or written
@@ -76,6 +77,10 @@ class IncompatibleError(InstallError):
 
 class BuildError(InstallError):
     code = "build_failed"
+
+
+class ArchiveError(InstallError):
+    code = "bad_archive"
 
 
 class SmokeTestError(InstallError):
