@@ -3,6 +3,7 @@
 llama.cpp                           an engine, with its variants (`llama.cpp-cuda`)
 llama.cpp:cuda                      those with `cuda` in the rest of their name; several filters may follow
 :linux                              any engine
+my-build                            the rest of a full name, such as the name of a link
 llama.cpp@0.3.36                    one version
 llama.cpp-linux-x86_64-cpu@0.3.36   exactly this one
 """
@@ -43,14 +44,15 @@ class Query:
 
     def is_exact(self, item: Named) -> bool:
         """Whether the query gives the full name of `item` (the version may be left out)."""
-        return self.base == item.name
+        return self.base in (item.name, _rest(item))
 
     def matches(self, item: Named) -> bool:
         if self.version is not None and not same_version(self.version, item.version):
             return False
-        if self.base not in ("", item.name, item.engine) and not item.engine.startswith(f"{self.base}-"):
+        names = ("", item.name, item.engine, _rest(item))
+        if self.base not in names and not item.engine.startswith(f"{self.base}-"):
             return False
-        rest = item.name[len(self.base) :].lower()
+        rest = item.name.removeprefix(self.base).lower()
         return all(f.lower() in rest for f in self.filters)
 
 
@@ -72,6 +74,10 @@ def select(text: str, items: Iterable[T]) -> list[T]:
     found = [item for item in items if query.matches(item)]
     exact = [item for item in found if query.is_exact(item)]
     return by_name_newest_first(exact or found)
+
+
+def _rest(item: Named) -> str:
+    return item.name.removeprefix(f"{item.engine}-")
 
 
 def by_name_newest_first(items: Iterable[T]) -> list[T]:

@@ -208,6 +208,8 @@ class Runtime:
     directory: Path
     python: Path
     """The interpreter of the runtime's environment."""
+    linked: Path | None = None
+    """The environment somewhere else that it is a link to, built by hand and never changed here; None: installed."""
 
     @property
     def name(self) -> str:

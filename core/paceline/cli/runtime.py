@@ -9,6 +9,7 @@ import click
 
 from paceline import paths
 from paceline.cli import output
+from paceline.cli.linking import link
 from paceline.cli.matching import nothing_fits_is_3
 from paceline.cli.selecting import hold, pin, rollback, select, unhold, unpin, unselect
 from paceline.cli.update import update
@@ -35,7 +36,7 @@ def runtime() -> None:
     """
 
 
-for _command in (select, unselect, rollback, pin, unpin, hold, unhold, update, verify, repair, remove, prune):
+for _command in (link, select, unselect, rollback, pin, unpin, hold, unhold, update, verify, repair, remove, prune):
     runtime.add_command(_command)
 
 
@@ -57,7 +58,7 @@ def ls(as_json: bool) -> None:
                 r["id"],
                 "✓" if r["selected_for"] else "",
                 ", ".join(f.upper() for f in r["formats"]),
-                output.size(r["size_bytes"]),
+                output.size(r["size_bytes"]) if not r["linked"] else "",
                 output.day(r["last_used"]),
                 _state_words(r),
             ]
@@ -257,6 +258,8 @@ def _runtime_json(installed: Runtime, store: Store, selection: Selection) -> dic
 
 def _state_words(installed: dict[str, Any]) -> str:
     marks = [word for word in ("pinned", "held") if installed[word]]
+    if installed["linked"]:
+        marks.append(f"linked to {installed['linked']}")
     if installed["in_use_by"]:
         marks.append(f"in use by {', '.join(map(str, installed['in_use_by']))}")
     if installed["selected_for_models"]:

@@ -32,7 +32,7 @@ def verify(query: str | None, quick: bool, as_json: bool) -> None:
             click.echo(f"{name}: {'whole' if state.ok else state.state}")
             for problem in state.problems:
                 click.echo(f"  {problem}")
-            if not state.ok:
+            if not state.ok and not _is_linked(store, name):
                 click.echo(f"  mend it: paceline runtime repair {name}")
     if not all(state.ok for state in found.values()):
         sys.exit(1)
@@ -55,6 +55,8 @@ def repair(query: str | None, dry_run: bool, as_json: bool) -> None:
     store = Store(paths.home())
     with nothing_fits_is_3():
         names = _names(store, query)
+    if query is None:  # links are their owners' to mend
+        names = [name for name in names if not _is_linked(store, name)]
     damaged = [name for name in names if not health.full(store.folder / name).ok]
     if damaged and not dry_run:
         loaded = plugins.load()
@@ -83,8 +85,9 @@ def repair(query: str | None, dry_run: bool, as_json: bool) -> None:
 @click.option("--dry-run", is_flag=True, help="Say what would be removed and remove nothing.")
 @output.json_option
 def remove(query: str, force: bool, dry_run: bool, as_json: bool) -> None:
-    """Delete an installed runtime that no process uses."""
+    """Delete an installed runtime that no process uses; of one that is linked, the link alone."""
     store = Store(paths.home())
+    linked = None
     if query in store.incomplete():
         name, size = query, None
         if not dry_run:
@@ -92,11 +95,13 @@ def remove(query: str, force: bool, dry_run: bool, as_json: bool) -> None:
     else:
         with nothing_fits_is_3():
             chosen = store.get(query)
-        name, size = chosen.id, store.manifest(chosen).get("size_bytes")
+        name, size, linked = chosen.id, store.manifest(chosen).get("size_bytes"), chosen.linked
         if not dry_run:
             store.remove(chosen, force=force)
     if as_json:
-        output.as_json_text({"removed": name, "size_bytes": size, "dry_run": dry_run})
+        output.as_json_text({"removed": name, "size_bytes": size, "linked": linked, "dry_run": dry_run})
+    elif linked is not None:
+        click.echo(f"{'Would unlink' if dry_run else 'Unlinked'} {name}; {linked} stays as it is")
     else:
         click.echo(f"{'Would remove' if dry_run else 'Removed'} {name} ({output.size(size)})")
 
@@ -144,6 +149,11 @@ def prune(keep: int, cache: bool, dry_run: bool, as_json: bool) -> None:
         click.echo("nothing to remove")
     for reason in done.kept:
         click.echo(f"Stays: {reason}")
+
+
+def _is_linked(store: Store, name: str) -> bool:
+    runtime = store.find(name)
+    return runtime is not None and runtime.linked is not None
 
 
 def _names(store: Store, query: str | None) -> list[str]:

@@ -64,6 +64,23 @@ def install(
         return runtime
 
 
+def start_once(runtime: Runtime, engine: Engine) -> dict[str, Any]:
+    """Start a worker of `runtime`, have it generate, and end it; what it says of itself is for the manifest.
+
+    Raises SmokeTestError when it does not start, or does not generate.
+    """
+    from paceline.serving.smoke import smoke_test
+
+    try:
+        spec = engine.worker(runtime)
+    except Exception as error:
+        raise SmokeTestError(
+            f"engine {engine.name} could not say how its worker starts: {type(error).__name__}: {error}",
+            help="report it to the author of the plugin; `paceline plugins` names it",
+        ) from error
+    return asdict(smoke_test(spec, sample=_sample(runtime.formats), timeout_s=SMOKE_TIMEOUT_S))
+
+
 def repair(
     name: str,
     store: Store,
@@ -82,6 +99,11 @@ def repair(
     folder = store.folder / name
     with store.installing(progress):
         runtime = store.find(name)
+        if runtime is not None and runtime.linked is not None:
+            raise InstallError(
+                f"{name} is not repaired: it is linked to {runtime.linked}, which is its owner's",
+                help=f"mend that environment, or link another: `paceline runtime link {runtime.platform} PATH`",
+            )
         progress(Phase.CHECK, message="hashing the files")
         if runtime is not None and health.full(folder).ok:
             return runtime
@@ -148,7 +170,7 @@ def _make(
             transaction.make_folder(staged)
             make_environment(staged, release.recipe, cache=cache, progress=progress, cached_first=cached_first)
             progress(Phase.CHECK, message="starting the engine once")
-            info = _smoke_test(release, staged, engine)
+            info = start_once(_runtime(release, staged), engine)
             progress(Phase.CHECK, message="hashing the files")
             files = health.describe_files(staged)
             transaction.write_json(staged / FILES, files)
@@ -163,11 +185,8 @@ def _make(
             transaction.discard(staged)
 
 
-def _smoke_test(release: Release, staged: Path, engine: Engine) -> dict[str, Any]:
-    """Start the worker in the staged environment; what it says of itself goes into the manifest."""
-    from paceline.serving.smoke import smoke_test
-
-    runtime = Runtime(
+def _runtime(release: Release, staged: Path) -> Runtime:
+    return Runtime(
         engine=release.engine,
         version=release.version,
         platform=release.platform,
@@ -176,14 +195,6 @@ def _smoke_test(release: Release, staged: Path, engine: Engine) -> dict[str, Any
         directory=staged,
         python=python_of(staged / "env"),
     )
-    try:
-        spec = engine.worker(runtime)
-    except Exception as error:
-        raise SmokeTestError(
-            f"engine {engine.name} could not say how its worker starts: {type(error).__name__}: {error}",
-            help="report it to the author of the plugin; `paceline plugins` names it",
-        ) from error
-    return asdict(smoke_test(spec, sample=_sample(release.formats), timeout_s=SMOKE_TIMEOUT_S))
 
 
 def _sample(formats: tuple[str, ...]) -> Path | None:

@@ -53,6 +53,9 @@ def plan_updates(
     for name, runtime in selected.items():
         formats.setdefault(runtime.id, []).append(name)
     for runtime in {r.id: r for r in selected.values()}.values():
+        if runtime.linked is not None:
+            kept.append(Kept(runtime, f"it is linked to {runtime.linked}, which is its owner's to update"))
+            continue
         newer = [(r, v) for r, v in ranked if r.name == runtime.name and order(r.version) > order(runtime.version)]
         newer.sort(key=lambda pair: order(pair[0].version), reverse=True)
         refused: list[tuple[Release, str]] = []

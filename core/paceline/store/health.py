@@ -94,11 +94,16 @@ _TOLD = 5
 
 
 def _check(folder: Path, files: Callable[[Path, Mapping[str, Any]], Iterable[str]]) -> Health:
-    if read_runtime(folder) is None:
+    runtime = read_runtime(folder)
+    if runtime is None:
         return Health(State.INCOMPLETE, (_why_incomplete(folder),))
     try:
         manifest = read_json(folder / MANIFEST)
-        problems = [*_surroundings(folder, manifest), *files(folder, manifest)]
+        if runtime.linked is not None:
+            problems = _link(runtime.linked, runtime.python, manifest)
+            problems += _starts(runtime.python, manifest) if files is _all_files and not problems else []
+        else:
+            problems = [*_surroundings(folder, manifest), *files(folder, manifest)]
     except (OSError, ValueError, KeyError, TypeError) as error:
         problems = [f"its records cannot be read: {error}"]
     told = problems[:_TOLD] + ([f"and {len(problems) - _TOLD} more"] if len(problems) > _TOLD else [])
@@ -121,22 +126,39 @@ def _why_incomplete(folder: Path) -> str:
 def _surroundings(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     """What changed around the runtime since it was installed."""
     problems = []
-    python, recorded = python_of(folder / "env"), manifest.get("python", {})
+    python = python_of(folder / "env")
     if not python.exists():
         target = python.readlink() if python.is_symlink() else None
         problems.append(
             f"the Python it was built on is gone: {target}" if target else f"its Python {python} is missing"
         )
-    elif (name := re.search(r"python(\d+\.\d+)", Path(os.path.realpath(python)).name)) and recorded.get("version"):
-        built = ".".join(str(recorded["version"]).split(".")[:2])
-        if name[1] != built:
-            problems.append(f"it was built on Python {built}, and {python} is Python {name[1]} now")
+    else:
+        problems += _other_python(python, manifest)
     had, has = manifest.get("libc"), libc()
     if had and not has:
         problems.append(f"it was installed on {had}, and this system has another C library")
     elif had and has and numbers(has.split()[-1]) < numbers(str(had).split()[-1]):
         problems.append(f"it was installed on {had}, and this system has {has}")
     return problems
+
+
+def _other_python(python: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """Whether the interpreter leads to one whose very name says that it is of another version."""
+    built = ".".join(str(manifest.get("python", {}).get("version", "")).split(".")[:2])
+    name = re.search(r"python(\d+\.\d+)", Path(os.path.realpath(python)).name)
+    if built and name is not None and name[1] != built:
+        return [f"it was built on Python {built}, and {python} is Python {name[1]} now"]
+    return []
+
+
+def _link(target: Path, python: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the environment that a link leads to. Its files are its owner's and not looked at."""
+    if not target.exists():
+        return [f"what it is linked to is gone: {target}"]
+    if not python.exists():
+        gone = f"{python}, a link to {python.readlink()}" if python.is_symlink() else str(python)
+        return [f"the interpreter of what it is linked to is gone: {gone}"]
+    return _other_python(python, manifest)
 
 
 def _quick_files(folder: Path, manifest: Mapping[str, Any]) -> list[str]:

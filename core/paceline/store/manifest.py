@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from paceline.types import Runtime
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 MANIFEST = "manifest.json"
 FILES = "files.json"
@@ -20,6 +18,7 @@ def read_runtime(folder: Path) -> Runtime | None:
     """The runtime in `folder`; None when its manifest is absent, unreadable, of a newer host or of another name."""
     try:
         data = read_json(folder / MANIFEST)
+        linked = data.get("linked")
         runtime = Runtime(
             engine=str(data["engine"]),
             version=str(data["version"]),
@@ -27,7 +26,8 @@ def read_runtime(folder: Path) -> Runtime | None:
             formats=tuple(map(str, data["formats"])),
             features=tuple(map(str, data["features"])),
             directory=folder,
-            python=python_of(folder / "env"),
+            python=Path(linked["python"]) if linked else python_of(folder / "env"),
+            linked=Path(linked["path"]) if linked else None,
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None

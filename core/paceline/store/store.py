@@ -1,7 +1,8 @@
 """What is installed and what is selected, under the home folder:
 
     runtimes/<id>/           an installed runtime, never changed: env/, requirements.txt, build.log,
-                             files.json (size and sha256 of every file), manifest.json (written last)
+                             files.json (size and sha256 of every file), manifest.json (written last);
+                             or a link to an environment elsewhere, which is a manifest alone
     selection.json           which runtime serves a model format, and what served it before (see `selection`)
     uses/<id>/               which processes use a runtime, and when it was used last (see `uses`)
     staging/  locks/  logs/  installs under way, their locks, the logs of failed ones
@@ -273,6 +274,8 @@ class Store:
         chosen = chosen or self.selection()
         if used := self._why_not_removed(runtime.id, chosen):
             return used
+        if runtime.linked is not None:
+            return f"{runtime.id} is linked to {runtime.linked}"
         for name in runtime.formats:
             known = [r for r in chosen.previous.get(name, ()) if r == runtime.id or self.find(r) is not None]
             if chosen.last_good(name, known) == runtime.id:
@@ -365,7 +368,9 @@ class Store:
         if not state.ok:
             raise StoreError(
                 f"{runtime.id} is {state.state}: {'; '.join(state.problems)}",
-                help=f"`paceline runtime repair {runtime.id}`",
+                help=f"`paceline runtime repair {runtime.id}`"
+                if found.linked is None
+                else f"mend {found.linked}, or link it again from where it is now",
             )
         return found
 
