@@ -26,12 +26,14 @@ LINUX = {
     "CUDA_VERSION": "",
     "PYTHON_VERSION": "3.12.4",
     "TOOLS": "c++=/usr/bin/c++,cmake=/usr/bin/cmake",
+    "TOOL_VERSIONS": "",
 }
 RTX_4090 = LINUX | {
     "GPUS": "nvidia:NVIDIA GeForce RTX 4090:8.9:24GiB",
     "NVIDIA_DRIVER": "580.65.06",
     "CUDA_VERSION": "13.0",
     "TOOLS": "c++,cmake,nvcc",
+    "TOOL_VERSIONS": "nvcc=13.0",
 }
 OLD_DRIVER = RTX_4090 | {"NVIDIA_DRIVER": "550.54", "CUDA_VERSION": "12.4"}
 TITAN_X = RTX_4090 | {"GPUS": "nvidia:NVIDIA GeForce GTX TITAN X:5.2:12GiB", "NVIDIA_DRIVER": "470.82"}
@@ -66,6 +68,7 @@ CUDA12 = Requirements(
 CUDA13 = Requirements(
     os="linux", arch="x86_64", gpu=GpuRequirement("nvidia", min_driver="580", min_compute_capability="7.5")
 )
+BUILT_WITH_CUDA13 = Requirements(tools=("c++", "nvcc>=13,<14"))
 METAL = Requirements(os="macos", arch="arm64", min_os_version="14.0", gpu=GpuRequirement("apple"))
 
 
@@ -350,6 +353,39 @@ CASES = {
         "cmake: `sudo apt install cmake`",
     ),
     "the other tool of a group": (LINUX | {"TOOLS": "g++,cmake"}, SOURCE, "linux", C.COMPATIBLE, "can run", None),
+    "the right nvcc": (RTX_4090, BUILT_WITH_CUDA13, "linux-cuda13", C.COMPATIBLE, "can run", None),
+    "nvcc too old": (
+        RTX_4090 | {"TOOL_VERSIONS": "nvcc=12.4"},
+        BUILT_WITH_CUDA13,
+        "linux-cuda13",
+        C.LIBRARY_OUTDATED,
+        "needs nvcc <14,>=13; the one here is 12.4 (PACELINE_OVERRIDE_TOOL_VERSIONS)",
+        "choose a release for this one",
+    ),
+    "nvcc too new": (
+        RTX_4090,
+        Requirements(tools=("nvcc>=12,<13",)),
+        "linux-cuda12",
+        C.MISSING_LIBRARIES,
+        "needs nvcc <13,>=12; the one here is 13.0",
+        "install that version of nvcc",
+    ),
+    "another nvcc will do": (
+        RTX_4090 | {"TOOLS": "nvcc,clang"},
+        Requirements(tools=("nvcc>=14|clang",)),
+        "any",
+        C.COMPATIBLE,
+        "can run",
+        None,
+    ),
+    "nvcc that does not tell its version": (
+        RTX_4090 | {"TOOL_VERSIONS": "unknown"},
+        BUILT_WITH_CUDA13,
+        "linux-cuda13",
+        C.ERROR_SURVEYING_HARDWARE,
+        "the version of nvcc could not be found out",
+        "PACELINE_OVERRIDE_TOOL_VERSIONS",
+    ),
     "no compiler on macOS": (
         M2 | {"TOOLS": ""},
         Requirements(tools=("c++|g++",)),
@@ -498,6 +534,16 @@ def test_rank_puts_what_fits_first_and_the_best_of_it_foremost():
         ("linux-cuda13", "1.0", False),
     ]
     assert rank(reversed(releases), a_survey(OLD_DRIVER)) == ranked
+
+
+def test_what_does_not_fit_is_refused_with_the_floor_the_value_and_what_fits():
+    releases = [a_release(platform="cpu"), a_release(CUDA12, "linux-cuda12", rank=9), a_release(CUDA13, "linux-cuda13")]
+
+    *_, (_, refused) = rank(releases, a_survey(OLD_DRIVER))
+    assert refused.message == "driver 550.54 is older than 580 that CUDA 13 needs"
+    assert refused.help.endswith("use llama.cpp-linux-cuda12@1.0, which this machine can run")
+    ((_, refused),) = rank(releases[2:], a_survey(OLD_DRIVER))
+    assert "which this machine can run" not in refused.help
 
 
 def test_a_tool_that_was_looked_for_in_vain_is_missing_and_not_unknown():

@@ -112,7 +112,7 @@ class Requirements:
     python: str | None = None
     """A PEP 440 specifier for the interpreter the runtime is built on."""
     tools: tuple[str, ...] = ()
-    """Commands a source build needs: `c++`, `cmake`, `nvcc`. Any one of a `|`-separated group will do."""
+    """Commands a source build needs: `c++`, `cmake`, `nvcc>=13,<14`. Any one of a `|`-separated group will do."""
     min_host: str | None = None
     """Oldest version of Paceline that can drive it."""
 

@@ -13,6 +13,7 @@ A fact that is unknown is never taken for a refusal or a pass: it has statuses o
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from packaging.specifiers import SpecifierSet
@@ -25,7 +26,7 @@ from paceline.types import Compatibility, Verdict
 from paceline.versions import at_least, numbers, order
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from paceline.survey.facts import Fact, Gpu, Survey
     from paceline.types import GpuRequirement, Release
@@ -57,7 +58,18 @@ def rank(releases: Iterable[Release], survey: Survey) -> list[tuple[Release, Ver
     judged.sort(key=lambda pair: pair[0].id)
     judged.sort(key=lambda pair: order(pair[0].version), reverse=True)
     judged.sort(key=lambda pair: (not pair[1].ok, -pair[0].rank, pair[0].channel != "stable"))
-    return judged
+    fitting = [release for release, verdict in judged if verdict.ok]
+    return [(release, _with_alternative(release, verdict, fitting)) for release, verdict in judged]
+
+
+def _with_alternative(release: Release, verdict: Verdict, fitting: Sequence[Release]) -> Verdict:
+    """`verdict` with the best release that runs here named in its help: of the same engine, else of the same format."""
+    same = [r for r in fitting if r.engine == release.engine] or [
+        r for r in fitting if set(r.formats) & set(release.formats)
+    ]
+    if verdict.ok or not same:
+        return verdict
+    return replace(verdict, help=f"{verdict.help}; use {same[0].id}, which this machine can run")
 
 
 def _host_version(release: Release, survey: Survey) -> Verdict | None:
@@ -268,7 +280,7 @@ def _tools(release: Release, survey: Survey) -> Verdict | None:
     if found.value is None:
         return _unknown(Compatibility.ERROR_SURVEYING_HARDWARE, release, "which build tools are here", "tools", found)
     here = {name for name, path in found.value.items() if path is not None}
-    groups = [[name.strip() for name in group.split("|") if name.strip()] for group in needed]
+    groups = [[_tool(part)[0] for part in group.split("|") if part.strip()] for group in needed]
     lacking = [names for names in groups if not here.intersection(names)]
     absent = [names for names in lacking if all(name in found.value for name in names)]
     if absent:
@@ -287,7 +299,38 @@ def _tools(release: Release, survey: Survey) -> Verdict | None:
             "look for",
             f"if it is here, say so by {PREFIX}TOOLS, with the other tools: '{','.join([*sorted(here), name])}'",
         )
+    return _tool_versions(release, survey, here)
+
+
+def _tool_versions(release: Release, survey: Survey, here: set[str]) -> Verdict | None:
+    """Refuses when no tool of a group that is here has a version the release can be built with."""
+    for group in release.requires.tools:
+        found = [(name, wanted) for name, wanted in map(_tool, group.split("|")) if name in here]
+        if any(wanted is None for _, wanted in found):
+            continue
+        versions = survey.tool_versions
+        known = [(name, wanted, (versions.value or {}).get(name)) for name, wanted in found]
+        if any(wanted.contains(version, prereleases=True) for _, wanted, version in known if wanted and version):
+            continue
+        name, wanted, version = known[0]
+        if version is None:
+            return _unknown(
+                *(Compatibility.ERROR_SURVEYING_HARDWARE, release, f"the version of {name}", "tool_versions", versions)
+            )
+        older = all(Version(version) < Version(floor) for floor in re.findall(r">=\s*([\d.]+)", str(wanted)))
+        return Verdict(
+            Compatibility.LIBRARY_OUTDATED if older else Compatibility.MISSING_LIBRARIES,
+            f"{release.id} is built on this machine and needs {name} {wanted}; the one here is {version} "
+            f"({versions.source})",
+            f"install that version of {name} and put it first on PATH, or choose a release for this one",
+        )
     return None
+
+
+def _tool(text: str) -> tuple[str, SpecifierSet | None]:
+    """`nvcc>=13,<14` -> its name and the versions that will do."""
+    name = re.split(r"[<>=!~]", text, maxsplit=1)[0]
+    return name.strip(), SpecifierSet(text[len(name) :]) if len(name) < len(text) else None
 
 
 _CHECKS: tuple[Callable[[Any, Any], Verdict | None], ...] = (

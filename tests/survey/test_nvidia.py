@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -6,6 +7,7 @@ import textwrap
 import pytest
 
 from paceline.survey import take_survey
+from paceline.survey.answers import FILE, Answers
 from paceline.survey.facts import Gpu
 from paceline.survey.nvidia import parse_library, parse_smi, survey_nvidia
 
@@ -153,6 +155,92 @@ def test_the_three_facts_share_one_question_and_overridden_ones_ask_none(fake_sm
     overridden = {"GPUS": "", "NVIDIA_DRIVER": "1.2", "CUDA_VERSION": ""}
     take_survey({**environ, **{f"PACELINE_OVERRIDE_{k}": v for k, v in overridden.items()}})
     assert calls.read_text().splitlines() == ["call"]
+
+
+@pytest.fixture
+def remembered(fake_smi, fake_driver, environ, root, tmp_path):
+    """Ask with a cache, whose counter of questions is the second value."""
+    calls, cache = tmp_path / "calls", tmp_path / "cache"
+    calls.touch()
+    fake_smi(f"echo call >> {calls}; {TWO_CARDS}")
+
+    def ask(refresh=False):
+        found = survey_nvidia(environ, 30, root, Answers(cache, refresh=refresh))
+        return found, len(calls.read_text().splitlines())
+
+    return ask
+
+
+def test_the_driver_is_asked_once(remembered):
+    first, asked = remembered()
+    again, still = remembered()
+
+    assert (asked, still) == (1, 1)
+    assert (again.gpus.value, again.driver.value) == (first.gpus.value, first.driver.value)
+    assert again.cuda_version.value == "12.4"
+    assert again.gpus.source.startswith(f"{first.gpus.source}, asked 20")
+    assert remembered(refresh=True) == (first, 2)
+
+
+@pytest.mark.parametrize("what", ["boot", "module", "card", "device", "nvidia-smi", "Paceline"])
+def test_what_changed_is_asked_anew(remembered, root, environ, tmp_path, monkeypatch, what):
+    for name in ("proc/driver/nvidia", "proc/sys/kernel/random", "sys/bus/pci/devices/0000:01:00.0"):
+        (root / name).mkdir(parents=True)
+    remembered()
+    if what == "boot":
+        (root / "proc/sys/kernel/random/boot_id").write_text("another")
+    elif what == "module":
+        (root / "proc/driver/nvidia/version").write_text("NVRM version: another")
+    elif what == "card":
+        for name, text in {"class": "0x030000", "vendor": "0x10de", "device": "0x2684"}.items():
+            (root / "sys/bus/pci/devices/0000:01:00.0" / name).write_text(text)
+    elif what == "device":
+        (root / "dev" / "nvidia1").touch()
+    elif what == "nvidia-smi":
+        with (tmp_path / "bin" / "nvidia-smi").open("a") as file:
+            file.write("true\n")
+    else:
+        monkeypatch.setattr("paceline.__version__", "99")
+
+    assert remembered()[1] == 2
+    assert remembered()[1] == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: "{",
+        lambda data: "[]",
+        lambda data: json.dumps(data | {"schema_version": 9}),
+        lambda data: json.dumps(data | {"nvidia": data["nvidia"] | {"answer": {"gpus": 7}}}),
+        lambda data: json.dumps(data | {"nvidia": data["nvidia"] | {"answer": {"gpus": {"value": [{"x": 1}]}}}}),
+    ],
+)
+def test_a_damaged_memory_is_ignored(remembered, tmp_path, change):
+    first, _ = remembered()
+    file = tmp_path / "cache" / FILE
+    file.write_text(change(json.loads(file.read_text())))
+
+    assert remembered() == (first, 2)
+
+
+def test_a_cache_that_cannot_be_written_only_costs_time(fake_smi, fake_driver, environ, root, tmp_path):
+    fake_smi(TWO_CARDS)
+    (tmp_path / "cache").write_text("a file")
+    for _ in range(2):
+        assert survey_nvidia(environ, 30, root, Answers(tmp_path / "cache")).driver.value == "550.54.14"
+
+
+def test_what_was_not_answered_in_full_is_not_remembered(fake_smi, fake_driver, environ, root, tmp_path):
+    environ["FAKE_CUDA"] = "803"
+    program = fake_smi("echo 'failed'; exit 9")
+    assert survey_nvidia(environ, 30, root, Answers(tmp_path / "cache")).gpus.value is None
+    assert not (tmp_path / "cache").exists()
+
+    text = program.stat()
+    program.write_text(f"#!/bin/sh\n{TWO_CARDS}\n")
+    os.utime(program, ns=(text.st_atime_ns, text.st_mtime_ns))
+    assert survey_nvidia(environ, 30, root, Answers(tmp_path / "cache")).driver.value == "550.54.14"
 
 
 def test_parse_smi_reads_windows_line_ends_and_blank_lines():

@@ -37,6 +37,7 @@ GOOD = [
     ("nvidia_driver", "550.54", "550.54"),
     ("cuda_version", "12.4", "12.4"),
     ("python_version", "3.12.4", "3.12.4"),
+    ("tool_versions", "nvcc=12.4, cmake=3.30.1", {"nvcc": "12.4", "cmake": "3.30.1"}),
 ]
 BAD = [
     ("os", "plan9"),
@@ -64,8 +65,10 @@ BAD = [
     ("python_version", "three"),
     ("tools", "c++,,cmake"),
     ("tools", "c++="),
+    ("tool_versions", "nvcc"),
+    ("tool_versions", "nvcc=new"),
 ]
-ABSENT = {"cpu_features": frozenset(), "gpus": ()}
+ABSENT = {"cpu_features": frozenset(), "gpus": (), "tool_versions": {}}
 FACTS = [field.name for field in dataclasses.fields(Survey)]
 
 

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from paceline.survey.tools import KNOWN, tools
+from paceline.survey.answers import Answers
+from paceline.survey.tools import KNOWN, tool_versions, tools
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the tools are shell scripts")
 
@@ -49,3 +50,27 @@ def test_variables_name_the_compiler_before_path(program, tmp_path):
 def test_nvcc_is_found_in_the_toolkits_folder(program, tmp_path):
     nvcc = program("cuda/bin/nvcc")
     assert tools({"PATH": str(tmp_path), "CUDA_HOME": str(tmp_path / "cuda")}).value["nvcc"] == nvcc
+
+
+def test_the_version_of_nvcc_is_asked_once(program, tmp_path):
+    nvcc = program("nvcc")
+    body = "#!/bin/sh\necho asked >> {}\necho 'Cuda compilation tools, release {}, V{}.131'\n"
+    nvcc.write_text(body.format(tmp_path / "log", "12.4", "12.4"))
+    answers = Answers(tmp_path / "cache")
+
+    fact = tool_versions({"nvcc": nvcc}, answers, 30)
+    assert (fact.value, fact.source) == ({"nvcc": "12.4"}, f"{nvcc} --version")
+    again = tool_versions({"nvcc": nvcc}, answers, 30)
+    assert again.value == {"nvcc": "12.4"}
+    assert "--version, asked 20" in again.source
+    assert (tmp_path / "log").read_text() == "asked\n"
+
+    nvcc.write_text(body.format(tmp_path / "log", "13.0", "13.0") + "# another program\n")
+    assert tool_versions({"nvcc": nvcc}, answers, 30).value == {"nvcc": "13.0"}
+
+
+def test_a_compiler_that_tells_no_version_leaves_it_unknown(program, tmp_path):
+    fact = tool_versions({"nvcc": program("nvcc")}, Answers(tmp_path / "cache"), 30)
+    assert fact.value is None
+    assert "no version in its answer" in fact.source
+    assert tool_versions({"nvcc": None}, Answers(), 30).value == {}

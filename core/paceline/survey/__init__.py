@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from paceline.survey import apple, cpu, gpus, memory, system, tools
+from paceline.survey.answers import Answers
 from paceline.survey.describe import describe
 from paceline.survey.facts import Fact, Gpu, Libc, Survey
 from paceline.survey.nvidia import NvidiaSurvey, survey_nvidia
@@ -19,22 +20,30 @@ from paceline.survey.overrides import read_overrides
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
 __all__ = ["Fact", "Gpu", "Libc", "Survey", "describe", "take_survey"]
 
 PROBE_TIMEOUT_S = 15.0
 
 
-def take_survey(environ: Mapping[str, str] | None = None, *, probe_timeout_s: float = PROBE_TIMEOUT_S) -> Survey:
+def take_survey(
+    environ: Mapping[str, str] | None = None,
+    *,
+    probe_timeout_s: float = PROBE_TIMEOUT_S,
+    cache: Path | None = None,
+    refresh: bool = False,
+) -> Survey:
     """Find every fact that `environ` (default: this process's environment) does not override.
 
-    A few milliseconds, unless there is a sign of an NVIDIA driver: then up to three processes are asked, each for at
-    most `probe_timeout_s` seconds. A probe that fails makes its fact unknown; only a malformed override raises
-    (UsageError).
+    A few milliseconds, unless there is a sign of an NVIDIA driver or of its compiler: then up to four processes are
+    asked, each for at most `probe_timeout_s` seconds. Their answers are remembered below `cache` until the driver, the
+    cards, the program or the boot is another one; `refresh` asks them anew. A probe that fails makes its fact unknown;
+    only a malformed override raises (UsageError).
     """
     environ = os.environ if environ is None else environ
     facts = read_overrides(environ)
-    probes = _Probes(environ, probe_timeout_s)
+    probes = _Probes(environ, probe_timeout_s, Answers(cache, refresh=refresh), facts.get("tools"))
     for field in fields(Survey):
         if field.name not in facts:
             facts[field.name] = _guarded(getattr(probes, field.name))
@@ -51,9 +60,13 @@ def _guarded(find: Callable[[], Fact[Any]]) -> Fact[Any]:
 class _Probes:
     """One method per fact; what several facts share is asked once."""
 
-    def __init__(self, environ: Mapping[str, str], timeout_s: float) -> None:
+    def __init__(
+        self, environ: Mapping[str, str], timeout_s: float, answers: Answers, given_tools: Fact[Any] | None
+    ) -> None:
         self._environ = environ
         self._timeout_s = timeout_s
+        self._answers = answers
+        self._given_tools = given_tools
 
     os = staticmethod(system.os_name)
     os_version = staticmethod(system.os_version)
@@ -78,8 +91,15 @@ class _Probes:
         return self._nvidia.cuda_version
 
     def tools(self) -> Fact[Any]:
-        return tools.tools(self._environ)
+        return self._tools
+
+    def tool_versions(self) -> Fact[Any]:
+        return tools.tool_versions(self._tools.value or {}, self._answers, self._timeout_s)
+
+    @cached_property
+    def _tools(self) -> Fact[Any]:
+        return self._given_tools or tools.tools(self._environ)
 
     @cached_property
     def _nvidia(self) -> NvidiaSurvey:
-        return survey_nvidia(self._environ, self._timeout_s)
+        return survey_nvidia(self._environ, self._timeout_s, answers=self._answers)

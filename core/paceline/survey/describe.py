@@ -25,6 +25,7 @@ _NAMES = {
     "cuda_version": "CUDA of the driver",
     "python_version": "Python",
     "tools": "build tools",
+    "tool_versions": "versions of them",
 }
 # Of a hundred flags, those that local engines are built for.
 _TELLING = (
@@ -52,6 +53,8 @@ def _say(name: str, value: Any) -> str:
         return _gibibytes(value)
     if name == "gpus":
         return "; ".join(_gpu(gpu) for gpu in value) or "none"
+    if name == "tool_versions":
+        return ", ".join(f"{tool} {version}" for tool, version in value.items()) or "none needed"
     if isinstance(value, Mapping):
         return ", ".join(tool for tool, path in value.items() if path is not None) or "none"
     return str(value)

@@ -76,3 +76,5 @@ class Survey:
     """The interpreter that runs Paceline and that runtimes are built on."""
     tools: Fact[Mapping[str, Path | None]]
     """Build tools by name; None for one that was looked for and is not here."""
+    tool_versions: Fact[Mapping[str, str]]
+    """Of the tools that are here, the versions of those whose version decides: `{"nvcc": "12.4"}`."""

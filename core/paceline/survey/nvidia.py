@@ -6,12 +6,15 @@ import json
 import re
 import shutil
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import paceline
 from paceline.survey import probe
+from paceline.survey.answers import Answers, stamp
 from paceline.survey.facts import Fact, Gpu
+from paceline.survey.pci import display_controllers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,11 +40,14 @@ class NvidiaSurvey:
     """False: there was no sign of a driver, so nobody was asked."""
 
 
-def survey_nvidia(environ: Mapping[str, str], timeout_s: float, root: Path = Path("/")) -> NvidiaSurvey:
+def survey_nvidia(
+    environ: Mapping[str, str], timeout_s: float, root: Path = Path("/"), answers: Answers | None = None
+) -> NvidiaSurvey:
     """Ask nvidia-smi, and the driver's libraries for what it does not say; nothing is started without a sign of a GPU.
 
     Each of the at most three processes may take `timeout_s` seconds. `CUDA_VISIBLE_DEVICES` is kept from them: it
-    says which GPUs to use, not which are there.
+    says which GPUs to use, not which are there. What `answers` remembers of the same driver, cards and boot is taken
+    from there; only what was answered in full is remembered.
     """
     smi = shutil.which("nvidia-smi", path=environ.get("PATH", "")) or shutil.which("nvidia-smi", path=str(root / _WSL))
     if smi is None and not any((root / sign).exists() for sign in _SIGNS):
@@ -50,9 +56,19 @@ def survey_nvidia(environ: Mapping[str, str], timeout_s: float, root: Path = Pat
         return NvidiaSurvey(Fact((), none), Fact(None, none), Fact(None, none), asked=False)
     child = {k: v for k, v in environ.items() if k != "CUDA_VISIBLE_DEVICES"}
     child |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "LC_ALL": "C"}
-    said = _ask_smi(smi, child, timeout_s)
-    library = _ask_library("version" if said.complete else "devices", child, timeout_s)
-    return NvidiaSurvey(_gpus(said, library), _driver(said, library, root), _cuda_version(library), asked=True)
+    asked: list[NvidiaSurvey] = []
+
+    def ask() -> dict[str, Any] | None:
+        said = _ask_smi(smi, child, timeout_s)
+        library = _ask_library("version" if said.complete else "devices", child, timeout_s)
+        asked.append(
+            NvidiaSurvey(_gpus(said, library), _driver(said, library, root), _cuda_version(library), asked=True)
+        )
+        facts = asdict(asked[0])
+        return facts if all(facts[name]["value"] is not None for name in _FACTS) else None
+
+    known, since = (answers or Answers()).get("nvidia", _key(smi, environ, root), ask)
+    return asked[0] if asked else _remembered(known, since) or survey_nvidia(environ, timeout_s, root)
 
 
 @dataclass(frozen=True)
@@ -72,6 +88,34 @@ class _Said:
     @property
     def words(self) -> str:
         return f"{self.source}: {self.problem}" if self.problem else self.source
+
+
+_FACTS = ("gpus", "driver", "cuda_version")
+
+
+def _key(smi: str | None, environ: Mapping[str, str], root: Path) -> str:
+    """What the answers depend on: this Paceline, the boot, the driver's module and programs, the cards."""
+    told = [
+        paceline.__version__,
+        _read(root / "proc/sys/kernel/random/boot_id"),
+        _read(root / _MODULE),
+        stamp(smi),
+        *sorted(p.name for p in (root / "dev").glob("nvidia*")),
+        *(gpu.name for gpu in display_controllers(root)),
+        environ.get("LD_LIBRARY_PATH", ""),
+    ]
+    return "\n".join(told)
+
+
+def _remembered(known: Any, since: str | None) -> NvidiaSurvey | None:
+    """What was remembered, each source saying since when; None for what no survey wrote."""
+    try:
+        facts = {name: (known[name]["value"], f"{known[name]['source']}, asked {since}") for name in _FACTS}
+        gpus, driver, cuda = (facts[name] for name in _FACTS)
+        cards = tuple(Gpu(**gpu) for gpu in gpus[0])
+        return NvidiaSurvey(Fact(cards, gpus[1]), Fact(str(driver[0]), driver[1]), Fact(str(cuda[0]), cuda[1]), True)
+    except (TypeError, KeyError):
+        return None
 
 
 def parse_smi(text: str, fields: tuple[str, ...]) -> tuple[tuple[Gpu, ...], str | None]:
@@ -174,12 +218,15 @@ def _driver(smi: _Said, library: _Said, root: Path) -> Fact[str]:
 
 def _kernel_module(root: Path) -> str | None:
     """`NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023`."""
-    try:
-        first = (root / _MODULE).read_text("utf-8", "replace").partition("\n")[0]
-    except OSError:
-        return None
-    found = re.search(r"\s(\d+\.\d+(?:\.\d+)*)\s", first)
+    found = re.search(r"\s(\d+\.\d+(?:\.\d+)*)\s", _read(root / _MODULE).partition("\n")[0])
     return found.group(1) if found else None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 def _cuda_version(library: _Said) -> Fact[str]:

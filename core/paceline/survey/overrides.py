@@ -22,6 +22,7 @@ overridden fact is not probed. A value that does not fit the syntax, and a name 
     PYTHON_VERSION     a PEP 440 version                                    3.12.4
     TOOLS              NAME or NAME=PATH, by commas; every known tool       c++=/usr/bin/g++,cmake
                        that is not named is absent
+    TOOL_VERSIONS      NAME=VERSION, by commas                              nvcc=12.4
 """
 
 from __future__ import annotations
@@ -177,6 +178,14 @@ def _tools(text: str) -> dict[str, Path | None]:
     return found
 
 
+def _tool_versions(text: str) -> dict[str, str]:
+    pairs = [tuple(part.strip() for part in entry.partition("=")) for entry in text.split(",")]
+    for name, separator, version in pairs:
+        if not (name and separator and re.fullmatch(r"\d+(\.\d+)*", version)):
+            raise ValueError(f"{name + separator + version!r} is not NAME=VERSION")
+    return {name: version for name, _, version in pairs}
+
+
 _VERSION = "numbers with dots between them, such as 550.54.14"
 _SIZE = "bytes, or a number with a unit such as 16GiB"
 
@@ -201,4 +210,5 @@ _OVERRIDES: dict[str, tuple[Callable[[str], object], str, object]] = {
     "cuda_version": (_dotted, _VERSION, None),
     "python_version": (_python, "a version such as 3.12.4", None),
     "tools": (_tools, "NAME or NAME=PATH separated by commas, such as c++=/usr/bin/g++,cmake", dict.fromkeys(KNOWN)),
+    "tool_versions": (_tool_versions, "NAME=VERSION separated by commas, such as nvcc=12.4", {}),
 }

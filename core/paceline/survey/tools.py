@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from functools import cache
@@ -10,10 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paceline.survey import probe
+from paceline.survey.answers import stamp
 from paceline.survey.facts import Fact
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from paceline.survey.answers import Answers
 
 # Tool -> (environment variables that name it, commands that are it). `c++` and `cc` mean any compiler of the language.
 KNOWN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -43,6 +47,22 @@ def tools(environ: Mapping[str, str]) -> Fact[Mapping[str, Path | None]]:
     path = environ.get("PATH", os.defpath)
     found = {name: _find(name, environ, path) for name in KNOWN}
     return Fact(found, "PATH, CXX, CC, CUDACXX, CUDA_HOME, CUDA_PATH")
+
+
+def tool_versions(found: Mapping[str, Path | None], answers: Answers, timeout_s: float) -> Fact[Mapping[str, str]]:
+    """The version of nvcc, which decides what CUDA a build links; each program is asked once and then remembered."""
+    nvcc = found.get("nvcc")
+    if nvcc is None:
+        return Fact({}, "no tool is here whose version decides")
+    said, since = answers.get("nvcc", stamp(nvcc), lambda: _version_of_nvcc(nvcc, timeout_s))
+    source = f"{nvcc} --version" + (f", asked {since}" if since else "")
+    return Fact({"nvcc": said}, source) if isinstance(said, str) else Fact(None, f"{source}: no version in its answer")
+
+
+def _version_of_nvcc(nvcc: Path, timeout_s: float) -> str | None:
+    """`Cuda compilation tools, release 12.4, V12.4.131`."""
+    found = re.search(r"\brelease (\d+\.\d+)", probe.run([str(nvcc), "--version"], timeout_s).text)
+    return found.group(1) if found else None
 
 
 def _find(name: str, environ: Mapping[str, str], path: str) -> Path | None:
