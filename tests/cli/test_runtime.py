@@ -139,6 +139,33 @@ def test_the_survey_shows_facts_with_sources_and_a_verdict_per_release(tiny):
     }
 
 
+def test_the_survey_asks_the_installed_engine_once_and_again_on_demand(tiny):
+    tiny.offer(tiny.release("1.0"), tiny.release("2.0"))
+    assert tiny.paceline("runtime", "get", "tiny@1.0").returncode == 0
+    first = json.loads(ok(tiny.paceline("runtime", "survey", "--json")))["runtimes"]
+    again = json.loads(ok(tiny.paceline("runtime", "survey", "--json")))["runtimes"]
+
+    assert first == [
+        {
+            "runtime": "tiny-any-cpu@1.0",
+            "devices": ["CPU (cpu)"],
+            "problem": None,
+            "source": "the runtime's worker",
+        }
+    ]
+    assert again[0]["devices"] == ["CPU (cpu)"]
+    assert ", asked 20" in again[0]["source"]
+
+    # Its worker breaks: what is remembered does not know, who asks anew is told.
+    for file in (tiny.home / "runtimes" / "tiny-any-cpu@1.0" / "env").rglob("settings.json"):
+        file.unlink()
+        file.write_text('{"crash": "yes"}')
+    out = ok(tiny.paceline("runtime", "survey", "tiny@1.0", "--refresh"))
+    assert "the runtime does not work here" in out
+    assert "tiny-any-cpu@2.0" not in out
+    assert tiny.paceline("runtime", "survey", "tony").returncode == 3
+
+
 def test_listing_imports_nothing_it_does_not_need(tiny):
     ok(tiny.paceline("runtime", "get"))
     code = (

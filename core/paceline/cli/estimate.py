@@ -30,7 +30,7 @@ def estimate(ctx: click.Context, model: str, draft_id: str | None, as_json: bool
     from paceline.host import open_host
     from paceline.serving import fit
     from paceline.serving.configuration import check_config, selected_runtime
-    from paceline.survey import take_survey
+    from paceline.survey import known_survey
 
     host = open_host()
     main, draft = host.library.get(model), host.library.get(draft_id) if draft_id else None
@@ -44,7 +44,7 @@ def estimate(ctx: click.Context, model: str, draft_id: str | None, as_json: bool
         if first is not None:
             beside = replace(config, context_length=first.context_length, parallel=first.parallel)
         found.append((draft, fit.estimate(engine, draft, beside, runtime, draft=True)))
-    survey = take_survey()
+    survey = known_survey()
     gpus = [gpu.memory_bytes for gpu in survey.gpus.value or () if not gpu.unified]
     room = fit.Room(
         survey.memory_available.value, sum(g for g in gpus if g is not None) if all(gpus) and gpus else None

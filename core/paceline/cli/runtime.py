@@ -12,6 +12,7 @@ from paceline.cli import output
 from paceline.cli.linking import link
 from paceline.cli.matching import nothing_fits_is_3
 from paceline.cli.selecting import hold, pin, rollback, select, unhold, unpin, unselect
+from paceline.cli.survey import survey
 from paceline.cli.update import update
 from paceline.cli.upkeep import prune, remove, repair, verify
 from paceline.errors import NotFoundError
@@ -36,7 +37,11 @@ def runtime() -> None:
     """
 
 
-for _command in (link, select, unselect, rollback, pin, unpin, hold, unhold, update, verify, repair, remove, prune):
+_COMMANDS = (
+    *(link, select, unselect, rollback, pin, unpin, hold, unhold),
+    *(update, verify, repair, remove, prune, survey),
+)
+for _command in _COMMANDS:
     runtime.add_command(_command)
 
 
@@ -106,24 +111,6 @@ def get(
     _install(release, plan, store, loaded, allow_unpinned, as_json)
 
 
-@runtime.command("survey")
-@output.json_option
-def survey(as_json: bool) -> None:
-    """Show the facts about this machine, each with its source, and the verdict on every release."""
-    from paceline import plugins
-    from paceline.survey import describe, take_survey
-
-    facts = take_survey()
-    ranked = _ranked(plugins.load(), None)
-    if as_json:
-        verdicts = [{"release": release.id, **output.plain(verdict)} for release, verdict in ranked]
-        output.as_json_text({"facts": facts, "releases": verdicts})
-        return
-    output.table(["FACT", "VALUE", "SOURCE"], describe(facts))
-    click.echo()
-    output.table(["RELEASE", "VERDICT", ""], [[r.id, v.status.value, "" if v.ok else v.message] for r, v in ranked])
-
-
 def install_best(loaded: Plugins, store: Store, model_format: str) -> Runtime:
     """Install the best release for this machine that serves `model_format`, showing its progress."""
     from paceline.manager.plan import make_plan
@@ -141,7 +128,7 @@ def install_best(loaded: Plugins, store: Store, model_format: str) -> Runtime:
 def _ranked(loaded: Plugins, query: str | None) -> list[tuple[Release, Verdict]]:
     from paceline.registry import load_registry
     from paceline.registry.upstream import found_file
-    from paceline.survey import take_survey
+    from paceline.survey import known_survey
     from paceline.verdict import rank
 
     registry = load_registry(loaded, found=found_file(paths.home()))
@@ -151,7 +138,7 @@ def _ranked(loaded: Plugins, query: str | None) -> list[tuple[Release, Verdict]]
         raise NotFoundError(
             what, help="`paceline runtime get --list` shows every release, `paceline plugins` the engines"
         )
-    return rank(matching, take_survey())
+    return rank(matching, known_survey())
 
 
 def _run_install(

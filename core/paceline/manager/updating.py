@@ -170,14 +170,14 @@ def find_updates(
     selected: dict[str, Runtime], store: Store, plugins: Plugins, asked: Sequence[Source], policy: Policy
 ) -> Findings:
     """Ask the sources `asked` and plan which of the `selected` runtimes (by format) to replace on this machine."""
-    from paceline.survey import take_survey
+    from paceline.survey import known_survey
     from paceline.verdict import judge
 
     problems: list[Problem] = []
     if selected:
         runtimes = list({r.id: r for r in selected.values()}.values())
         problems = [problem for source in asked for problem in source.newer(runtimes).problems]
-    facts, chosen = take_survey(), store.selection()
+    facts, chosen = known_survey(), store.selection()
     updates, kept = plan_updates(
         selected,
         [(release, judge(release, facts)) for release in known_releases(store, plugins)],

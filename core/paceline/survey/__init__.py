@@ -11,6 +11,7 @@ from dataclasses import fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from paceline import paths
 from paceline.survey import apple, cpu, gpus, memory, system, tools
 from paceline.survey.answers import Answers
 from paceline.survey.describe import describe
@@ -22,9 +23,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-__all__ = ["Fact", "Gpu", "Libc", "Survey", "describe", "take_survey"]
+__all__ = ["Fact", "Gpu", "Libc", "Survey", "describe", "known_survey", "take_survey"]
 
 PROBE_TIMEOUT_S = 15.0
+
+
+def known_survey(*, refresh: bool = False) -> Survey:
+    """The survey of this machine, as commands take it: what programs answered before is remembered in the cache."""
+    return take_survey(cache=paths.cache(), refresh=refresh)
 
 
 def take_survey(
