@@ -130,6 +130,8 @@ class Package:
     """True: taken as a source distribution and built here."""
     marker: str | None = None
     """PEP 508 environment marker."""
+    file: str | None = None
+    """A wheel of this machine, by its name in the runtime's folder `packages`; no registry has such packages."""
 
 
 @dataclass(frozen=True)

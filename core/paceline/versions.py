@@ -31,6 +31,15 @@ def at_least(found: str, floor: str) -> bool:
     return numbers(found) >= numbers(floor)
 
 
+LOCAL = "local"
+"""Marks, in the local part of a PEP 440 version, a package that came from this machine: `0.3.36+local.1a2b3c4d`."""
+
+
+def is_local(version: str) -> bool:
+    """Whether a runtime of this version holds a package that came from this machine."""
+    return LOCAL in re.split(r"[._-]", version.partition("+")[2])
+
+
 def order(version: str) -> tuple[int, Any]:
     """A sort key for versions of releases: PEP 440 where it applies, else numbers by value and words by letter.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -76,39 +78,57 @@ def ls(as_json: bool) -> None:
 @runtime.command("get")
 @click.argument("query", required=False)
 @click.option("-l", "--list", "as_list", is_flag=True, help="List the releases that match, each with its verdict.")
+@click.option("--from", "source", type=click.Path(path_type=Path), help="A wheel or folder to take its package from.")
 @click.option("--allow-incompatible", is_flag=True, help="Install what this machine is said not to run.")
 @click.option("--allow-unpinned", is_flag=True, help="Install packages whose index publishes no hashes.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and change nothing.")
 @output.json_option
 def get(
-    query: str | None, as_list: bool, allow_incompatible: bool, allow_unpinned: bool, dry_run: bool, as_json: bool
+    query: str | None,
+    source: Path | None,
+    as_list: bool,
+    allow_incompatible: bool,
+    allow_unpinned: bool,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Install the release that QUERY means: of several, the best for this machine; without QUERY, the best of all.
+
+    A QUERY that is the path of a wheel, or of a folder with a package's source, installs the best release made with
+    that package and takes the package from there; with --from, the release that QUERY means.
 
     Exit codes: 0 done or already installed, 1 failed, 2 wrong usage, 3 nothing matches or nothing that runs here.
     """
     from paceline import plugins
+    from paceline.cli.local import taken_from
     from paceline.manager.diskspace import space_for
+    from paceline.manager.local_packages import is_path
     from paceline.manager.plan import make_plan
     from paceline.manager.policy import choose
 
+    if source is None and query is not None and is_path(query):
+        source, query = Path(query), None
     loaded = plugins.load()
     store = Store(paths.home())
-    with nothing_fits_is_3():
-        ranked = _ranked(loaded, query)
-        if as_list:
-            _print_list(ranked, store, as_json)
+    with ExitStack() as kept:
+        wheel = None
+        with nothing_fits_is_3():
+            ranked = _ranked(loaded, query)
+            if source is not None:
+                ranked, wheel = kept.enter_context(taken_from(source, ranked))
+            if as_list:
+                _print_list(ranked, store, as_json)
+                return
+            held = () if query and "@" in query else store.selection().holds
+            choice = choose(ranked, allow_incompatible=allow_incompatible, allow_unpinned=allow_unpinned, held=held)
+        release = choice.release
+        for remark in choice.remarks:
+            click.echo(remark, err=True)
+        plan = make_plan(release, store.home, [r.id for r in store.runtimes()], store.selection())
+        if dry_run:
+            output.as_json_text(plan) if as_json else _print_plan(plan, space_for(release, store, paths.cache()))
             return
-        held = () if query and "@" in query else store.selection().holds
-        choice = choose(ranked, allow_incompatible=allow_incompatible, allow_unpinned=allow_unpinned, held=held)
-    release = choice.release
-    for remark in choice.remarks:
-        click.echo(remark, err=True)
-    plan = make_plan(release, store.home, [r.id for r in store.runtimes()], store.selection())
-    if dry_run:
-        output.as_json_text(plan) if as_json else _print_plan(plan, space_for(release, store, paths.cache()))
-        return
-    _install(release, plan, store, loaded, allow_unpinned, as_json)
+        _install(release, plan, store, loaded, allow_unpinned, as_json, wheel)
 
 
 def install_best(loaded: Plugins, store: Store, model_format: str) -> Runtime:
@@ -142,7 +162,13 @@ def _ranked(loaded: Plugins, query: str | None) -> list[tuple[Release, Verdict]]
 
 
 def _run_install(
-    release: Release, plan: InstallPlan, store: Store, loaded: Plugins, *, allow_unpinned: bool
+    release: Release,
+    plan: InstallPlan,
+    store: Store,
+    loaded: Plugins,
+    *,
+    allow_unpinned: bool,
+    wheel: Path | None = None,
 ) -> Runtime:
     from paceline.cli.progress import shown
     from paceline.manager.installation import install
@@ -150,14 +176,21 @@ def _run_install(
     if plan.built and not plan.already_installed:
         click.echo(f"{_building(plan)}; nothing is compiled that the cache already holds", err=True)
     with shown() as progress:
-        return install(release, store, loaded.engine(release.engine), progress, allow_unpinned=allow_unpinned)
+        engine = loaded.engine(release.engine)
+        return install(release, store, engine, progress, allow_unpinned=allow_unpinned, wheel=wheel)
 
 
 def _install(
-    release: Release, plan: InstallPlan, store: Store, loaded: Plugins, allow_unpinned: bool, as_json: bool
+    release: Release,
+    plan: InstallPlan,
+    store: Store,
+    loaded: Plugins,
+    allow_unpinned: bool,
+    as_json: bool,
+    wheel: Path | None,
 ) -> None:
     started = time.monotonic()
-    installed = _run_install(release, plan, store, loaded, allow_unpinned=allow_unpinned)
+    installed = _run_install(release, plan, store, loaded, allow_unpinned=allow_unpinned, wheel=wheel)
     took = time.monotonic() - started
     selection = store.selection()
     if as_json:
@@ -207,7 +240,12 @@ def _print_plan(plan: InstallPlan, spaces: Sequence[Space]) -> None:
     output.table(
         ["PACKAGE", "VERSION", "FROM", "CHECKED"],
         [
-            [p.name, p.version, p.index or ("source" if p.source else "wheel"), "sha256" if p.sha256 else "no"]
+            [
+                p.name,
+                p.version,
+                p.file or p.index or ("source" if p.source else "wheel"),
+                "sha256" if p.sha256 else "no",
+            ]
             for p in plan.packages
         ],
     )

@@ -20,7 +20,7 @@ import paceline
 from paceline import paths
 from paceline.errors import InstallError, PacelineError, SmokeTestError
 from paceline.manager.diskspace import check_space
-from paceline.packages.environment import base_interpreter, make_environment
+from paceline.packages.environment import PACKAGES, base_interpreter, make_environment
 from paceline.progress import Phase, silent
 from paceline.store import health, transaction
 from paceline.store.manifest import FILES, MANIFEST, SCHEMA_VERSION, python_of, read_json
@@ -44,8 +44,11 @@ def install(
     *,
     allow_unpinned: bool = False,
     cache: Path | None = None,
+    wheel: Path | None = None,
 ) -> Runtime:
     """Install `release` and return its runtime; one that is installed and whole is returned as it is.
+
+    `wheel`: where the package of it lies that has a `file` (see `local_packages`); the runtime keeps a copy.
 
     The runtime is selected for those of its formats that have none. Whether this machine can run the release is the
     verdict's business, and the caller's. Raises InstallError (with BuildError and SmokeTestError) and StoreError; the
@@ -58,7 +61,7 @@ def install(
             progress(Phase.DONE, message=f"{release.id} is already installed")
             store.select_where_none(runtime)
             return runtime
-        runtime = _make(release, store, engine, progress, cache or paths.cache())
+        runtime = _make(release, store, engine, progress, cache or paths.cache(), wheel=wheel)
         store.select_where_none(runtime)
         progress(Phase.DONE, message=f"installed {runtime.id}")
         return runtime
@@ -115,7 +118,9 @@ def repair(
                 help=f"remove it with `paceline runtime remove {name}`",
             )
         try:
-            return _make(wanted, store, engine, progress, cache or paths.cache(), cached_first=True)
+            wheels = [folder / PACKAGES / p.file for p in wanted.recipe.packages if p.file]
+            wheel = wheels[0] if wheels else None
+            return _make(wanted, store, engine, progress, cache or paths.cache(), cached_first=True, wheel=wheel)
         except PacelineError as error:
             reason = f"{name} could not be repaired and is left as it was: {error.message}"
             raise InstallError(reason, help=error.help) from error
@@ -161,13 +166,22 @@ def _check_pinned(release: Release, allowed: bool) -> None:
 
 
 def _make(
-    release: Release, store: Store, engine: Engine, progress: Progress, cache: Path, *, cached_first: bool = False
+    release: Release,
+    store: Store,
+    engine: Engine,
+    progress: Progress,
+    cache: Path,
+    *,
+    cached_first: bool = False,
+    wheel: Path | None = None,
 ) -> Runtime:
     staged = store.staging / f"{release.id}.{os.getpid()}"
     check_space(release, store, cache)
     with transaction.explained(f"installing {release.id}", store.home):
         try:
             transaction.make_folder(staged)
+            if wheel is not None:
+                _bring(wheel, release, staged)
             make_environment(staged, release.recipe, cache=cache, progress=progress, cached_first=cached_first)
             progress(Phase.CHECK, message="starting the engine once")
             info = start_once(_runtime(release, staged), engine)
@@ -183,6 +197,27 @@ def _make(
             raise
         finally:
             transaction.discard(staged)
+
+
+def _bring(wheel: Path, release: Release, staged: Path) -> None:
+    """Copy the wheel that came from this machine beside the environment; its hash must be the one that is pinned."""
+    package = next(p for p in release.recipe.packages if p.file)
+    copy = transaction.make_folder(staged / PACKAGES) / str(package.file)
+    transaction.step("copy", copy)
+    try:
+        shutil.copyfile(wheel, copy)
+    except FileNotFoundError:
+        raise InstallError(
+            f"{wheel} is gone, which {release.id} is made with",
+            help="give the wheel again: `paceline runtime get PATH`",
+        ) from None
+    with copy.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest not in package.sha256:
+        raise InstallError(
+            f"{wheel} is not the file that {release.id} is made with: its sha256 is {digest}",
+            help="give the wheel again: `paceline runtime get PATH`",
+        )
 
 
 def _runtime(release: Release, staged: Path) -> Runtime:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from paceline.versions import order
+from paceline.versions import is_local, order
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -55,6 +55,9 @@ def plan_updates(
     for runtime in {r.id: r for r in selected.values()}.values():
         if runtime.linked is not None:
             kept.append(Kept(runtime, f"it is linked to {runtime.linked}, which is its owner's to update"))
+            continue
+        if is_local(runtime.version):
+            kept.append(Kept(runtime, "it holds a package of this machine, which only `runtime get PATH` renews"))
             continue
         newer = [(r, v) for r, v in ranked if r.name == runtime.name and order(r.version) > order(runtime.version)]
         newer.sort(key=lambda pair: order(pair[0].version), reverse=True)

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from paceline.progress import Progress
     from paceline.types import Package, Recipe
 
+PACKAGES = "packages"
+"""The folder, beside the environment, of the wheels that came from this machine."""
+
 _TAIL_LINES = 30
 
 
@@ -30,9 +33,10 @@ def make_environment(
 ) -> Path:
     """Make `folder`/env with the packages of `recipe` and return its interpreter.
 
-    Leaves `folder`/requirements.txt, the lock it used, and `folder`/build.log. Wheels, also those built here, are kept
-    under `cache`/uv and used again; with `cached_first` no index is asked when they are all there. Every file is
-    compared with what its package records. Raises BuildError that quotes the end of the log.
+    Packages with a `file` are wheels in `folder`/packages. Leaves `folder`/requirements.txt, the lock it used, and
+    `folder`/build.log. Wheels, also those built here, are kept under `cache`/uv and used again; with `cached_first` no
+    index is asked when they are all there. Every file is compared with what its package records. Raises
+    BuildError that quotes the end of the log.
     """
     environment = folder / "env"
     requirements = folder / "requirements.txt"
@@ -53,6 +57,25 @@ def make_environment(
                 _fetch_anew(uv, damaged, arguments, environment, cache)
     _prune(environment, recipe.prune)
     return python
+
+
+def build_wheel(folder: Path, name: str, recipe: Recipe, into: Path, *, cache: Path, progress: Progress) -> Path:
+    """Build the package `name` from its source in `folder`, with the settings of `recipe`; returns the wheel in `into`.
+
+    Raises BuildError that quotes the end of the log.
+    """
+    constraints = into / "build-constraints.txt"
+    transaction.write_text(constraints, lock_text(recipe.build_packages))
+    arguments: list[str | Path] = ["build", "--wheel", "--python", base_interpreter(), "--out-dir", into / "wheel"]
+    if recipe.build_packages:
+        arguments += ["--build-constraints", constraints]
+    for package, settings in recipe.config_settings.items():
+        if package == name:
+            arguments += [f"--config-setting={key}={value}" for key, value in settings.items()]
+    with (into / "build.log").open("w", encoding="utf-8", buffering=1) as log:
+        progress(Phase.BUILD, message=name)
+        _Uv(log, into, recipe, progress).run([*arguments, "--cache-dir", cache / "uv", "-v", folder])
+    return next((into / "wheel").glob("*.whl"))
 
 
 def prune_cache(cache: Path) -> str:
@@ -147,7 +170,7 @@ def _install_arguments(
 
 
 def _requirement(package: Package) -> str:
-    text = f"{package.name}=={package.version}"
+    text = f"{package.name} @ ./{PACKAGES}/{package.file}" if package.file else f"{package.name}=={package.version}"
     if package.marker:
         text += f" ; {package.marker}"
     return " \\\n    ".join([text, *(f"--hash=sha256:{digest}" for digest in package.sha256)])

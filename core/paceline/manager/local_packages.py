@@ -1,0 +1,148 @@
+"""A release with one of its packages taken from this machine: a wheel, or a folder that a wheel is built of.
+
+Everything else is the release's: its other packages, what they are built with, its engine, its smoke test. The version
+says what it is: `0.3.36+local.1a2b3c4d` is 0.3.36 from a wheel whose sha256 begins so, and never the published 0.3.36.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import tomllib
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from packaging.markers import Marker
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+from paceline.errors import IncompatibleError, InstallError, NotFoundError, UsageError
+from paceline.packages.environment import build_wheel
+from paceline.packages.wheels import read_wheel
+from paceline.types import Package
+from paceline.versions import LOCAL
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from packaging.version import Version
+
+    from paceline.packages.wheels import Wheel
+    from paceline.progress import Progress
+    from paceline.types import Recipe, Release
+
+
+def is_path(text: str) -> bool:
+    """Whether a text that could be a query means a place on this machine, as uv and pip tell the two apart."""
+    return text.endswith(".whl") or text.startswith((".", "~")) or "/" in text or (os.sep != "/" and os.sep in text)
+
+
+def package_at(path: Path) -> str:
+    """The name of the package that a wheel or a folder holds, from the wheel's name or the folder's pyproject.toml."""
+    if path.is_file():
+        return read_wheel(path).name
+    try:
+        name = tomllib.loads((path / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"]
+    except FileNotFoundError:
+        what = "has no pyproject.toml" if path.is_dir() else "does not exist"
+        raise UsageError(f"{path} {what}", help="give a wheel, or the folder of a package's source") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"{path / 'pyproject.toml'} names no project: {error}", help="build a wheel of it and give that"
+        ) from None
+    return str(canonicalize_name(str(name)))
+
+
+def with_package(releases: Iterable[Release], name: str, *, built: bool) -> list[Release]:
+    """Those releases whose recipes hold the package `name`; `built`: and say how it is built.
+
+    Raises NotFoundError, or IncompatibleError when none says how it is built.
+    """
+    releases = list(releases)
+    holding = [r for r in releases if any(p.name == name for p in r.recipe.packages)]
+    if not holding:
+        raise NotFoundError(
+            f"no release of {len(releases)} is made with the package {name}",
+            help="`paceline runtime get --list` shows the releases, `--dry-run` with one what it is made of",
+        )
+    known = [r for r in holding if any(p.name == name and p.source for p in r.recipe.packages)]
+    if built and not known:
+        raise IncompatibleError(
+            f"{holding[0].id} takes {name} as a wheel and does not say how it is built",
+            help="build a wheel of the folder, and give that",
+        )
+    return known if built else holding
+
+
+@contextmanager
+def built_wheel(folder: Path, release: Release, *, cache: Path, progress: Progress) -> Iterator[Path]:
+    """A wheel of the source in `folder`, built as `release` builds that package. Raises BuildError."""
+    made = cache / "builds"
+    made.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=made) as name:
+        yield build_wheel(folder, package_at(folder), release.recipe, Path(name), cache=cache, progress=progress)
+
+
+def from_wheel(releases: Sequence[Release], wheel: Wheel, python: str) -> list[Release]:
+    """`releases` with their package of that name taken from `wheel`, for runtimes built on Python `python` (`3.12.4`).
+
+    Where some are of the wheel's own version, those alone. Raises IncompatibleError when the wheel is made for other
+    machines or another Python, and InstallError when it needs what none of the releases brings.
+    """
+    if not wheel.fits_here or not SpecifierSet(wheel.requires_python or "").contains(python):
+        raise IncompatibleError(
+            f"{wheel.path.name} does not fit this machine and Python {python}, which runtimes are built on here",
+            help="build the wheel here, or give the folder of its source",
+        )
+    same = [r for r in releases if r.version == str(wheel.version)] or list(releases)
+    complete = [r for r in same if not _missing(wheel, r.recipe)]
+    if not complete:
+        raise InstallError(
+            f"{wheel.path.name} needs {', '.join(_missing(wheel, same[0].recipe))}, which {same[0].id} does not bring",
+            help="choose another release for it with a QUERY and --from",
+        )
+    return [_from_wheel(r, wheel) for r in complete]
+
+
+def _from_wheel(release: Release, wheel: Wheel) -> Release:
+    recipe = release.recipe
+    package = Package(wheel.name, str(wheel.version), (wheel.sha256,), file=wheel.path.name)
+    packages = tuple(package if p.name == wheel.name else p for p in recipe.packages)
+    compiled = any(p.source for p in packages)
+    return replace(
+        release,
+        version=_version(wheel.version, wheel.sha256),
+        channel="local",
+        requires=release.requires if compiled else replace(release.requires, tools=()),
+        recipe=replace(
+            recipe,
+            packages=packages,
+            build_packages=recipe.build_packages if compiled else (),
+            config_settings={n: s for n, s in recipe.config_settings.items() if canonicalize_name(n) != wheel.name},
+            expected_build_s=recipe.expected_build_s if compiled else None,
+            unhashed={n: page for n, page in recipe.unhashed.items() if canonicalize_name(n) != wheel.name},
+            roots=(),
+        ),
+        notes=f"{wheel.name} comes from {wheel.path.name}.",
+    )
+
+
+def _version(version: Version, sha256: str) -> str:
+    return f"{version}{'.' if version.local else '+'}{LOCAL}.{sha256[:8]}"
+
+
+def _missing(wheel: Wheel, recipe: Recipe) -> list[str]:
+    """What the wheel requires here and the recipe lacks, or has in another version."""
+    brought = {p.name: p for p in recipe.packages if p.marker is None or Marker(p.marker).evaluate()}
+    missing = []
+    for need in wheel.requires:
+        if need.marker is not None and not need.marker.evaluate({"extra": ""}):
+            continue
+        found = brought.get(str(canonicalize_name(need.name)))
+        if found is None:
+            missing.append(str(need))
+        elif not need.specifier.contains(found.version, prereleases=True):
+            missing.append(f"{need.name}{need.specifier} (not {found.version})")
+    return missing
