@@ -13,28 +13,23 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tarfile
-import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-import httpx
-
 from paceline import paths, plugins
 from paceline.errors import BuildError, NotFoundError, PacelineError
 from paceline.registry import load_registry
 from paceline.types import Package, Release
+from servers import serving
 from worker import selected_runtime
 
 PACKAGE = "llama-cpp-python"
-_START_S = 120.0
 _FLAGS = {
     "CMAKE_BUILD_TYPE": "Release",
     "BUILD_SHARED_LIBS": "ON",
@@ -90,40 +85,12 @@ def running(
     main: Path, *, draft: Path | None = None, streams: int = 1, context: int = 2048, flags: Sequence[str] = ()
 ) -> Iterator[str]:
     """A started server; its address. `context` is per stream. Raises PacelineError when it does not come up."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [str(llama_server()), "--model", str(main), "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--parallel", str(streams), "--ctx-size", str(context * streams), "--offline"]
+    command: list[str | Path] = [llama_server(), "--model", main, "--offline"]
+    command += ["--parallel", str(streams), "--ctx-size", str(context * streams)]
     if draft is not None:
-        command += ["--spec-draft-model", str(draft), "--spec-type", "draft-simple"]
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen([*command, *flags], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        try:
-            url = f"http://127.0.0.1:{port}"
-            if not _comes_up(process, url):
-                log.seek(0)
-                raise PacelineError(f"llama-server did not start: {log.read()[-1500:]}")
-            yield url
-        finally:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _comes_up(process: subprocess.Popen[bytes], url: str) -> bool:
-    end = time.monotonic() + _START_S
-    while process.poll() is None and time.monotonic() < end:
-        try:
-            if httpx.get(f"{url}/health").status_code == 200:
-                return True
-        except httpx.TransportError:
-            pass
-        time.sleep(0.05)
-    return False
+        command += ["--spec-draft-model", draft, "--spec-type", "draft-simple"]
+    with serving([*command, *flags]) as url:
+        yield url
 
 
 def _folder() -> tuple[Path, Source]:
@@ -177,9 +144,9 @@ def _run(command: Sequence[str], log: TextIO) -> None:
         raise BuildError(f"{Path(command[0]).name} failed:\n{tail}", help=f"the whole log is {log.name}")
 
 
-def version(binary: Path) -> str:
+def version() -> str:
     """As the server names its own build."""
-    done = subprocess.run([binary, "--version"], capture_output=True, text=True, check=False)
+    done = subprocess.run([llama_server(), "--version"], capture_output=True, text=True, check=False)
     found = re.search(r"version: *(.+)", done.stdout + done.stderr)
     return found[1] if found else "unknown"
 
@@ -190,7 +157,7 @@ def main() -> int:
     except PacelineError as error:
         print(f"error: {error.message}", *([f"help: {error.help}"] if error.help else []), sep="\n", file=sys.stderr)
         return error.exit_status
-    print(f"{binary} ({version(binary)})")
+    print(f"{binary} ({version()})")
     return 0
 
 

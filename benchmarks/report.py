@@ -7,14 +7,14 @@ slower; the ratio that is reported is the median of the repeats' ratios.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any, TypeAlias
 
 from client import Answer, Run
-from contenders import PACELINE, PEER
+from contenders import PACELINE, server_of
 
 
 @dataclass(frozen=True, order=True)
@@ -125,7 +125,7 @@ def verdicts(records: Iterable[Record]) -> dict[Cell, list[Verdict]]:
         cells[record.cell][record.contender][record.repeat] = record.run
     found: dict[Cell, list[Verdict]] = {}
     for cell, runs in sorted(cells.items()):
-        plain, auto, other = runs.get(PACELINE), runs.get(f"{PACELINE}+auto"), runs.get(PEER)
+        plain, auto, other = runs.get(PACELINE), runs.get(f"{PACELINE}+auto"), runs.get(_peer_of(runs))
         best = runs.get(_best_of_peer(runs))
         bars: list[tuple[str, float | None, float | None, _Runs | None, _Runs | None, Callable[[Run], float]]] = [
             ("auto over the peer's best", 1.0, None, auto, best, _speed),
@@ -163,6 +163,16 @@ def verdict_table(records: Iterable[Record]) -> str:
     return f"{held} of {len(lines)} bars held.\n\n{head}{''.join(lines)}"
 
 
+def coverage(records: Iterable[Record], cells: int) -> str:
+    """A sentence: how many cells, of so many of the whole matrix, were measured, and in how many repeats."""
+    repeats: dict[Cell, set[int]] = defaultdict(set)
+    for record in records:
+        repeats[record.cell].add(record.repeat)
+    counts = sorted(Counter(map(len, repeats.values())).items())
+    said = ", ".join(f"{many} in {n} repeat{'s' if n > 1 else ''}" for n, many in counts)
+    return f"{len(repeats)} of the matrix's {cells} cells were measured: {said}.\n" if repeats else ""
+
+
 def percentile(values: Sequence[float], share: float) -> float:
     """The smallest value that so large a share does not exceed (nearest rank); NaN of nothing."""
     if not values:
@@ -173,19 +183,19 @@ def percentile(values: Sequence[float], share: float) -> float:
 def _row(name: str, runs: Mapping[str, Mapping[int, Run]], other_cores: float) -> Row:
     mine = runs[name]
     speeds = [run.tokens_per_second for run in mine.values()]
-    server = name.partition("+")[0]
+    server, peer = server_of(name), _peer_of(runs)
     best = _best_of_peer(runs)
-    reference = runs.get(PEER) or next(iter(runs.values()))
+    reference = runs.get(peer) or next(iter(runs.values()))
     drafted = sum(a.drafted for run in mine.values() for a in run.answers)
     accepted = sum(a.accepted for run in mine.values() for a in run.answers)
     return Row(
         contender=name,
         tokens_per_second=median(speeds),
-        over_peer=_ratio(mine, runs.get(PEER), _speed),
+        over_peer=_ratio(mine, runs.get(peer), _speed),
         over_best=_ratio(mine, runs.get(best), _speed),
         over_plain=_ratio(mine, runs.get(server), _speed),
         first_token_s=median(map(_first_token, mine.values())),
-        first_token_over_peer=_ratio(mine, runs.get(PEER), _first_token),
+        first_token_over_peer=_ratio(mine, runs.get(peer), _first_token),
         gap_p50_s=median(percentile(run.gaps_s, 0.5) for run in mine.values()),
         gap_p99_s=median(percentile(run.gaps_s, 0.99) for run in mine.values()),
         acceptance=accepted / drafted if drafted else None,
@@ -213,9 +223,14 @@ def _ratios(mine: Mapping[int, Run], other: Mapping[int, Run] | None, of: Callab
     return [of(mine[repeat]) / of(other[repeat]) for repeat in mine if repeat in other] if other else []
 
 
+def _peer_of(contenders: Iterable[str]) -> str:
+    """The server among them that is not Paceline; empty if there is none."""
+    return next((server for name in contenders if (server := server_of(name)) != PACELINE), "")
+
+
 def _best_of_peer(runs: Mapping[str, Mapping[int, Run]]) -> str:
     """The peer's setting that was fastest, without a draft included; empty if none was measured."""
-    peers = [each for each in runs if each.partition("+")[0] == PEER]
+    peers = [each for each in runs if server_of(each) != PACELINE]
     return max(peers, key=lambda each: median(r.tokens_per_second for r in runs[each].values()), default="")
 
 
@@ -226,9 +241,10 @@ def _same_text(mine: Mapping[int, Run], reference: Mapping[int, Run]) -> tuple[i
 
 
 def _table(found: Sequence[Row]) -> str:
+    peer = _peer_of(row.contender for row in found) or "the peer"
     head = (
-        "| contender | tokens/s | over llama-server | over its best | over own no draft | first token ms |"
-        " over llama-server | gap p50 ms | gap p99 ms | accepted | same text | fastest/slowest | others' cores |\n"
+        f"| contender | tokens/s | over {peer} | over its best | over own no draft | first token ms |"
+        f" over {peer} | gap p50 ms | gap p99 ms | accepted | same text | fastest/slowest | others' cores |\n"
         "|" + " --- |" * 13 + "\n"
     )
     return head + "".join(_line(row) + "\n" for row in found)

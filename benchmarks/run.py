@@ -1,6 +1,7 @@
-"""Paceline and llama-server side by side, in one sitting, over HTTP.
+"""Paceline and an engine's own server side by side, in one sitting, over HTTP.
 
-    python benchmarks/run.py --quick                 the 1 B model in F16, code, one stream, a few draft lengths
+    python benchmarks/run.py --quick                 the first quantization, code, one stream, a few draft lengths
+    python benchmarks/run.py --engine mlx --quick    the same beside mlx_lm.server
     python benchmarks/run.py                         the whole matrix; many hours on a small machine
     python benchmarks/run.py --budget 60 --json a.json      an hour of it, the most important first; again: goes on
     python benchmarks/run.py --streams 8 --quantizations Q8_0 --contenders paceline llama-server
@@ -21,47 +22,57 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import peer
 from client import ask_all
-from contenders import PEER, Contender, Models, contenders
-from heavy_pair import BAD_DRAFT, NAME, QUANTIZATIONS, HeavyPair, heavy_pair, sample_draft, sample_main
+from contenders import PACELINE, Contender, Models, contenders
+from engines import ENGINES, STREAMS, TEMPERATURES, Engine
 from machine import OtherWork, describe_machine, wait_for_quiet
 from paceline.errors import PacelineError, UsageError
 from prompts import KINDS, chat_prompt
-from report import Cell, Record, tables, verdict_table
+from report import Cell, Record, coverage, tables, verdict_table
 from sitting import Round, expected_s, field_of, rounds
-
-SAMPLE = "sample"
-"""In place of a quantization: the small sample model itself."""
 
 _UNUSED = 10_000
 """Prompts from this one on are for warming up."""
-_SAMPLING = {"top_k": 40, "top_p": 0.95, "min_p": 0.05, "seed": 7}
-_QUICK = ("paceline", "llama-server", "paceline+auto", *(f"{s}+n{n}" for n in (2, 3, 4, 8) for s in ("paceline", PEER)))
-_WHOLE = ("paceline", "llama-server", "paceline+auto", "grid")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = _arguments(argv)
     try:
         if options.tables:
-            records = [record for path in options.tables for record in _read(path)]
+            records = [record for path in options.tables for record in read(path)]
         else:
             records = _sit(options)
     except PacelineError as error:
         print(f"error: {error.message}", *([f"help: {error.help}"] if error.help else []), sep="\n", file=sys.stderr)
         return error.exit_status
-    text = f"{verdict_table(records)}\n{tables(records)}"
+    text = matrix(records)
     print(text)
     if options.write:
         options.write.write_text(text, encoding="utf-8")
     return 0
 
 
+def matrix(records: Sequence[Record]) -> str:
+    """Markdown: how much of each engine's matrix was measured, the verdicts, a table for each cell."""
+    cells = [
+        coverage([r for r in records if r.cell.quantization in engine.quantizations], engine.cells)
+        for engine in ENGINES.values()
+    ]
+    return "\n".join(part for part in (*cells, verdict_table(records), tables(records)) if part)
+
+
+def read(path: Path) -> list[Record]:
+    """The records of an earlier sitting."""
+    return [Record.from_json(value) for value in json.loads(path.read_text())["records"]]
+
+
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Compare Paceline with llama-server built from the same source.")
-    parser.add_argument("--quick", action="store_true", help="F16, code, one stream, temperature 0, few draft lengths")
-    parser.add_argument("--quantizations", nargs="+", choices=[*QUANTIZATIONS, SAMPLE])
+    parser = argparse.ArgumentParser(
+        description="Compare Paceline with llama-server built from the same source, or mlx_lm.server."
+    )
+    parser.add_argument("--engine", choices=[*ENGINES], default="llama.cpp")
+    parser.add_argument("--quick", action="store_true", help="one quantization, code, one stream, temperature 0")
+    parser.add_argument("--quantizations", nargs="+", help="as the engine has them, or its sample model")
     parser.add_argument("--kinds", nargs="+", choices=[*KINDS])
     parser.add_argument("--streams", nargs="+", type=int)
     parser.add_argument("--temperatures", nargs="+", type=float)
@@ -71,7 +82,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--budget", type=float, metavar="MINUTES", help="begin no round that would end later")
     parser.add_argument(
-        "--finalists", type=int, default=2, help="after the first repeat, the peer's fastest settings a cell; 0: all"
+        "--finalists", type=int, default=2, help="after the second repeat, the peer's fastest settings a cell; 0: all"
     )
     parser.add_argument("--first-repeat", type=int, default=0, help="its number, for a sitting in several parts")
     parser.add_argument("--prompts", type=int, default=4, help="of each kind; at least one for each stream")
@@ -85,12 +96,16 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--write", type=Path, help="write the tables to this file")
     parser.add_argument("--tables", nargs="+", type=Path, metavar="JSON", help="measure nothing, read earlier figures")
     options = parser.parse_args(argv)
-    quick = options.quick
-    options.quantizations = options.quantizations or (["F16"] if quick else ["Q8_0", "F16", "Q4_K_M"])
+    quick, engine = options.quick, ENGINES[options.engine]
+    options.quantizations = options.quantizations or (engine.quantizations[:1] if quick else engine.quantizations)
     options.kinds = options.kinds or (["code"] if quick else [*KINDS])
-    options.streams = options.streams or ([1] if quick else [1, 8, 4])
-    options.temperatures = options.temperatures or ([0.0] if quick else [0.0, 0.8])
-    options.contenders = options.contenders or (_QUICK if quick else _WHOLE)
+    options.streams = options.streams or ([1] if quick else STREAMS)
+    options.temperatures = options.temperatures or ([0.0] if quick else [*TEMPERATURES])
+    whole = (PACELINE, engine.peer, f"{PACELINE}+auto", "grid")
+    options.contenders = options.contenders or (engine.quick if quick else whole)
+    known = (*engine.quantizations, engine.sample)
+    if unknown := [q for q in options.quantizations if q not in known]:
+        parser.error(f"{options.engine} is measured in {', '.join(known)}, not {', '.join(unknown)}")
     return options
 
 
@@ -98,9 +113,9 @@ def _sit(options: argparse.Namespace) -> list[Record]:
     """Measure what the options ask for and the JSON file does not hold yet, until the budget is spent; whole rounds are
     kept in the file as they end."""
     started = time.monotonic()
-    field = contenders(options.contenders)
-    pair = heavy_pair([q for q in options.quantizations if q != SAMPLE])
-    head = _head(options, field)
+    engine = ENGINES[options.engine]
+    field = contenders(options.contenders, engine.peer)
+    head = _head(options, engine, field)
     records, done = _resumed(options.json, head)
     for name, value in {**head["machine"], "peer": head["peer"]}.items():
         print(f"- {name}: {value}")
@@ -119,7 +134,7 @@ def _sit(options: argparse.Namespace) -> list[Record]:
             break
         about = "" if expected is None else f", about {expected / 60:.0f} minutes"
         print(f"round {place} of {len(order)}: {each}, {len(taking_part)} contenders{about}", file=sys.stderr)
-        records += _round(each, taking_part, pair, options)
+        records += _round(each, taking_part, engine, options)
         taken.append((each, len(taking_part), time.monotonic() - started - spent))
         done.append(asdict(each))
         if options.json:
@@ -127,8 +142,8 @@ def _sit(options: argparse.Namespace) -> list[Record]:
     return records
 
 
-def _round(each: Round, field: Sequence[Contender], pair: HeavyPair, options: argparse.Namespace) -> list[Record]:
-    models = _models(pair, each.quantization, bad_draft=each.kind == "adversarial")
+def _round(each: Round, field: Sequence[Contender], engine: Engine, options: argparse.Namespace) -> list[Record]:
+    models = engine.models(each.quantization, each.kind == "adversarial")
     cells = each.cells(options.temperatures)
     records = []
     for contender in field:
@@ -138,12 +153,14 @@ def _round(each: Round, field: Sequence[Contender], pair: HeavyPair, options: ar
     return records
 
 
-def _head(options: argparse.Namespace, field: Sequence[Contender]) -> dict[str, Any]:
+def _head(options: argparse.Namespace, engine: Engine, field: Sequence[Contender]) -> dict[str, Any]:
     """What all figures of one file have in common."""
     measures = ("prompts", "max_tokens", "warm_up", "learning", "temperatures")
     return {
+        "measures": "matrix",
+        "engine": options.engine,
         "machine": describe_machine(),
-        "peer": peer.version(peer.llama_server()) if any(c.server == PEER for c in field) else "none",
+        "peer": engine.version() if any(c.server == engine.peer for c in field) else "none",
         "measured_with": {name: getattr(options, name) for name in measures},
         "contenders": [c.name for c in field],
     }
@@ -157,12 +174,12 @@ def _resumed(path: Path | None, head: Mapping[str, Any]) -> tuple[list[Record], 
     if path is None or not path.exists():
         return [], []
     earlier = json.loads(path.read_text())
-    other = [name for name in ("measured_with", "contenders", "peer") if earlier.get(name) != head[name]]
+    other = [name for name in ("engine", "measured_with", "contenders", "peer") if earlier.get(name) != head[name]]
     if earlier["machine"].get("paceline") != head["machine"]["paceline"]:
         other.append("paceline")
     if other:
         raise UsageError(f"{path} was measured with other {', '.join(other)}", help="give another file to --json")
-    return _read(path), earlier["rounds"]
+    return read(path), earlier["rounds"]
 
 
 def _keep(path: Path, content: Mapping[str, Any]) -> None:
@@ -200,7 +217,7 @@ def _session(
 ) -> Iterator[Record]:
     """One server's life: it starts, answers some requests that do not count, and then each cell's."""
     with contender.running(models, cells[0].streams) as url:
-        body = {**_SAMPLING, **contender.body(models), "max_tokens": options.max_tokens}
+        body = {**contender.body(models), "max_tokens": options.max_tokens}
         _warm_up(url, body, cells[0], options.learning if contender.learns else options.warm_up)
         for index, cell in enumerate(cells):
             count = max(options.prompts, cell.streams)
@@ -230,19 +247,6 @@ def _some(requests: Sequence[str], count: int, *, first: int) -> list[str]:
 def _say(record: Record) -> str:
     speed = f"{record.run.tokens_per_second:.2f} tokens/s (others kept {record.other_cores:.2f} cores busy)"
     return f"{record.cell}, repeat {record.repeat}, {record.contender}: {speed}"
-
-
-def _models(pair: HeavyPair, quantization: str, *, bad_draft: bool) -> Models:
-    if quantization == SAMPLE:
-        main, main_id = sample_main(), "paceline-coder-7m"
-    else:
-        main, main_id = pair.mains[quantization], f"{NAME}@{quantization.lower()}"
-    draft, draft_id = (pair.bad_draft, BAD_DRAFT) if bad_draft else (sample_draft(), "paceline-coder-3m")
-    return Models(main, draft, main_id, draft_id, pair.folder)
-
-
-def _read(path: Path) -> list[Record]:
-    return [Record.from_json(value) for value in json.loads(path.read_text())["records"]]
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """In which order a matrix is measured, so that a sitting that ends early has measured what matters most.
 
-A round is one block of cells (a quantization, a kind of prompts, a number of streams; all temperatures) in one repeat,
-with every contender once: what is compared was measured within minutes. Values are as important as they come early in
-their option, and a repeat counts as one place: the most important block is repeated before the least important one is
-measured at all.
+A round is one block of cells (a quantization, a kind of prompts, a number of streams; all temperatures) in one repeat:
+what is compared was measured within minutes. First come a few blocks that have, together, every value of every
+dimension. Then values are as important as they come early in their option, and a repeat counts as one place: the most
+important block is repeated before the least important one is measured at all.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from contenders import PEER, Contender
+from contenders import PACELINE, Contender
 from report import Cell, Record
 
 
@@ -43,28 +43,40 @@ class Round:
 def rounds(
     quantizations: Sequence[str], kinds: Sequence[str], streams: Sequence[int], repeats: Sequence[int]
 ) -> list[Round]:
-    """All rounds, the most important first."""
+    """All rounds, the most telling first."""
+    axes = (quantizations, kinds, streams, repeats)
     ranked = [
         (sum(places), Round(quantizations[places[0]], kinds[places[1]], streams[places[2]], repeats[places[3]]))
-        for places in itertools.product(*(range(len(axis)) for axis in (quantizations, kinds, streams, repeats)))
+        for places in itertools.product(*(range(len(axis)) for axis in axes))
     ]
-    return [each for _, each in sorted(ranked, key=lambda pair: pair[0])]
+    spanning = [
+        Round(quantizations[i % len(quantizations)], kinds[i % len(kinds)], streams[i % len(streams)], repeats[0])
+        for i in range(max(len(quantizations), len(kinds), len(streams)))
+    ]
+    rest = [each for _, each in sorted(ranked, key=lambda pair: pair[0])]
+    return list(dict.fromkeys([*spanning, *rest]))
 
 
 def field_of(each: Round, field: Sequence[Contender], records: Iterable[Record], finalists: int) -> list[Contender]:
-    """Who takes part: in the first repeat all; later, of the peer's draft settings, those that were among its
-    `finalists` fastest in one of the block's cells so far. With 0 finalists all take part always."""
+    """Who takes part. Of the peer's draft settings in a block's first round the scouts, in its second all, and later
+    those that were among its `finalists` fastest in one of the cells so far; everybody else always. Without scouts in
+    the field the second round's turn comes at once, and with 0 finalists all take part always."""
     speeds: dict[Cell, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         if each.holds(Record(record.cell, record.contender, each.repeat, record.run, 0.0)):
             speeds[record.cell][record.contender].append(record.run.tokens_per_second)
-    if not speeds or not finalists:
-        return list(field)
-    settings = {c.name for c in field if c.server == PEER and c.drafts}
-    kept: set[str] = set()
-    for measured in speeds.values():
-        ranked = sorted(settings & measured.keys(), key=lambda name: -median(measured[name]))
-        kept.update(ranked[:finalists])
+    settings = {c.name for c in field if c.server != PACELINE and c.drafts}
+    scouts = {c.name for c in field if c.name in settings and c.scouts} or settings
+    measured = {name for runs in speeds.values() for name in runs} & settings
+    if finalists == 0:
+        kept = settings
+    elif not speeds:
+        kept = scouts
+    elif measured != settings:
+        kept = settings
+    else:
+        ranked = [sorted(settings & runs.keys(), key=lambda name: -median(runs[name])) for runs in speeds.values()]
+        kept = {name for names in ranked for name in names[:finalists]}
     return [c for c in field if c.name not in settings or c.name in kept]
 
 

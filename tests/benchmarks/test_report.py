@@ -117,6 +117,25 @@ def test_what_was_not_measured_is_not_judged(report, record):
     assert report.verdict_table([record("llama-server", 0, 1.0)]) == ""
 
 
+def test_each_cell_has_the_peer_of_its_engine(report, record):
+    names = ("paceline", "mlx_lm.server", "paceline+auto", "mlx_lm.server+n3")
+    records = [record(name, 0, wall) for name, wall in zip(names, (2.0, 2.2, 1.0, 1.5), strict=True)]
+    found = only_cell(report, records)
+    assert found["paceline"].over_peer == pytest.approx(1.1)
+    assert found["paceline+auto"].over_best == pytest.approx(1.5)
+    assert "| over mlx_lm.server |" in report.tables(records)
+    assert report.verdict_table(records).startswith("4 of 4 bars held.")
+
+
+def test_how_much_of_the_matrix_was_measured_is_said(report, record):
+    records = [record("paceline", repeat, 1.0) for repeat in (0, 2)]
+    cell = report.Cell("F16", "prose", 1, 0.0)
+    records += [report.Record(cell, "paceline", 0, records[0].run, 0.0)]
+    said = report.coverage(records, 72)
+    assert said == "2 of the matrix's 72 cells were measured: 1 in 1 repeat, 1 in 2 repeats.\n"
+    assert report.coverage([], 72) == ""
+
+
 def test_records_survive_their_file(report, record):
     made = record("paceline+n3", 2, 1.5, drafted=3)
     assert report.Record.from_json(json.loads(json.dumps(made.to_json()))) == made
@@ -151,7 +170,19 @@ def test_percentiles(report):
 def test_what_a_contender_asks_for(bench, tmp_path, name, body):
     module = bench("contenders")
     models = module.Models(tmp_path, tmp_path, "big", "small", tmp_path)
-    assert module.contender(name).body(models) == body
+    asked = {"top_k": 40, "top_p": 0.95, "min_p": 0.05, "seed": 7}
+    assert module.contender(name).body(models) == asked | body
+
+
+def test_no_seed_keeps_mlx_requests_out_of_a_batch(bench, tmp_path):
+    module = bench("contenders")
+    models = module.Models(tmp_path, tmp_path, "big", "small", tmp_path)
+    assert "seed" not in module.contender("mlx_lm.server+n3").body(models)
+
+
+def test_a_sitting_has_one_peer(bench):
+    with pytest.raises(UsageError, match=r"the peer is mlx_lm\.server"):
+        bench("contenders").contenders(["paceline", "llama-server"], "mlx_lm.server")
 
 
 def test_who_has_to_learn_how_far_to_draft(bench):
@@ -160,7 +191,9 @@ def test_who_has_to_learn_how_far_to_draft(bench):
     assert learning == ["paceline+auto", "paceline+n8p0.75"]
 
 
-@pytest.mark.parametrize("name", ["", "ollama", "paceline+", "paceline+n0", "llama-server+auto", "paceline+n3p"])
+@pytest.mark.parametrize(
+    "name", ["", "ollama", "paceline+", "paceline+n0", "llama-server+auto", "paceline+n3p", "mlx_lm.server+n3p0.5"]
+)
 def test_a_name_that_means_nothing_is_refused(bench, name):
     with pytest.raises(UsageError):
         bench("contenders").contender(name)

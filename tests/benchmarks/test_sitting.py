@@ -31,10 +31,18 @@ def test_what_comes_early_in_its_option_is_measured_early(sitting):
     assert len(order) == len(set(order)) == 24
     assert order[0] == sitting.Round("Q8_0", "code", 1, 0)
     assert order[-1] == sitting.Round("F16", "prose", 8, 2)
-    assert order.index(sitting.Round("Q8_0", "code", 1, 1)) < order.index(sitting.Round("F16", "prose", 8, 0))
+    assert order.index(sitting.Round("Q8_0", "code", 1, 1)) < order.index(sitting.Round("F16", "code", 8, 0))
 
 
-def test_later_repeats_keep_the_peer_s_fastest_settings_of_any_cell(sitting, bench, record):
+def test_the_first_rounds_have_every_value_of_every_dimension(sitting):
+    axes = (["Q8_0", "F16", "Q4_K_M"], ["code", "prose", "repetitive", "adversarial"], [1, 8, 4])
+    first = sitting.rounds(*axes, range(2))[:4]
+    seen = zip(*((each.quantization, each.kind, each.streams) for each in first), strict=True)
+    assert [set(values) for values in seen] == [set(axis) for axis in axes]
+    assert {each.repeat for each in first} == {0}
+
+
+def test_scouts_go_first_then_all_then_the_peer_s_fastest_settings_of_any_cell(sitting, bench, record):
     names = ["paceline", "llama-server", "paceline+auto", *(f"llama-server+n{n}p0" for n in (2, 3, 4, 8))]
     field = bench("contenders").contenders(names)
     speeds = {2: (1, 4), 3: (2, 3), 4: (3, 2), 8: (4, 5)}
@@ -45,10 +53,17 @@ def test_later_repeats_keep_the_peer_s_fastest_settings_of_any_cell(sitting, ben
     def taking_part(each, finalists, records=records):
         return [c.name for c in sitting.field_of(each, field, records, finalists)]
 
-    assert taking_part(first, 1, []) == names
+    scouted = [r for r in records if "n8" not in r.contender]
+    assert taking_part(first, 1, []) == names[:-1]
+    assert taking_part(later, 1, scouted) == names
     assert taking_part(later, 1) == [*names[:3], "llama-server+n2p0", "llama-server+n4p0"]
     assert taking_part(later, 0) == names
-    assert taking_part(replace(later, kind="prose"), 1) == names
+    assert taking_part(replace(later, kind="prose"), 1) == names[:-1]
+
+
+def test_a_field_without_scouts_takes_part_from_the_first_round_on(sitting, bench):
+    field = bench("contenders").contenders(["paceline", "mlx_lm.server+n16", "mlx_lm.server+n8"], "mlx_lm.server")
+    assert sitting.field_of(sitting.Round("4-bit", "code", 1, 0), field, [], 2) == list(field)
 
 
 def test_a_round_is_expected_to_take_what_its_like_took(sitting):
@@ -66,13 +81,12 @@ def sit(bench, monkeypatch, record, tmp_path):
     clock = [0.0]
     measured = []
 
-    def one(each, field, pair, options):
+    def one(each, field, engine, options):
         clock[0] += 60 * options.minutes
         measured.append(each)
         return [record(c.name, 1.0, kind=each.kind, repeat=each.repeat) for c in field]
 
     monkeypatch.setattr(run, "_round", one)
-    monkeypatch.setattr(run, "heavy_pair", lambda quantizations: None)
     monkeypatch.setattr(run, "describe_machine", lambda: {"paceline": "1"})
     monkeypatch.setattr(run.time, "monotonic", lambda: clock[0])
 
