@@ -221,6 +221,7 @@ class Context:
         else:
             raise Fault("load_failed", f"llama.cpp cannot make a context of {n_ctx} tokens: {last_errors()}")
         self.model = model
+        self.can_roll_back = model.can_roll_back
         self.n_seq = n_seq
         self.type_v = type_v
         self.is_changing = False
@@ -246,6 +247,12 @@ class Context:
         pointer = ll.llama_get_logits_ith(self.handle, index)
         view: Logits = np.ctypeslib.as_array(pointer, (self.model.n_vocab,))
         return view
+
+    def likeliest_with_probability(self, index: int) -> tuple[int, float]:
+        """The likeliest token at one token of the last batch, and its softmax probability."""
+        logits = self.logits(index)
+        token = int(np.argmax(logits))
+        return token, float(1.0 / np.exp(logits - logits[token]).sum())
 
     def keep(self, seq: int, length: int) -> bool:
         """Forget a sequence from position `length` on; False when this memory cannot forget a part, or when a sliding
@@ -275,8 +282,8 @@ class Context:
             raise Fault("engine_failed", f"llama.cpp cannot save the state of a sequence: {last_errors()}")
         return data
 
-    def go_back(self, seq: int, data: State) -> None:
-        """Return to a checkpoint; what can be rolled back is still to be, by `keep`."""
+    def go_back(self, seq: int, length: int, data: State) -> None:
+        """Return to a checkpoint of `length` tokens; what can be rolled back is still to be, by `keep`."""
         if not ll.llama_state_seq_set_data_ext(self.handle, data.ctypes.data_as(_BYTES), len(data), seq, _PARTIAL):
             raise Fault("engine_failed", f"llama.cpp cannot restore the state of a sequence: {last_errors()}")
 

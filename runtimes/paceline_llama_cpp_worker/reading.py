@@ -44,59 +44,70 @@ class Reader:
         self._context: Context | None = None
         self._lane: int | None = None
         self._end = 0
-        self.done = 0
-        """Tokens of the prompt under way whose state is there."""
+        self._done = 0
 
-    def reads(self, lane: int) -> bool:
-        """Whether the prompt under way is that of `lane`."""
-        return self._context is not None and self._lane == lane
+    def progress(self, lane: int) -> int | None:
+        """How many tokens of the prompt of `lane` have their state; None if it is not under way."""
+        return self._done if self._context is not None and self._lane == lane else None
 
     def takes(self, tokens: Sequence[int], held: int) -> bool:
-        """Whether a prompt of which the context that decodes holds `held` tokens should be read here, now or later."""
-        return self._works and _tiled(tokens, held) >= WORTH_READING
+        """Whether a prompt of which the context that decodes holds `held` tokens should be read here, now or later.
 
-    def begin(self, lane: int, tokens: Sequence[int], held: int) -> bool:
+        Not while that context waits for a batch to change its cells.
+        """
+        return self._works and _tiled(tokens, held) >= WORTH_READING and not self._target.is_changing
+
+    def read(self, lane: int, tokens: Sequence[int], held: int, room: int) -> int:
+        """Compute a prompt's next tokens, about `room`, if no other prompt is under way.
+
+        Returns how many tokens the lane holds now: `held` until all that is read here was handed over.
+        """
+        if self.progress(lane) is None and not self._begin(lane, tokens, held):
+            return held
+        context = self._context
+        assert context is not None
+        count = min(max(room // TILE, 1) * TILE, self._end - self._done)
+        context.batch.clear()
+        context.batch.add(0, tokens[self._done : self._done + count], self._done, outputs=1)
+        context.decode()
+        self._done += count
+        return held if self._done < self._end else self._hand_over(context, lane)
+
+    def forget(self, lane: int) -> None:
+        """The prompt of `lane`, if it is under way, is no longer wanted."""
+        if self.progress(lane) is not None:
+            self.close()
+
+    def close(self) -> None:
+        """Forget the prompt under way."""
+        if self._context is not None:
+            self._context.close()
+            self._context = None
+
+    def _begin(self, lane: int, tokens: Sequence[int], held: int) -> bool:
         """Take a prompt on; False when that cannot be done now."""
         if self._context is not None or self._target.is_changing:
             return False
-        self.done, self._end, self._lane = held, held + _tiled(tokens, held), lane
+        self._done, self._end, self._lane = held, held + _tiled(tokens, held), lane
         try:
             self._context = self._begun(held)
         except (Fault, state.Unreadable) as error:
             self._give_up(error)
         return self._works
 
-    def read(self, tokens: Sequence[int], room: int) -> bool:
-        """Compute the prompt's next tokens, about `room`; True when the state has been handed over to its lane.
-
-        The lane then holds `done` tokens.
-        """
-        assert self._context is not None
-        assert self._lane is not None
-        count = min(max(room // TILE, 1) * TILE, self._end - self.done)
-        context = self._context
-        context.batch.clear()
-        context.batch.add(0, tokens[self.done : self.done + count], self.done, outputs=1)
-        context.decode()
-        self.done += count
-        if self.done < self._end:
-            return False
+    def _hand_over(self, context: Context, lane: int) -> int:
+        """Give the state to the context that decodes; returns how many tokens that holds now, none if it fails."""
+        held = self._done
         try:
-            held = state.with_values(context.state(0), state.BF16, streams=self._target.n_seq)
-            if not self._target.restore(self._lane, held):
+            data = state.with_values(context.state(0), state.BF16, streams=self._target.n_seq)
+            if not self._target.restore(lane, data):
                 raise state.Unreadable("llama.cpp did not take it over")
         except state.Unreadable as error:
-            self._target.forget(self._lane)
-            self.done = 0
+            self._target.forget(lane)
+            held = 0
             self._give_up(error)
-        self.stop()
-        return True
-
-    def stop(self) -> None:
-        """Forget the prompt under way."""
-        if self._context is not None:
-            self._context.close()
-            self._context = None
+        self.close()
+        return held
 
     def _begun(self, held: int) -> Context:
         context = Context(

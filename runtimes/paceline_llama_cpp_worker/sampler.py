@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from llama_cpp import llama_cpp as ll
 
+from paceline_llama_cpp_worker.binding import Context
+from paceline_worker import primitives
 from paceline_worker.grammar import Grammars, Matcher
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from paceline_llama_cpp_worker.binding import Context, Logits, Model
+    from paceline_llama_cpp_worker.binding import Logits, Model
     from paceline_worker.grammar import TokenIds
     from paceline_worker.request import GenerateRequest, Sampling
 
@@ -34,7 +36,7 @@ _UNDERFLOW = 1e-30
 """Relative probability below which typical sampling must see no token: its entropy of one that underflows is NaN."""
 
 
-class Samplers:
+class Samplers(primitives.Samplers[Context]):
     """Makes the samplers of one model; keeps what is dear to make, its grammars and DRY's reading of its vocabulary."""
 
     def __init__(self, model: Model, n_ctx: int) -> None:
@@ -118,7 +120,7 @@ class Samplers:
         return sampler
 
 
-class Sampler:
+class Sampler(primitives.Sampler[Context]):
     """Samples and remembers what it sampled. Close it when the generation ends."""
 
     def __init__(self, chain: Any, grammar: Matcher | None, n_vocab: int) -> None:

@@ -138,6 +138,15 @@ class Context:
         """Keys are kept as their positions turned them, so nothing is moved to other positions."""
         return False
 
+    def checkpoint(self, lane: int) -> Any:
+        """What of a lane's state cannot be rolled back, as it is now."""
+        return self._memory.checkpoint(lane)
+
+    def go_back(self, lane: int, length: int, saved: Any) -> None:
+        """Return to a checkpoint of `length` tokens; what can be rolled back is still to be, by `keep`."""
+        self._memory.go_back(lane, saved)
+        self._held[lane] = length
+
     def forget(self, lane: int) -> None:
         self._memory.forget(lane)
         self._held[lane] = 0

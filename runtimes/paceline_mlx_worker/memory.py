@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -34,6 +35,12 @@ class Memory(Protocol):
     def keep(self, lane: int, length: int, held: int) -> bool:
         """Forget what follows the first `length` of a lane's `held` tokens; False when that cannot be."""
 
+    def checkpoint(self, lane: int) -> Any:
+        """What of a lane's state cannot be rolled back, as it is now."""
+
+    def go_back(self, lane: int, saved: Any) -> None:
+        """Return to a checkpoint; what can be rolled back is still to be, by `keep`."""
+
     def forget(self, lane: int) -> None: ...
 
     def copy(self, source: int, target: int) -> None:
@@ -61,6 +68,12 @@ class Plain:
         if length == held:
             return True
         return self.can_roll_back and caches.trim_prompt_cache(self._caches, held - length) == held - length
+
+    def checkpoint(self, lane: int) -> list[Any]:
+        return copy.deepcopy(self._caches)
+
+    def go_back(self, lane: int, saved: list[Any]) -> None:
+        self._caches = copy.deepcopy(saved)
 
     def forget(self, lane: int) -> None:
         self._caches = caches.make_prompt_cache(self._net)

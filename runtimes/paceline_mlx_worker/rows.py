@@ -3,7 +3,7 @@
 mlx-lm's own batch caches align sequences at their ends and trim all of them alike; here each row begins at column 0 and
 is rolled back on its own, as verifying drafts of different lengths needs, and a row's columns are the same whoever else
 is in the batch. A sliding window's row is a ring with a margin: what a draft or the next prompt takes back is still
-there. A recurrent layer's state is kept whole for each row and cannot be rolled back.
+there. A recurrent layer's state is kept whole for each row and cannot be rolled back, only saved and restored.
 
 The shapes are mlx-lm's: keys and values (rows, heads, columns, dimension), masks (rows, 1, tokens, columns).
 """
@@ -67,6 +67,15 @@ class Rows:
     def keep(self, lane: int, length: int, held: int) -> bool:
         """Forget what follows the first `length` of a lane's `held` tokens; False when that cannot be."""
         return all(layer.keeps(length, held, self._written.get(lane, 0)) for layer in self._layers)
+
+    def checkpoint(self, lane: int) -> list[Any]:
+        """What of a lane's state cannot be rolled back: that of its recurrent layers."""
+        return [layer.checkpoint(lane) for layer in self._layers]
+
+    def go_back(self, lane: int, saved: list[Any]) -> None:
+        """Return to a checkpoint; what can be rolled back is still to be, by `keep`."""
+        for layer, state in zip(self._layers, saved, strict=True):
+            layer.go_back(lane, state)
 
     def forget(self, lane: int) -> None:
         self._written.pop(lane, None)
@@ -183,6 +192,11 @@ class _Attention:
             return True
         return max(0, length - self._window + 1) >= written - self._ring
 
+    def checkpoint(self, lane: int) -> None:
+        """All of it can be rolled back."""
+
+    def go_back(self, lane: int, saved: None) -> None: ...
+
     def forget(self, lane: int) -> None:
         """What a lane held is overwritten by what comes."""
 
@@ -271,6 +285,13 @@ class _Recurrent:
     def keeps(self, length: int, held: int, written: int) -> bool:
         return length == held
 
+    def checkpoint(self, lane: int) -> list[Any]:
+        """The arrays themselves: a pass makes new ones."""
+        return list(self._states[lane])
+
+    def go_back(self, lane: int, saved: list[Any]) -> None:
+        self._states[lane] = list(saved)
+
     def forget(self, lane: int) -> None:
         self._states.pop(lane, None)
 
@@ -298,6 +319,13 @@ class _Several:
 
     def keeps(self, length: int, held: int, written: int) -> bool:
         return all(part.keeps(length, held, written) for part in self._parts)
+
+    def checkpoint(self, lane: int) -> list[Any]:
+        return [part.checkpoint(lane) for part in self._parts]
+
+    def go_back(self, lane: int, saved: list[Any]) -> None:
+        for part, state in zip(self._parts, saved, strict=True):
+            part.go_back(lane, state)
 
     def forget(self, lane: int) -> None:
         for part in self._parts:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from paceline_mlx_worker.dry import Breakers, Dry
+from paceline_worker import primitives
 from paceline_worker.grammar import Grammars
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ _FIRST_LOOK = 256
 """How many of the likeliest tokens top-p looks at before it looks at eight times as many."""
 
 
-class Samplers:
+class Samplers(primitives.Samplers["Context"]):
     """Makes the samplers of one model; keeps what is dear to make, its grammars and DRY's reading of its vocabulary."""
 
     def __init__(self, model: Model, n_ctx: int) -> None:
@@ -55,7 +56,7 @@ class Samplers:
         return Sampler(request.sampling, self._model.n_vocab, self._n_ctx, history, dry=dry, grammar=matcher)
 
 
-class Sampler:
+class Sampler(primitives.Sampler["Context"]):
     """Samples and remembers what it sampled."""
 
     def __init__(

@@ -40,6 +40,8 @@ class Decoding(Generation):
     """A generation's tokens, and what is drafted for them. A backend adds its own state in a subclass."""
 
     vocabulary: Vocabulary = field(kw_only=True)
+    lane: int = 0
+    """Where its state is in the contexts of both models."""
     tokens: list[int] = field(kw_only=True)
     """Prompt and output, less what was dropped; all but the last are in the main model's cache while decoding."""
     stream: Stream = field(init=False)
@@ -49,34 +51,23 @@ class Decoding(Generation):
     """What to do when the context is full; None: the output ends before."""
     drafted: list[int] = field(default_factory=list)
     """What the draft model made in this step."""
+    unread: Sequence[int] = ()
+    """What the draft model is to read next."""
     grammar: Matcher | None = None
     """What the sampler asks; it is advanced by every token that is committed."""
 
-    def invite(
-        self,
-        controller: Controller,
-        *,
-        draft_vocabulary: int | None,
-        obstacle: str | None,
-        draft_obstacle: str | None = None,
-    ) -> None:
+    def invite(self, controller: Controller, *, draft_vocabulary: int | None) -> None:
         """Let the drafters that the request asks for take part, or note why one cannot.
 
-        `draft_vocabulary` is the loaded draft model's, None when none is loaded; `obstacle` is why nothing that was
-        drafted could be taken back again, `draft_obstacle` the same of the draft model's own state.
+        `draft_vocabulary` is the loaded draft model's, None when none is loaded.
         """
         knobs = self.request.draft or DraftKnobs(model=False)
         model, lookup = knobs.model, knobs.lookup
-        if (model or lookup) and obstacle is not None:
-            self.draft_skipped = obstacle
-            model = lookup = False
-        elif model:
+        if model:
             if draft_vocabulary is None:
                 self.draft_skipped = "no draft model is loaded"
             elif max(self.tokens) >= draft_vocabulary:
                 self.draft_skipped = "the prompt holds tokens that the draft's smaller vocabulary lacks"
-            else:
-                self.draft_skipped = draft_obstacle
             model = self.draft_skipped is None
         self.draft_vocabulary = draft_vocabulary if model else None
         self.acceptance = Acceptance() if model or lookup else None

@@ -2,64 +2,31 @@
 
 A lane keeps its tokens when its generation ends, so that the next turn of a conversation finds them. A new generation
 takes the free lane with the longest common beginning, or copies a much longer one from another lane.
+
+A recurrent state holds all that was read and cannot be taken back by a token. Such states are saved on the way, for
+drafts that may be refused and for the next turn of a conversation, and a lane goes back to the latest that fits
+(docs/decisions/states-that-cannot-forget.md).
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeAlias
+
+from paceline_worker.primitives import ContextT, ModelT
 
 _WORTH_COPYING = 64
 """Tokens that another lane must know more for its state to be copied, which moves the whole lane's cells."""
 
+_BEFORE_THE_END = 8
+"""Tokens before a prompt's end where its state is saved: the next turn may write its last few tokens otherwise."""
 
-class Batch(Protocol):
-    """Tokens of several lanes that are computed together."""
+_SAVED = 3
+"""States that a lane keeps for later generations."""
 
-    @property
-    def size(self) -> int: ...
-
-    @property
-    def left(self) -> int:
-        """Tokens that still fit."""
-
-    def clear(self) -> None: ...
-
-    def add(self, lane: int, tokens: Sequence[int], start: int, /, *, outputs: int) -> int:
-        """Append `tokens` of `lane` from position `start` on; returns the index of the first of the last `outputs`."""
-
-
-class Context(Protocol):
-    """What lanes ask of an engine's context, which holds the state of each."""
-
-    @property
-    def batch(self) -> Batch: ...
-
-    def decode(self) -> None:
-        """Compute the batch."""
-
-    def keep(self, lane: int, length: int, /) -> bool:
-        """Forget a lane from position `length` on; False when its memory cannot forget a part."""
-
-    def shift(self, lane: int, start: int, count: int, /) -> bool:
-        """Forget `count` positions from `start` on and move what follows to their place; False when that is impossible
-        and nothing was done."""
-
-    def forget(self, lane: int, /) -> None: ...
-
-    def copy(self, source: int, target: int, /) -> None:
-        """Give `target`, which is empty, all that `source` holds."""
-
-    def close(self) -> None: ...
-
-
-class Model(Protocol):
-    def close(self) -> None: ...
-
-
-ContextT = TypeVar("ContextT", bound=Context)
-ModelT = TypeVar("ModelT", bound=Model)
+_Saved: TypeAlias = tuple[int, Any]
+"""How many tokens the lane held, and its state then."""
 
 
 class Lanes(Generic[ContextT, ModelT]):
@@ -73,9 +40,15 @@ class Lanes(Generic[ContextT, ModelT]):
         self._tokens: list[list[int]] = [[] for _ in range(count)]
         self._sound: list[int | None] = [None] * count
         """Up to where a lane's state is what reading its tokens anew would give; None: all of it."""
+        self._saved: list[list[_Saved]] = [[] for _ in range(count)]
+        self._marks: list[_Saved | None] = [None] * count
         self._busy = [False] * count
         self._used = [0] * count
         self._clock = itertools.count(1)
+
+    @property
+    def count(self) -> int:
+        return len(self._tokens)
 
     @property
     def left(self) -> int:
@@ -117,16 +90,28 @@ class Lanes(Generic[ContextT, ModelT]):
         """What of `tokens` the lane does not hold yet."""
         return tokens[len(self._tokens[lane]) :]
 
+    def mark(self, lane: int) -> None:
+        """What is read next may have to be forgotten again."""
+        if not self.context.can_roll_back:
+            self._marks[lane] = self._saving(lane)
+
+    def remember(self, lane: int) -> None:
+        """Another generation may begin as this one does up to here."""
+        self._saved[lane] = [*self._saved[lane], self._saving(lane)][-_SAVED:]
+
+    def resting_point(self, prompt: int) -> int | None:
+        """After how many tokens of a prompt of so many its state is to be remembered; None if it need not be."""
+        return None if self.context.can_roll_back or prompt <= _BEFORE_THE_END else prompt - _BEFORE_THE_END
+
     def truncate(self, lane: int, length: int) -> None:
-        """Forget what follows the first `length` tokens; a memory that cannot forget a part forgets all."""
+        """Forget what follows the first `length` tokens; a memory that cannot forget just that forgets more."""
         held = self._tokens[lane]
-        if length < len(held):
-            if self.context.keep(lane, length):
-                del held[length:]
-            else:
-                self._clear(lane)
+        if length < len(held) and not self.context.keep(lane, length):
+            length = self._go_back(lane, length)
+        del held[length:]
         if (sound := self._sound[lane]) is not None and length <= sound:
             self._sound[lane] = None
+        self._forget_states(lane, length)
 
     def cut(self, lane: int, start: int, count: int) -> None:
         """Drop `count` tokens from `start` on; what follows them stays where the memory can move it, or is forgotten.
@@ -138,6 +123,7 @@ class Lanes(Generic[ContextT, ModelT]):
             del held[start : start + count]
             sound = self._sound[lane]
             self._sound[lane] = start if sound is None else min(sound, start)
+            self._forget_states(lane, start)
         else:
             self.truncate(lane, start)
 
@@ -165,16 +151,49 @@ class Lanes(Generic[ContextT, ModelT]):
 
     def _known(self, lane: int, tokens: Sequence[int]) -> int:
         """How much of the beginning of `tokens` the lane's state can be made to hold by forgetting."""
-        return _common(self._tokens[lane][: self._sound[lane]], tokens)
+        known = _common(self._tokens[lane][: self._sound[lane]], tokens)
+        if self.context.can_roll_back or known == len(self._tokens[lane]):
+            return known
+        latest = self._latest(lane, known)
+        return 0 if latest is None else latest[0]
 
     def _copy(self, source: int, target: int) -> None:
         self._clear(target)
         self.context.copy(source, target)
         self._tokens[target], self._sound[target] = list(self._tokens[source]), self._sound[source]
+        self._saved[target] = list(self._saved[source])
 
     def _clear(self, lane: int) -> None:
         self.context.forget(lane)
         self._tokens[lane], self._sound[lane] = [], None
+        self._saved[lane], self._marks[lane] = [], None
+
+    def _go_back(self, lane: int, length: int) -> int:
+        """Return to the latest state with at most `length` tokens; returns how many it holds, 0 if there is none."""
+        back = self._latest(lane, length)
+        if back is not None:
+            length, state = back
+            self.context.go_back(lane, length, state)
+            if self.context.keep(lane, length):
+                return length
+        self._clear(lane)
+        return 0
+
+    def _saving(self, lane: int) -> _Saved:
+        return len(self._tokens[lane]), self.context.checkpoint(lane)
+
+    def _latest(self, lane: int, length: int) -> _Saved | None:
+        """The last state that was saved before a lane held more than `length` tokens."""
+        mark = self._marks[lane]
+        states = [state for state in (*self._saved[lane], *([mark] if mark else [])) if state[0] <= length]
+        return max(states, key=lambda state: state[0], default=None)
+
+    def _forget_states(self, lane: int, length: int) -> None:
+        """Forget the states with more than `length` tokens, which are other tokens now."""
+        self._saved[lane] = [state for state in self._saved[lane] if state[0] <= length]
+        mark = self._marks[lane]
+        if mark is not None and mark[0] > length:
+            self._marks[lane] = None
 
 
 def _common(have: Sequence[int], want: Sequence[int]) -> int:

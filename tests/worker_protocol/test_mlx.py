@@ -109,17 +109,16 @@ def _long(worker, candidate, length):
     return worker.call("tokenize", text=text)["tokens"][-length:]
 
 
-def test_a_recurrent_model_runs_without_a_draft(worker, candidate, tmp_path, refused):
-    worker.call("load", role="main", path=str(_mamba(tmp_path / "mamba", candidate.main)))
-    with pytest.raises(refused, match="rolled back") as error:
-        worker.call("load", role="draft", path=str(candidate.draft))
-    assert error.value.kind == "unsupported"
-    answer = worker.generate(prompt=candidate.prompt, sampling={"temperature": 0}, max_tokens=6, draft={})
-    assert answer.result["completion_tokens"] == 6
-    assert answer.result["draft_skipped"]
-    worker.call("load", role="main", path=str(candidate.main))
-    with pytest.raises(refused, match="rolled back"):
-        worker.call("load", role="draft", path=str(tmp_path / "mamba"))
+def test_a_recurrent_model_takes_a_draft_and_is_one(worker, candidate, tmp_path):
+    mamba = _mamba(tmp_path / "mamba", candidate.main)
+    for main, draft in ((mamba, candidate.draft), (candidate.main, mamba)):
+        worker.call("load", role="main", path=str(main))
+        worker.call("load", role="draft", path=str(draft))
+        request = {"prompt": candidate.prompt, "sampling": {"temperature": 0}, "max_tokens": 12}
+        plain = worker.generate(**request)
+        drafted = worker.generate(**request, draft={"exact_tokens": 2})
+        assert drafted.result["acceptance"]["rejected"] > 0
+        assert drafted.tokens == plain.tokens
 
 
 def test_every_token_the_files_name_ends_the_answer(worker, variant, candidate):

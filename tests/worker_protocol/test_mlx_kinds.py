@@ -46,17 +46,46 @@ def test_what_is_taken_back_leaves_no_trace(worker, models, kind, options):
     assert again.tokens == plain.tokens
 
 
+@pytest.mark.parametrize(
+    ("main", "draft"),
+    [
+        ("recurrent", "16-bit"),
+        ("hybrid", "16-bit"),
+        ("16-bit", "recurrent"),
+        ("16-bit", "hybrid"),
+        ("hybrid", "hybrid"),
+    ],
+)
+def test_a_state_that_cannot_forget_goes_back_when_a_draft_is_refused(worker, models, main, draft):
+    worker.call("load", role="main", path=str(models / main), context_length=512, options={"parallel": 2})
+    worker.call("load", role="draft", path=str(models / draft))
+    for temperature in (0, 0.8):
+        request = _request(1, temperature=temperature)
+        plain = worker.generate(**request)
+        drafted = worker.generate(**request, draft={"exact_tokens": 3})
+        acceptance = drafted.result["acceptance"]
+        assert acceptance["rounds"] > 0
+        if main == draft:
+            assert acceptance["accepted"] > 0
+        if main != draft or temperature:
+            assert acceptance["rejected"] > 0
+        assert drafted.tokens == plain.tokens
+
+
 @pytest.mark.parametrize("kind", FORGETFUL)
-def test_a_state_that_cannot_go_back_serves_what_continues_it(worker, models, kind):
+def test_a_state_that_cannot_forget_serves_the_next_turn(worker, models, kind):
     worker.call("load", role="main", path=str(models / kind), context_length=512, options={"parallel": 1})
     request = _request(1, temperature=0)
     first = worker.generate(**request, draft=LOOKUP)
-    assert "rolled back" in first.result["draft_skipped"]
-    more = {**request, "prompt": [*request["prompt"], *first.tokens, 7]}
-    warm, cold = worker.generate(**more), worker.generate(**more)
-    assert warm.result["cached_tokens"] == len(request["prompt"]) + len(first.tokens) - 1
-    assert cold.result["cached_tokens"] == 0
-    assert warm.tokens == cold.tokens
+    prompt = request["prompt"]
+    warm = worker.generate(**request)
+    assert warm.result["cached_tokens"] == len(prompt) - 8
+    assert warm.tokens == first.tokens
+    more = {**request, "prompt": [*prompt, *warm.tokens, 7]}
+    onward = worker.generate(**more)
+    assert onward.result["cached_tokens"] == len(prompt) + len(warm.tokens) - 1
+    worker.call("load", role="main", path=str(models / kind), context_length=512, options={"parallel": 1})
+    assert worker.generate(**more).tokens == onward.tokens
 
 
 @pytest.mark.parametrize("overflow", ["rollingWindow", "truncateMiddle"])

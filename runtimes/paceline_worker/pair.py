@@ -1,0 +1,94 @@
+"""A backend over a main model and at most one draft: all but loading them is done here."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Generic
+
+from paceline_worker.backend import Backend, Generation, LoadRequest
+from paceline_worker.decoding import check_tokens
+from paceline_worker.primitives import ContextT, ModelT
+from paceline_worker.protocol import Fault
+
+if TYPE_CHECKING:
+    from paceline_worker.request import GenerateRequest
+    from paceline_worker.stepping import Stepper
+
+_DEFAULT_CONTEXT = 4096
+_DEFAULT_SLOTS = 8
+_DEFAULT_POOL = 16384
+"""Tokens of context, over all slots, up to which more than one slot is made unasked."""
+
+
+class PairBackend(Backend, Generic[ContextT, ModelT]):
+    """An engine whose contexts hold several sequences side by side."""
+
+    def __init__(self) -> None:
+        self.slots = 1
+        self._pair: Stepper[ContextT, ModelT] | None = None
+
+    @abstractmethod
+    def load_main(self, request: LoadRequest, progress: Callable[[float], None]) -> dict[str, Any]:
+        """Load a main model in place of the one there, and set `_pair` and `slots`; returns the protocol's result."""
+
+    @abstractmethod
+    def load_draft(
+        self, pair: Stepper[ContextT, ModelT], request: LoadRequest, progress: Callable[[float], None]
+    ) -> dict[str, Any]:
+        """Load a draft for `pair` in place of the one there; returns the protocol's result."""
+
+    def load(self, role: str, request: LoadRequest, progress: Callable[[float], None]) -> dict[str, Any]:
+        if role == "main":
+            return self.load_main(request, progress)
+        if self._pair is None:
+            raise Fault("not_loaded", "a draft is loaded after its main model")
+        return self.load_draft(self._pair, request, progress)
+
+    def unload(self, role: str) -> None:
+        if self._pair is not None and role == "draft":
+            self._pair.drop_draft()
+        elif self._pair is not None:
+            self._pair.close()
+            self._pair = None
+
+    def open(self, request: GenerateRequest) -> Generation:
+        return self.loaded().open(request)
+
+    def step(self, generations: Sequence[Generation]) -> None:
+        self.loaded().step(generations)
+
+    def close(self, generation: Generation) -> None:
+        self.loaded().finish(generation)
+
+    def tokenize(self, text: str, add_special: bool) -> list[int]:
+        return self.vocabulary().tokenize(text, add_special=add_special)
+
+    def detokenize(self, tokens: Sequence[int]) -> bytes:
+        model = self.vocabulary()
+        check_tokens(tokens, model.n_vocab, "tokens")
+        return b"".join(model.spell(token, special=True) for token in tokens)
+
+    def loaded(self) -> Stepper[ContextT, ModelT]:
+        """The models that generate. Raises Fault when there are none."""
+        if self._pair is None:
+            raise Fault("not_loaded", "no model is loaded")
+        return self._pair
+
+    def vocabulary(self) -> ModelT:
+        """The model whose tokens are spoken of. Raises Fault when none is loaded."""
+        return self.loaded().main.model
+
+
+def sizes(request: LoadRequest, trained: int | None, parallel: int | None) -> tuple[int, int]:
+    """How long each context of a main model is, and how many there are: what was asked for, or what suits most."""
+    context_length = request.context_length or min(trained or _DEFAULT_CONTEXT, _DEFAULT_CONTEXT)
+    return context_length, parallel or max(1, min(_DEFAULT_SLOTS, _DEFAULT_POOL // context_length))
+
+
+def loaded_result(
+    model: ModelT, context_length: int, slots: int, memory: dict[str, int] | None = None
+) -> dict[str, Any]:
+    """The result of a load, in the protocol's words."""
+    result = {"context_length": context_length, "vocabulary": model.n_vocab, "slots": slots}
+    return result if memory is None else {**result, "memory": memory}

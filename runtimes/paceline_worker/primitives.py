@@ -1,0 +1,147 @@
+"""What the shared step loop asks of an engine: batches, contexts, models, samplers, and who reads prompts elsewhere.
+
+A new engine implements these over its own library; `stepping`, `drafting` and `lanes` do the rest.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from paceline_worker.grammar import Matcher
+    from paceline_worker.logprobs import Logits
+    from paceline_worker.request import GenerateRequest
+
+
+class Batch(Protocol):
+    """Tokens of several lanes that are computed together."""
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def left(self) -> int:
+        """Tokens that still fit."""
+
+    def clear(self) -> None: ...
+
+    def add(self, lane: int, tokens: Sequence[int], start: int, /, *, outputs: int) -> int:
+        """Append `tokens` of `lane` from position `start` on; returns the index of the first of the last `outputs`."""
+
+
+class Context(Protocol):
+    """The state of several sequences over one model, and the logits of the last batch."""
+
+    @property
+    def batch(self) -> Batch: ...
+
+    @property
+    def can_roll_back(self) -> bool:
+        """Whether `keep` forgets any part. A recurrent state cannot: it is saved and restored as a whole."""
+
+    def decode(self) -> None:
+        """Compute the batch; its outputs can be read until the next one."""
+
+    def logits(self, index: int, /) -> Logits:
+        """Logits at one output of the last batch, shape (n_vocab,); not to be written to."""
+
+    def likeliest_with_probability(self, index: int, /) -> tuple[int, float]:
+        """The likeliest token at one output of the last batch, the first of equals, and its softmax probability."""
+
+    def keep(self, lane: int, length: int, /) -> bool:
+        """Forget a lane from position `length` on; False when its memory cannot forget that part."""
+
+    def shift(self, lane: int, start: int, count: int, /) -> bool:
+        """Forget `count` positions from `start` on and move what follows to their place; False when that is impossible
+        and nothing was done."""
+
+    def checkpoint(self, lane: int, /) -> Any:
+        """What of a lane's state cannot be rolled back, as it is now."""
+
+    def go_back(self, lane: int, length: int, state: Any, /) -> None:
+        """Return to a checkpoint made when the lane held `length` tokens; the rest of the state is still to be taken
+        back, by `keep`."""
+
+    def forget(self, lane: int, /) -> None: ...
+
+    def copy(self, source: int, target: int, /) -> None:
+        """Give `target`, which is empty, all that `source` holds."""
+
+    def close(self) -> None: ...
+
+
+class Model(Protocol):
+    """A loaded model's vocabulary."""
+
+    n_vocab: int
+    bos: int | None
+
+    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        """Token ids; special tokens written out in `text` become their ids."""
+
+    def piece(self, token: int) -> bytes:
+        """The bytes a token adds to the output; control tokens add none."""
+
+    def spell(self, token: int, *, special: bool) -> bytes:
+        """The bytes of a token, control tokens written out if `special`."""
+
+    def ends(self, token: int) -> bool:
+        """Whether the model ends its turn with this token."""
+
+    def close(self) -> None: ...
+
+
+ContextT = TypeVar("ContextT", bound=Context)
+ModelT = TypeVar("ModelT", bound=Model)
+SampledT = TypeVar("SampledT", contravariant=True)
+
+
+class Sampler(ABC, Generic[SampledT]):
+    """One request's sampler. What it draws depends on the tokens before and on nothing else."""
+
+    grammar: Matcher | None
+    """What is asked here, and advanced by who commits the token."""
+
+    @abstractmethod
+    def sample(self, context: SampledT, index: int) -> int:
+        """The main model's token at one output of the last batch. Positions are sampled in order.
+
+        Raises Fault when the grammar allows none.
+        """
+
+    def close(self) -> None:
+        """Free what the engine holds for it."""
+
+
+class Samplers(ABC, Generic[SampledT]):
+    """Makes the samplers of one model; keeps what is dear to make."""
+
+    @abstractmethod
+    def open(self, request: GenerateRequest, history: Sequence[int]) -> Sampler[SampledT]:
+        """`history`: the prompt, which penalties and DRY look at. Raises Fault for a grammar that is none."""
+
+    def close(self) -> None:
+        """Free what the engine holds for them."""
+
+
+class Reader(Protocol):
+    """Reads long prompts apart from the context that decodes, one at a time."""
+
+    def progress(self, lane: int) -> int | None:
+        """How many tokens of the prompt of `lane` have their state; None if it is not under way."""
+
+    def takes(self, tokens: Sequence[int], held: int) -> bool:
+        """Whether a prompt of which the context that decodes holds `held` tokens should be read here, now or later."""
+
+    def read(self, lane: int, tokens: Sequence[int], held: int, room: int) -> int:
+        """Compute a prompt's next tokens, about `room`, if no other prompt is under way.
+
+        Returns how many tokens the lane holds now: `held` until all that is read here was handed over.
+        """
+
+    def forget(self, lane: int) -> None:
+        """The prompt of `lane`, if it is under way, is no longer wanted."""
+
+    def close(self) -> None: ...

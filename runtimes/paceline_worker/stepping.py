@@ -1,0 +1,237 @@
+"""The step loop of every engine: speculative decoding of several generations in one batch.
+
+A step lets the draft model propose for every generation together, and prompt lookup for each, as far as the controller
+finds worth its price. Then it decodes in one batch of the main model each generation's last token with its proposal,
+and chunks of the prompts that are not done yet. Every position is sampled with its request's own chain; what agrees is
+kept and the rest taken back out of both caches.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic
+
+from paceline_worker.chunks import draft_room, share
+from paceline_worker.decoding import Decoding, fit_prompt
+from paceline_worker.drafting import Drafter
+from paceline_worker.primitives import ContextT, ModelT, Reader, Sampler, Samplers
+from paceline_worker.speculation import Controller, Round
+
+if TYPE_CHECKING:
+    from paceline_worker.backend import Generation
+    from paceline_worker.lanes import Lanes
+    from paceline_worker.logprobs import Logits
+    from paceline_worker.request import GenerateRequest
+
+CHUNK = 512
+"""Tokens computed in one step unless the load says otherwise: the grain of progress and of cancelling."""
+
+_SHARED_CHUNK = 128
+"""Prompt tokens per step beside running generations, which wait no longer than these take."""
+
+
+class Stepper(Generic[ContextT, ModelT]):
+    """A main model and at most one draft, and the generations they run."""
+
+    def __init__(
+        self,
+        main: Lanes[ContextT, ModelT],
+        samplers: Samplers[ContextT],
+        *,
+        context_length: int,
+        chunk: int = CHUNK,
+        reader: Reader | None = None,
+    ) -> None:
+        """`context_length`: tokens of one generation; `chunk`: prompt tokens of one step."""
+        self.main = main
+        self.context_length = context_length
+        self._samplers = samplers
+        self._chunk = chunk
+        self._reader = reader
+        self._drafter: Drafter[ContextT, ModelT] | None = None
+        self._controller = Controller()
+
+    def add_draft(self, lanes: Lanes[ContextT, ModelT]) -> None:
+        """Have a draft model propose, too."""
+        self._drafter = Drafter(lanes, self.main.model.n_vocab)
+
+    def drop_draft(self) -> None:
+        """Go on without the draft model, if there is one; what verifying costs stays known."""
+        if self._drafter is not None:
+            self._drafter.close()
+            self._drafter = None
+            self._controller = Controller(self._controller.costs)
+
+    def open(self, request: GenerateRequest) -> Generation:
+        """Begin a generation (`Backend.open`)."""
+        model = self.main.model
+        tokens, output, window, dropped = fit_prompt(request, model, self.context_length)
+        sampler = self._samplers.open(request, tokens)
+        lane, cached = self.main.take(tokens)
+        sequence = _Sequence(
+            request=request,
+            output=output,
+            prompt_tokens=len(tokens),
+            cached_tokens=cached,
+            prompt_done=cached,
+            vocabulary=model,
+            tokens=tokens,
+            window=window,
+            context_dropped=dropped,
+            lane=lane,
+            sampler=sampler,
+            grammar=sampler.grammar,
+            rest=self.main.resting_point(len(tokens)),
+        )
+        drafter = self._drafter
+        sequence.invite(self._controller, draft_vocabulary=None if drafter is None else drafter.n_vocab)
+        if drafter is not None:
+            drafter.open(sequence)
+        return sequence
+
+    def step(self, generations: Sequence[Generation]) -> None:
+        """Advance each by one chunk of its prompt or one decode step (`Backend.step`)."""
+        main = self.main
+        sequences = [g for g in generations if isinstance(g, _Sequence)]
+        for sequence in sequences:
+            if sequence.overflows:
+                self._roll(sequence)
+        lags = [(s, self._lag(s)) for s in sequences]
+        decoding = [s for s, lag in lags if lag == 1 and s.prompt_done == s.prompt_tokens]
+        prompts = [(s, lag) for s, lag in lags if lag > 1 or s.prompt_done < s.prompt_tokens]
+        round_ = self._plan(decoding, draft_room(main.outputs, len(decoding), len(prompts)))
+        started = time.perf_counter()
+        if self._drafter is not None:
+            self._drafter.run(round_, decoding)
+        proposals = round_.proposals()
+        drafted = time.perf_counter()
+        for sequence, proposal in zip(decoding, proposals, strict=True):
+            if proposal:
+                main.mark(sequence.lane)
+        main.begin()
+        verifying = [
+            main.add(s.lane, [s.tokens[-1], *proposal], outputs=1 + len(proposal))
+            for s, proposal in zip(decoding, proposals, strict=True)
+        ]
+        shares = share([lag for _, lag in prompts], min(main.left, _SHARED_CHUNK if decoding else self._chunk))
+        chunks = [(s, n) for (s, _), n in zip(prompts, shares, strict=True) if n]
+        apart = [self._is_read_apart(s) for s, _ in chunks]
+        reading = [self._add_chunk(*chunk) for chunk, is_apart in zip(chunks, apart, strict=True) if not is_apart]
+        main.decode()
+        emitted = [
+            self._verify(sequence, proposal, first, looked_up=round_.looked_up(seat))
+            for seat, (sequence, proposal, first) in enumerate(zip(decoding, proposals, verifying, strict=True))
+        ]
+        for sequence, last in reading:
+            if last is not None:
+                sequence.begin(*sequence.outputs(main.context, last))
+            elif main.length(sequence.lane) == sequence.rest:
+                main.remember(sequence.lane)
+        self._read_again(decoding)
+        if decoding:
+            # A batch that also read prompts says nothing about what verifying costs.
+            verify_s = 0.0 if prompts else time.perf_counter() - drafted
+            round_.settle(emitted, drafted - started, verify_s)
+        for chunk, is_apart in zip(chunks, apart, strict=True):
+            if is_apart:
+                self._read_apart(*chunk)
+
+    def finish(self, generation: Generation) -> None:
+        """The generation ended or was cancelled (`Backend.close`)."""
+        assert isinstance(generation, _Sequence)
+        generation.sampler.close()
+        if self._reader is not None:
+            self._reader.forget(generation.lane)
+        self.main.release(generation.lane)
+
+    def close(self) -> None:
+        """Forget both models."""
+        self.drop_draft()
+        self._samplers.close()
+        if self._reader is not None:
+            self._reader.close()
+        self.main.close()
+
+    # --- prompts ---------------------------------------------------------------------------------------------------
+
+    def _lag(self, sequence: _Sequence) -> int:
+        """How many of a sequence's tokens have no state yet."""
+        apart = None if self._reader is None else self._reader.progress(sequence.lane)
+        return len(sequence.tokens) - (self.main.length(sequence.lane) if apart is None else apart)
+
+    def _add_chunk(self, sequence: _Sequence, count: int) -> tuple[_Sequence, int | None]:
+        """Put the next tokens of a prompt into the batch; the index of its logits if they are the last."""
+        start = self.main.length(sequence.lane)
+        end = start + count
+        if sequence.rest is not None and start < sequence.rest < end:
+            end = sequence.rest
+        sequence.prompt_done = max(sequence.prompt_done, min(end, sequence.prompt_tokens))
+        last = end == len(sequence.tokens)
+        index = self.main.add(sequence.lane, sequence.tokens[start:end], outputs=1 if last else 0)
+        return sequence, index if last else None
+
+    def _is_read_apart(self, sequence: _Sequence) -> bool:
+        """Whether the next part of a prompt is the reader's, also if it has to wait for the prompt before it."""
+        held = self.main.length(sequence.lane)
+        return self._reader is not None and self._reader.takes(sequence.tokens, held)
+
+    def _read_apart(self, sequence: _Sequence, count: int) -> None:
+        assert self._reader is not None
+        lane, before = sequence.lane, self.main.length(sequence.lane)
+        held = self._reader.read(lane, sequence.tokens, before, count)
+        if held != before:
+            self.main.hold(lane, sequence.tokens[:held])
+        done = self._reader.progress(lane)
+        sequence.prompt_done = max(sequence.prompt_done, min(held if done is None else done, sequence.prompt_tokens))
+
+    # --- generations -----------------------------------------------------------------------------------------------
+
+    def _roll(self, sequence: _Sequence) -> None:
+        """Make room in a full context."""
+        assert sequence.window is not None
+        start, count = sequence.window.keep, sequence.window.step
+        self.main.cut(sequence.lane, start, count)
+        if self._drafter is not None:
+            self._drafter.cut(sequence, start, count)
+        sequence.roll()
+
+    def _plan(self, sequences: Sequence[_Sequence], room: int) -> Round:
+        """What the controller makes of this step, in which each can verify so many drafted tokens."""
+        seats = []
+        for sequence in sequences:
+            sequence.drafted = []
+            lag = 0 if self._drafter is None else self._drafter.lag(sequence)
+            seats.append((sequence.stream, min(room, sequence.room), lag))
+        return self._controller.plan(seats)
+
+    def _verify(self, sequence: _Sequence, proposal: Sequence[int], first: int, *, looked_up: bool) -> list[int]:
+        """Commit what the main model says from output `first` on, and take the rest out of the caches."""
+        base = len(sequence.tokens)
+        emitted, accepted = sequence.verify(proposal, *sequence.outputs(self.main.context, first), looked_up=looked_up)
+        self.main.truncate(sequence.lane, base + accepted)
+        if self._drafter is not None:
+            self._drafter.settle(sequence, emitted)
+        return emitted
+
+    def _read_again(self, sequences: Sequence[_Sequence]) -> None:
+        """Where a state had to go back further than the draft was wrong, read what was right once more."""
+        main = self.main
+        main.begin()
+        for sequence in sequences:
+            behind = len(sequence.tokens) - 1 - main.length(sequence.lane)
+            if sequence.output.stop_reason is None and 0 < behind <= main.left:
+                main.add(sequence.lane, sequence.tokens[-1 - behind : -1], outputs=0)
+        main.decode()
+
+
+@dataclass
+class _Sequence(Decoding):
+    sampler: Sampler[Any] = field(kw_only=True)
+    rest: int | None = None
+    """After how many tokens of the prompt the state is remembered."""
+
+    def outputs(self, context: Any, first: int) -> tuple[Callable[[int], int], Callable[[int], Logits]]:
+        """What gives the main model's tokens, and its logits, from output `first` of the last batch on."""
+        return (lambda i: self.sampler.sample(context, first + i), lambda i: context.logits(first + i))
