@@ -59,7 +59,7 @@ class TinyWorld:
         }
 
     def release(self, version: str = VERSION, **settings: str) -> Release:
-        """A release whose build and worker behave as `settings` say: fail=yes, linger=yes, crash=yes."""
+        """A release whose build and worker behave as `settings` say: fail=yes, linger=yes, crash=yes, native=yes."""
         engine = Package(ENGINE, VERSION, (self.hash(f"{ENGINE}-{VERSION}.tar.gz"),), source=True)
         dependency = Package(DEPENDENCY, VERSION, (self.hash(f"{DEPENDENCY}-{VERSION}-py3-none-any.whl"),))
         builder = Package(BUILDER, VERSION, (self.hash(f"{BUILDER}-{VERSION}-py3-none-any.whl"),))
@@ -135,10 +135,10 @@ class TinyWorld:
         (self._plugin / "tiny_plugin.py").write_text(_PLUGIN)
 
 
-def write_wheel(path: Path, name: str, files: dict[str, str], version: str = "1.0.0") -> None:
+def write_wheel(path: Path, name: str, files: dict[str, str], version: str = "1.0.0", pure: str = "true") -> None:
     """Write a pure Python wheel, the same bytes each time. The tiny engine's build backend uses this very function."""
     info = f"{name}-{version}.dist-info"
-    tag = "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    tag = f"Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: {pure}\nTag: py3-none-any\n"
     files = files | {
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
         f"{info}/WHEEL": tag,
@@ -208,7 +208,8 @@ def build_wheel(folder, config_settings=None, metadata_directory=None):
         "tinyengine/settings.json": json.dumps(settings),
         "lib/left-behind.txt": "nobody needs this",
     }
-    wheels.write_wheel(wheels.Path(folder) / name, "tinyengine", files)
+    pure = "false" if settings.get("native") else "true"
+    wheels.write_wheel(wheels.Path(folder) / name, "tinyengine", files, pure=pure)
     return name
 """
 

@@ -8,6 +8,7 @@ from paceline import paths, plugins
 from paceline.library import Library, open_library
 from paceline.library.pairs import PairIndex, open_pairs
 from paceline.loading import LoadConfig
+from paceline.manager.features import way_to
 from paceline.plugins import Plugins
 from paceline.serving.pool import Serving
 from paceline.store import Store
@@ -38,6 +39,7 @@ class Host:
             ttl_s=ttl_s,
             defaults=defaults,
             check_memory=check_memory,
+            way_to=lambda feature, runtime: way_to(feature, runtime, self.store, self.plugins),
         )
 
 

@@ -17,12 +17,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from paceline import processor
 from paceline.errors import BuildError, InstallError, SmokeTestError, StoreError
 from paceline.manager.installation import install, repair
 from paceline.packages.environment import lock_text, uv_environment
 from paceline.progress import Phase, silent
 from paceline.store import Store, health
-from paceline.types import Package
+from paceline.types import Package, Requirements
 
 _INSTALLER = """
 import os, signal, sys
@@ -253,6 +254,39 @@ def test_installing_what_is_broken_mends_it(tiny, store):
 
     assert install(tiny.release(), store, tiny.engine) == runtime
     assert health.full(runtime.directory).ok
+
+
+def test_what_was_built_for_a_better_processor_is_said_and_built_again(tiny, store, monkeypatch):
+    here = {"fpu", "avx2", "avx512f"}
+    monkeypatch.setattr(processor, "features", lambda: frozenset(here))
+    runtime = install(tiny.release(native="yes"), store, tiny.engine)
+    assert store.manifest(runtime)["needs_cpu"] == ["avx2", "avx512f"]
+    assert health.glance(runtime.directory).ok
+
+    here.remove("avx512f")  # home and cache move to another machine
+    assert health.quick(runtime.directory).problems == (
+        "it was built for a processor with avx512f, which this one lacks",
+    )
+    with pytest.raises(StoreError, match="is broken: it was built for a processor with avx512f"):
+        store.select(runtime)
+    progress = Recorder()
+    assert repair(runtime.id, store, tiny.engine, progress) == runtime
+    assert Phase.BUILD in progress.phases
+    assert health.full(runtime.directory).ok
+    assert store.manifest(runtime)["needs_cpu"] == ["avx2"]
+
+    here.add("avx512f")  # and back: what was built for less runs here
+    assert health.glance(runtime.directory).ok
+    again = Recorder()
+    second = install(tiny.release("2.0", native="yes"), store, tiny.engine, again)
+    assert Phase.BUILD not in again.phases
+    assert store.manifest(second)["needs_cpu"] == ["avx2"]
+
+
+def test_what_is_not_compiled_needs_no_processor(tiny, store):
+    release = replace(tiny.release(), requires=Requirements(cpu_features=("avx2",)))
+    assert store.manifest(install(tiny.release(), store, tiny.engine))["needs_cpu"] == []
+    assert store.manifest(install(replace(release, version="2.0"), store, tiny.engine))["needs_cpu"] == ["avx2"]
 
 
 @pytest.mark.parametrize("phase", ["environment", "download", "build", "check", "publish", "done"])

@@ -228,10 +228,22 @@ def test_what_the_worker_s_features_lack_is_refused_and_said(cage, line, asked, 
             with pytest.raises(UnsupportedError, match=f"the engine echo 1.0.0 .*{words}") as caught:
                 await answer(serving, cage.model(parrot), ask(line, **asked))
             assert caught.value.param == param
-            assert "paceline runtime ls" in caught.value.help
+            assert "no release that is known and runs here can do it" in caught.value.help
             (loaded,) = serving.loaded()
             assert set(loaded.features) == {"generate", "draft", "tokenize", "logprobs", "lookup"}
             assert (await answer(serving, cage.model(parrot), ask(line)))[0] == line
+
+    run(scenario())
+
+
+def test_the_release_that_has_what_is_lacking_is_named(cage, line):
+    parrot = cage.add("parrot")
+
+    async def scenario():
+        async with cage.serving(way_to=lambda feature, runtime: f"{runtime.engine} 2 has {feature}") as serving:
+            with pytest.raises(UnsupportedError) as caught:
+                await answer(serving, cage.model(parrot), ask(line, grammar=Grammar(GrammarKind.JSON_SCHEMA, {})))
+            assert caught.value.help == "leave the field out; echo 2 has grammar"
 
     run(scenario())
 

@@ -20,6 +20,7 @@ import paceline
 from paceline import paths
 from paceline.errors import InstallError, PacelineError, SmokeTestError
 from paceline.manager.diskspace import check_space
+from paceline.packages import native_builds
 from paceline.packages.environment import PACKAGES, base_interpreter, make_environment
 from paceline.progress import Phase, silent
 from paceline.store import health, transaction
@@ -143,7 +144,7 @@ def _recorded(folder: Path, known: Release | None) -> Release | None:
             version=data["version"],
             platform=data["platform"],
             formats=tuple(data["formats"]),
-            requires=Requirements(),
+            requires=Requirements(cpu_features=tuple(data.get("needs_cpu", ()))),
             recipe=recipe,
             channel=data["channel"],
             features=tuple(data["features"]),
@@ -188,7 +189,7 @@ def _make(
             progress(Phase.CHECK, message="hashing the files")
             files = health.describe_files(staged)
             transaction.write_json(staged / FILES, files)
-            transaction.write_json(staged / MANIFEST, _manifest(release, staged, files, info))
+            transaction.write_json(staged / MANIFEST, _manifest(release, staged, files, info, cache))
             progress(Phase.PUBLISH)
             return store.publish(staged, release.id)
         except PacelineError as error:
@@ -238,7 +239,9 @@ def _sample(formats: tuple[str, ...]) -> Path | None:
     return min(files, key=lambda f: f.stat().st_size, default=None)
 
 
-def _manifest(release: Release, staged: Path, files: dict[str, dict[str, Any]], info: dict[str, Any]) -> dict[str, Any]:
+def _manifest(
+    release: Release, staged: Path, files: dict[str, dict[str, Any]], info: dict[str, Any], cache: Path
+) -> dict[str, Any]:
     recipe = release.recipe
     return {
         "schema_version": SCHEMA_VERSION,
@@ -253,6 +256,7 @@ def _manifest(release: Release, staged: Path, files: dict[str, dict[str, Any]], 
         "paceline": paceline.__version__,
         "python": health.base_python(base_interpreter()),
         "libc": health.libc(),
+        "needs_cpu": native_builds.needed(cache, recipe, staged / "env") or release.requires.cpu_features,
         "lock": [asdict(p) for p in recipe.packages],
         "build_lock": [asdict(p) for p in recipe.build_packages],
         "config_settings": recipe.config_settings,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from paceline import child, network
 from paceline.errors import BuildError
-from paceline.packages import wheel_records
+from paceline.packages import native_builds, wheel_records
 from paceline.progress import Phase
 from paceline.store import transaction
 from paceline.store.manifest import python_of
@@ -51,10 +51,13 @@ def make_environment(
         if recipe.packages:
             progress(Phase.DOWNLOAD, 0, len(recipe.packages))
             arguments = _install_arguments(recipe, python, requirements, constraints, cache)
+            if foreign := native_builds.foreign(cache, recipe):
+                uv.run(["cache", "clean", *foreign, "--cache-dir", cache / "uv"])
             if not (cached_first and uv.succeeds([*arguments, "--offline"])):
                 uv.run(arguments)
             if damaged := wheel_records.damaged(environment):
                 _fetch_anew(uv, damaged, arguments, environment, cache)
+            native_builds.note(cache, recipe, uv.built)
     _prune(environment, recipe.prune)
     return python
 
@@ -191,6 +194,7 @@ class _Uv:
         self._total = len(recipe.packages)
         self._env = uv_environment(os.environ, pinned=not recipe.unpinned)
         self._here: set[str] = set()
+        self.built: set[str] = set()
         self._building = ""
         self._tail: list[str] = []
 
@@ -224,6 +228,8 @@ class _Uv:
         elif (here := self._HERE.match(line)) and self._total:
             self._here.add((here[1] or here[2]).partition("==")[0])
             self._progress(Phase.DOWNLOAD, min(len(self._here), self._total), self._total)
+            if "Built " in line[:16]:
+                self.built.add((here[1] or "").partition("==")[0])
         elif line.startswith("Prepared "):
             self._progress(Phase.DOWNLOAD, self._total, self._total)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from paceline.plugins import Plugins
     from paceline.store import Store
     from paceline.store.uses import Use
+
+WayTo = Callable[[str, Runtime], str | None]
+"""A feature and the runtime that lacks it -> the command that brings it, None when there is none."""
 
 log = logging.getLogger(__name__)
 
@@ -88,11 +91,13 @@ class Serving:
         ttl_s: float | None = DEFAULT_TTL_S,
         defaults: LoadConfig | None = None,
         check_memory: bool = True,
+        way_to: WayTo = lambda feature, runtime: None,
     ) -> None:
         """`max_loaded` bounds the models that requests load by themselves; those loaded by `load` do not count.
 
         `defaults` are for what a load leaves open, as far as the model and its engine can have them. `check_memory`:
-        refuse what is known not to fit the memory that is there.
+        refuse what is known not to fit the memory that is there. `way_to` says how to get a feature that a runtime
+        lacks; it is asked in a thread of its own.
         """
         self._plugins = plugins
         self._library = library
@@ -102,6 +107,7 @@ class Serving:
         self._max_loaded = max_loaded
         self._ttl_s = ttl_s
         self._defaults = defaults or LoadConfig()
+        self._way_to = way_to
         self._guard = MemoryGuard(plugins, enabled=check_memory)
         self._places: dict[str, _Place] = {}
         self._loading = asyncio.Lock()  # one model loads at a time, so that the places are counted right
@@ -130,7 +136,8 @@ class Serving:
             async with place.lock:
                 worker = await self._ensure_loaded(place)
             if "embed" not in worker.info.features:
-                raise RequestError(f"{worker.info.name} makes no embeddings", param="model")
+                other = await self._help_to("embed", worker)
+                raise UnsupportedError(f"{worker.info.name} makes no embeddings", param="model", help=other)
             try:
                 result = await worker.client.call("embed", {"inputs": list(inputs)})
             except RequestError as error:
@@ -324,6 +331,22 @@ class Serving:
             async with self._released:
                 await self._released.wait()
 
+    async def _check_features(self, worker: _Worker, params: GenerateParams) -> None:
+        """Refuse what the worker's features lack, naming the release that has it."""
+        for feature, param in params.needs.items():
+            if feature not in worker.info.features:
+                other = await self._help_to(feature, worker)
+                raise UnsupportedError(
+                    f"{worker.info.name} {_LACKS[feature]}", param=param, help=f"leave the field out; {other}"
+                )
+
+    async def _help_to(self, feature: str, worker: _Worker) -> str:
+        try:
+            way = await asyncio.to_thread(self._way_to, feature, worker.runtime)
+        except PacelineError:
+            way = None
+        return way or "no release that is known and runs here can do it; `paceline runtime update` looks for newer ones"
+
     async def _ensure_draft(self, place: _Place, worker: _Worker, draft: Model) -> str | None:
         """Have `draft` loaded beside the main model; why it is not, if the engine refuses it."""
         if worker.draft is not None and worker.draft.id == draft.id:
@@ -409,7 +432,7 @@ class Lease:
         # Under the place's lock from the draft to the request: no other request can change the draft between them.
         async with self._place.lock:
             worker = await self._serving._ensure_loaded(self._place)
-            _check_features(worker.info, params)
+            await self._serving._check_features(worker, params)
             if self.draft is not None and params.draft is not None and params.draft.model:
                 skipped = await self._serving._ensure_draft(self._place, worker, self.draft)
                 if skipped is not None:
@@ -484,13 +507,3 @@ class _Place:
             worker.config,
             worker.info.features,
         )
-
-
-def _check_features(worker: WorkerInfo, params: GenerateParams) -> None:
-    for feature, param in params.needs.items():
-        if feature not in worker.features:
-            raise UnsupportedError(
-                f"{worker.name} {_LACKS[feature]}",
-                param=param,
-                help="leave the field out, or select another runtime for this model; `paceline runtime ls` lists them",
-            )

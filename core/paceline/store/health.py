@@ -2,7 +2,7 @@
 
 The quick check opens two small files and asks for the size of the interpreter and of the shared libraries; the full
 check reads every file and compares its hash. Both tell a damaged runtime from one whose surroundings changed: a base
-Python that is gone or is another one, an older C library.
+Python that is gone or is another one, an older C library, a lesser processor.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from paceline import processor
 from paceline.store.manifest import FILES, MANIFEST, python_of, read_json, read_runtime
 from paceline.versions import numbers
 
@@ -139,6 +140,9 @@ def _surroundings(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
         problems.append(f"it was installed on {had}, and this system has another C library")
     elif had and has and numbers(has.split()[-1]) < numbers(str(had).split()[-1]):
         problems.append(f"it was installed on {had}, and this system has {has}")
+    needed, here = manifest.get("needs_cpu"), processor.features()
+    if needed and here is not None and (lacking := [f for f in needed if f not in here]):
+        problems.append(f"it was built for a processor with {', '.join(lacking)}, which this one lacks")
     return problems
 
 

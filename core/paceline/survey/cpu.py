@@ -6,10 +6,10 @@ import sys
 from functools import cache
 from pathlib import Path
 
+from paceline.processor import CPUINFO, cpuinfo_values, features_in_cpuinfo
 from paceline.survey import probe
 from paceline.survey.facts import Fact
 
-_CPUINFO = Path("/proc/cpuinfo")
 _BOARD = Path("/sys/firmware/devicetree/base/model")
 _SYSCTL = "/usr/sbin/sysctl"
 
@@ -74,10 +74,10 @@ def cpu_name() -> Fact[str]:
         return Fact(_sysctl().get("machdep.cpu.brand_string"), "sysctl machdep.cpu.brand_string")
     if sys.platform == "win32":
         return Fact(_windows_processor("ProcessorNameString"), "registry: CentralProcessor\\0\\ProcessorNameString")
-    for name in cpuinfo_values(_read(_CPUINFO), "model name"):
-        return Fact(name, str(_CPUINFO))
+    for name in cpuinfo_values(_read(CPUINFO), "model name"):
+        return Fact(name, str(CPUINFO))
     board = _read(_BOARD).strip("\0\n ")
-    return Fact(board or None, str(_BOARD) if board else f"no name in {_CPUINFO} or {_BOARD}")
+    return Fact(board or None, str(_BOARD) if board else f"no name in {CPUINFO} or {_BOARD}")
 
 
 def cpu_features() -> Fact[frozenset[str]]:
@@ -87,8 +87,8 @@ def cpu_features() -> Fact[frozenset[str]]:
         return Fact(features or None, "sysctl hw.optional, machdep.cpu" + ("" if features else ": no features"))
     if sys.platform == "win32":
         return _windows_features()
-    features = features_in_cpuinfo(_read(_CPUINFO))
-    return Fact(features or None, str(_CPUINFO) if features else f"no flags in {_CPUINFO}")
+    features = features_in_cpuinfo(_read(CPUINFO))
+    return Fact(features or None, str(CPUINFO) if features else f"no flags in {CPUINFO}")
 
 
 def physical_cores() -> Fact[int]:
@@ -96,18 +96,6 @@ def physical_cores() -> Fact[int]:
     import psutil
 
     return Fact(psutil.cpu_count(logical=False), "psutil")
-
-
-def cpuinfo_values(text: str, key: str) -> list[str]:
-    """The value of `key` for every processor in the text of /proc/cpuinfo."""
-    pairs = (line.partition(":") for line in text.splitlines())
-    return [value.strip() for name, _, value in pairs if name.strip() == key and value.strip()]
-
-
-def features_in_cpuinfo(text: str) -> frozenset[str]:
-    """The extensions that all processors in the text of /proc/cpuinfo share (cores may differ on Arm)."""
-    lists = cpuinfo_values(text, "flags") or cpuinfo_values(text, "Features")
-    return frozenset.intersection(*(frozenset(features.split()) for features in lists)) if lists else frozenset()
 
 
 def features_on_macos(sysctl: dict[str, str]) -> frozenset[str]:
