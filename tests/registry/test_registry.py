@@ -12,6 +12,7 @@ from packaging.specifiers import SpecifierSet
 from paceline import paths, plugins
 from paceline.errors import RegistryError
 from paceline.registry import load_registry, read_registry
+from paceline.registry.reading import parse_registry
 
 SHA = "a" * 64
 GOOD = {
@@ -83,6 +84,9 @@ def test_everything_is_read(written):
         (["releases", 0, "recipe", "prune"], ["/etc"], ".prune[0]: '/etc' is no path below"),
         (["releases", 0, "recipe", "prune"], [""], ".prune[0]: '' is no path below"),
         (["releases", 0, "recipe", "expected_build_s"], "1 min", ".expected_build_s: expected a number"),
+        (["releases", 0, "requires", "python"], "three", ".requires.python: 'three' cannot be read"),
+        (["releases", 0, "requires", "gpu", "min_driver"], "new", ".gpu.min_driver: 'new' does not have the form"),
+        (["releases", 0, "recipe", "roots"], ["a b"], ".roots[0]: 'a b' cannot be read"),
     ],
 )
 def test_an_error_names_its_place(written, path, value, said):
@@ -95,6 +99,85 @@ def test_an_error_names_its_place(written, path, value, said):
     with pytest.raises(RegistryError) as caught:
         read_registry(written(data))
     assert said in caught.value.message
+
+
+PACKAGE = ["releases", 0, "recipe", "packages", 0]
+RECIPE = ["releases", 0, "recipe"]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        # Folders that are made, replaced or deleted.
+        (["releases", 0, "engine"], "..", ".engine: '..' does not have the form"),
+        (["releases", 0, "version"], "1/../../x", ".version: '1/../../x' does not have the form"),
+        (["releases", 0, "version"], "1" * 61, ".version: "),
+        (["releases", 0, "platform"], "C:x", ".platform: 'C:x' does not have the form"),
+        ([*RECIPE, "prune"], ["lib/../../../x"], ".prune[0]: 'lib/../../../x' is no path below"),
+        ([*RECIPE, "prune"], ["..\\..\\x"], "is no path below"),
+        ([*RECIPE, "prune"], ["C:\\x"], "is no path below"),
+        ([*RECIPE, "prune"], ["lib\0"], ".prune[0]: 'lib\\x00' has a character that cannot be printed"),
+        # Lines of the lock that uv reads.
+        ([*PACKAGE, "marker"], "os_name == 'posix'\n--index-url https://x", ".marker: "),
+        ([*PACKAGE, "marker"], "os_name == 'posix' --index-url https://x", ".marker: "),
+        ([*PACKAGE, "name"], "-r /etc/passwd", ".packages[0].name: '-r /etc/passwd' does not have the form"),
+        ([*PACKAGE, "version"], "1 @ https://x/y.whl", ".packages[0].version: "),
+        ([*PACKAGE, "version"], "1\n-r x", ".packages[0].version: "),
+        ([*RECIPE, "roots"], ["a @ file:///etc/passwd"], ".roots[0]: 'a @ file:///etc/passwd' names an address"),
+        ([*RECIPE, "roots"], ["-r /etc/passwd"], ".roots[0]: '-r /etc/passwd' cannot be read"),
+        ([*RECIPE, "build_roots"], ["git+https://x/y"], ".build_roots[0]: 'git+https://x/y' cannot be read"),
+        # Options of uv.
+        ([*PACKAGE, "index"], "--offline", ".index: '--offline' is no address of an index page"),
+        ([*PACKAGE, "index"], "name=https://x", ".index: 'name=https://x' is no address"),
+        ([*PACKAGE, "index"], "/etc", ".index: '/etc' is no address"),
+        ([*PACKAGE, "index"], "https://me:secret@x/whl", ".index: "),
+        ([*PACKAGE, "index"], "https://x/${HOME}", ".index: "),
+        ([*PACKAGE, "index"], "https://x:y/", ".index: 'https://x:y/' is no address"),
+        ([*RECIPE, "unhashed"], {"a": "ssh://x"}, ".unhashed['a']: 'ssh://x' is no address"),
+        ([*RECIPE, "unhashed"], {"a b": "https://x"}, ".unhashed['a b']: 'a b' does not have the form"),
+        ([*RECIPE, "config_settings"], {"a:x": {"k": "v"}}, ".config_settings['a:x']: 'a:x' does not have the form"),
+        ([*RECIPE, "config_settings"], {"a": {"k=v": "w"}}, ".config_settings['a']['k=v']: 'k=v' does not have"),
+        ([*RECIPE, "config_settings"], {"a": {"k": "v\nw"}}, "has a character that cannot be printed"),
+        # What terminals show, and what sizes mean.
+        (["releases", 0, "notes"], "\x1b[2Jfine", ".notes: '\\x1b[2Jfine' has a character that cannot be printed"),
+        (["releases", 0, "notes"], "evil\u202etxt", "has a character that cannot be printed"),
+        (["releases", 0, "features"], ["\x1b[2J"], ".features[0]: "),
+        ([*RECIPE, "expected_build_s"], float("inf"), ".expected_build_s: inf is no size and no time"),
+        ([*RECIPE, "expected_build_s"], float("nan"), ".expected_build_s: nan is no size and no time"),
+        ([*RECIPE, "installed_bytes"], -1, ".installed_bytes: -1 is no size"),
+    ],
+)
+def test_nothing_reaches_beyond_the_runtime(written, path, value, said):
+    test_an_error_names_its_place(written, path, value, said)
+
+
+def test_what_is_nested_without_end(written):
+    with pytest.raises(RegistryError, match="nested too deeply"):
+        read_registry(written("[" * 100_000))
+
+
+@pytest.mark.parametrize(
+    ("package", "said"),
+    [
+        ({"index": "file:///srv/wheels"}, "is a folder of this machine"),
+        ({"index": "file:///srv/wheels", "sha256": [SHA]}, "is a folder of this machine"),
+        ({"index": "http://example.org/whl"}, "publishes no hashes and is not asked over https"),
+        ({"index": "https://example.org/whl"}, None),
+        ({"index": "http://127.0.0.1:8000/whl"}, None),
+        ({"index": "http://example.org/whl", "sha256": [SHA]}, None),
+    ],
+)
+def test_where_a_stranger_may_have_packages_taken_from(package, said):
+    data = copy.deepcopy(GOOD)
+    data["releases"][0]["recipe"]["packages"] = [{"name": "a", "version": "1", **package}]
+    text = json.dumps(data).encode()
+
+    assert parse_registry(text, "it", way_out="no")
+    if said is None:
+        assert parse_registry(text, "it", way_out="no", remote=True)
+    else:
+        with pytest.raises(RegistryError, match=said):
+            parse_registry(text, "it", way_out="no", remote=True)
 
 
 def test_a_release_is_listed_once(written):

@@ -1,47 +1,81 @@
-"""Read a registry file, checked in every detail.
+"""Read a registry, checked in every detail.
 
-People and programs write it; whatever is wrong with it is named by its JSON path.
+People, programs and strangers write it; whatever is wrong with it is named by its JSON path. A release says which
+packages are installed and built, so who writes one has code run in a runtime. Nothing beyond that may follow from
+reading it: no path leaves the runtime, no text becomes an option or a line of its own for uv, pip or a terminal.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import json
+import math
 import re
+import unicodedata
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from packaging.markers import InvalidMarker, Marker
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from paceline.errors import RegistryError
 from paceline.types import GpuRequirement, Package, Recipe, Release, Requirements
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 SCHEMA_VERSION = 1
+_T = TypeVar("_T")
 
 
 def read_registry(file: Path, *, way_out: str = "reinstall Paceline") -> tuple[Release, ...]:
     """Every release in a registry file. Raises RegistryError that names the place in the file, and `way_out`."""
     try:
-        data = json.loads(file.read_bytes())
+        data = file.read_bytes()
     except OSError as error:
         raise RegistryError(f"the registry {file} cannot be read: {error.strerror}", help=way_out) from None
-    except ValueError as error:
-        raise RegistryError(f"the registry {file} is no JSON: {error}", help=way_out) from None
+    mend = f"{way_out}, or mend the file at that place"
+    return parse_registry(data, f"the registry {file}", way_out=way_out, mend=mend)
+
+
+def parse_registry(
+    data: bytes, name: str, *, way_out: str, mend: str | None = None, remote: bool = False
+) -> tuple[Release, ...]:
+    """Every release in a registry's text. Raises RegistryError that calls it `name`.
+
+    `remote`: it comes from somebody else, so its packages may not be taken from this machine's files, nor over a
+    connection that anybody can change when no hash is pinned.
+    """
     try:
-        return _registry(_Node(data, "$"))
+        value = json.loads(data)
+    except ValueError as error:
+        raise RegistryError(f"{name} is no JSON: {error}", help=way_out) from None
+    except RecursionError:
+        raise RegistryError(f"{name} is nested too deeply", help=way_out) from None
+    try:
+        releases = _registry(_Node(value, "$"))
+        if remote:
+            _check_pages(releases)
     except _Wrong as wrong:
-        raise RegistryError(
-            f"the registry {file} is wrong at {wrong}", help=f"{way_out}, or mend the file at that place"
-        ) from None
+        raise RegistryError(f"{name} is wrong at {wrong}", help=mend or way_out) from None
+    return releases
 
 
 class _Wrong(Exception):
     """A place in the file, and what is wrong there."""
 
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]*")
+# Names and versions become parts of folder names, which no file system lets be long.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,59}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_DOTTED = re.compile(r"\d{1,9}(\.\d{1,9}){0,4}")
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}")
+_TOOLS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+|-]{0,79}")
+_SETTING = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -78,8 +112,12 @@ class _Node:
     def text(self, pattern: re.Pattern[str] | None = None) -> str:
         if not isinstance(self.value, str):
             raise self.fail(f"expected a text, found {_say(self.value)}")
-        if pattern is not None and not pattern.fullmatch(self.value):
-            raise self.fail(f"{self.value!r} does not have the form {pattern.pattern}")
+        if pattern is not None:
+            if not pattern.fullmatch(self.value):
+                raise self.fail(f"{self.value!r} does not have the form {pattern.pattern}")
+        # Line breaks would start a new line of a lock, escapes would rewrite what a terminal shows.
+        elif any(unicodedata.category(character).startswith("C") for character in self.value):
+            raise self.fail(f"{self.value!r} has a character that cannot be printed")
         return self.value
 
     def texts(self, pattern: re.Pattern[str] | None = None) -> tuple[str, ...]:
@@ -88,12 +126,19 @@ class _Node:
     def number(self) -> float:
         if isinstance(self.value, bool) or not isinstance(self.value, (int, float)):
             raise self.fail(f"expected a number, found {_say(self.value)}")
+        if not math.isfinite(self.value) or self.value < 0:
+            raise self.fail(f"{self.value} is no size and no time")
         return self.value
 
     def integer(self) -> int:
         if isinstance(self.value, bool) or not isinstance(self.value, int):
             raise self.fail(f"expected a whole number, found {_say(self.value)}")
         return self.value
+
+    def size(self) -> int:
+        if self.integer() < 0:
+            raise self.fail(f"{self.value} is no size")
+        return self.integer()
 
     def flag(self) -> bool:
         if not isinstance(self.value, bool):
@@ -124,8 +169,8 @@ def _release(node: _Node) -> Release:
         formats=fields["formats"].texts(_NAME),
         requires=_requirements(fields["requires"]),
         recipe=_recipe(fields["recipe"]),
-        channel=fields["channel"].text() if "channel" in fields else "stable",
-        features=fields["features"].texts() if "features" in fields else (),
+        channel=fields["channel"].text(_WORD) if "channel" in fields else "stable",
+        features=fields["features"].texts(_WORD) if "features" in fields else (),
         rank=fields["rank"].integer() if "rank" in fields else 0,
         notes=fields["notes"].text() if "notes" in fields else "",
     )
@@ -137,17 +182,22 @@ def _requirements(node: _Node) -> Requirements:
     for name, known in {"os": ("linux", "macos", "windows"), "arch": ("x86_64", "arm64")}.items():
         if name in fields and fields[name].value not in known:
             raise fields[name].fail(f"{fields[name].value!r} is none of {', '.join(known)}")
+    if "python" in fields:
+        _readable(fields["python"], SpecifierSet, InvalidSpecifier)
+    for name in ("min_os_version", "min_glibc", "min_host"):
+        if name in fields:
+            fields[name].text(_VERSION if name == "min_host" else _DOTTED)
     return Requirements(
         **{name: fields[name].text() for name in texts.split() if name in fields},
-        cpu_features=fields["cpu_features"].texts() if "cpu_features" in fields else (),
-        tools=fields["tools"].texts() if "tools" in fields else (),
+        cpu_features=fields["cpu_features"].texts(_WORD) if "cpu_features" in fields else (),
+        tools=fields["tools"].texts(_TOOLS) if "tools" in fields else (),
         gpu=_gpu(fields["gpu"]) if "gpu" in fields else None,
     )
 
 
 def _gpu(node: _Node) -> GpuRequirement:
     fields = node.object("make", "min_driver min_compute_capability max_compute_capability")
-    return GpuRequirement(**{name: field.text() for name, field in fields.items()})
+    return GpuRequirement(**{n: field.text(_WORD if n == "make" else _DOTTED) for n, field in fields.items()})
 
 
 def _recipe(node: _Node) -> Recipe:
@@ -156,7 +206,8 @@ def _recipe(node: _Node) -> Recipe:
     settings: dict[str, dict[str, str]] = {}
     if "config_settings" in fields:
         for package, values in fields["config_settings"].map().items():
-            settings[package] = {key: value.text() for key, value in values.map().items()}
+            _Node(package, values.path).text(_NAME)
+            settings[package] = {_Node(k, v.path).text(_SETTING): v.text() for k, v in values.map().items()}
     build_packages = fields["build_packages"].items() if "build_packages" in fields else []
     unhashed = fields["unhashed"].map() if "unhashed" in fields else {}
     return Recipe(
@@ -165,16 +216,26 @@ def _recipe(node: _Node) -> Recipe:
         config_settings=settings,
         prune=tuple(_below(item) for item in fields["prune"].items()) if "prune" in fields else (),
         expected_build_s=fields["expected_build_s"].number() if "expected_build_s" in fields else None,
-        installed_bytes=fields["installed_bytes"].integer() if "installed_bytes" in fields else None,
-        roots=fields["roots"].texts() if "roots" in fields else (),
-        build_roots=fields["build_roots"].texts() if "build_roots" in fields else (),
-        unhashed={name: page.text() for name, page in unhashed.items()},
+        installed_bytes=fields["installed_bytes"].size() if "installed_bytes" in fields else None,
+        roots=_roots(fields["roots"]) if "roots" in fields else (),
+        build_roots=_roots(fields["build_roots"]) if "build_roots" in fields else (),
+        unhashed={_Node(name, page.path).text(_NAME): _page(page) for name, page in unhashed.items()},
     )
+
+
+def _roots(node: _Node) -> tuple[str, ...]:
+    """Requirements by name and version; a direct URL would be taken from wherever it says."""
+    for item in node.items():
+        if _readable(item, Requirement, InvalidRequirement).url is not None:
+            raise item.fail(f"{item.value!r} names an address instead of versions")
+    return node.texts()
 
 
 def _package(node: _Node) -> Package:
     fields = node.object("name version", "sha256 index source marker")
-    index = fields["index"].text() if "index" in fields else None
+    index = _page(fields["index"]) if "index" in fields else None
+    if "marker" in fields:
+        _readable(fields["marker"], Marker, InvalidMarker)
     if index is None and not fields.get("sha256", _Node([], "")).value:
         raise node.fail("has neither sha256 nor an index of its own, so nothing would say what to install")
     return Package(
@@ -185,6 +246,49 @@ def _package(node: _Node) -> Package:
         source=fields["source"].flag() if "source" in fields else False,
         marker=fields["marker"].text() if "marker" in fields else None,
     )
+
+
+def _page(node: _Node) -> str:
+    """The address of an index page: it becomes an option of uv, which would read `name=…` and plain paths as well."""
+    text = node.text()
+    try:
+        parts = urlsplit(text)
+        parts.port  # noqa: B018 - raises for what is no port
+    except ValueError as error:
+        raise node.fail(f"{text!r} is no address: {error}") from None
+    if parts.scheme not in ("https", "http", "file") or not (parts.hostname or parts.scheme == "file"):
+        raise node.fail(f"{text!r} is no address of an index page")
+    if parts.username or parts.password or any(c in text for c in " \"'<>\\^`{|}$"):
+        raise node.fail(f"{text!r} has a password or a character that no address has")
+    return text
+
+
+def _check_pages(releases: tuple[Release, ...]) -> None:
+    for i, release in enumerate(releases):
+        recipe = release.recipe
+        pages = {*recipe.unhashed.values(), *(p.index for p in recipe.packages if p.index)}
+        unpinned = {*recipe.unhashed.values(), *(p.index for p in recipe.unpinned)}
+        for page in sorted(pages):
+            parts = urlsplit(page)
+            if parts.scheme == "file":
+                raise _Wrong(f"$.releases[{i}].recipe: {page} is a folder of this machine, which only it may name")
+            if parts.scheme == "http" and page in unpinned and not _is_loopback(parts.hostname or ""):
+                raise _Wrong(f"$.releases[{i}].recipe: {page} publishes no hashes and is not asked over https")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _readable(node: _Node, kind: Callable[[str], _T], wrong: type[Exception]) -> _T:
+    try:
+        return kind(node.text())
+    except wrong as error:
+        said = str(error).splitlines()[0]
+        raise node.fail(f"{node.value!r} cannot be read: {said}") from None
 
 
 def _below(node: _Node) -> str:

@@ -66,15 +66,24 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Replace `path` with `value` as JSON: after a crash the file holds the old or the new text, whole."""
+    replace_file(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def replace_file(path: Path, data: bytes, *, public: bool = False) -> None:
+    """Replace `path` with `data`: after a crash the file holds the old or the new bytes, all of them.
+
+    Only its owner can read it; with `public` everyone.
+    """
     make_folder(path.parent)
     step("make file", path)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     temporary = Path(name)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with os.fdopen(handle, "wb") as file:
             step("write", temporary)
-            json.dump(value, file, indent=1, ensure_ascii=False)
-            file.write("\n")
+            file.write(data)
+            if public:
+                temporary.chmod(0o644)
             file.flush()
             step("sync", temporary)
             os.fsync(file.fileno())
