@@ -1,0 +1,204 @@
+"""The signed registries that are trusted here, and what was last verified of each.
+
+    <home>/registries/NAME.json                 where it is and the root that trust starts from
+    <home>/registries/NAME-ANCHOR/verified.json the registry that was verified last, and until when it counts
+    <home>/registries/NAME-ANCHOR/metadata/     what the TUF client remembers, so that nothing older is accepted
+
+ANCHOR is a digest of address and root: with another root or at another address nothing of the old one counts. Who ships
+Paceline to others can bring `NAME.json` files in folders that PACELINE_REGISTRIES names; they come before those of the
+home. Reading any of this imports no TUF and asks nobody.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from paceline.errors import NotFoundError, RegistryError, UsageError
+from paceline.registry.reading import parse_registry
+from paceline.registry.writing import registry_value
+from paceline.store import transaction
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from paceline.types import Release
+
+FOLDERS = "PACELINE_REGISTRIES"
+"""The environment variable: more folders with trusted registries, separated like PATH."""
+SCHEMA_VERSION = 1
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,39}")
+
+
+@dataclass(frozen=True)
+class TrustedRegistry:
+    """A registry that may bring releases when its signatures, starting from `root`, verify."""
+
+    name: str
+    url: str
+    """`metadata/` and `targets/` are below it; without a slash at the end."""
+    root: Mapping[str, Any]
+    """TUF root metadata as JSON values."""
+    trusted_at: datetime
+    file: Path
+    folder: Path
+    """What was verified, and what the TUF client remembers; may not exist."""
+
+
+@dataclass(frozen=True)
+class VerifiedRegistry:
+    """What a registry held when it was verified last."""
+
+    releases: tuple[Release, ...]
+    sha256: str
+    """Of the registry as it was published."""
+    verified_at: datetime
+    expires_at: datetime
+    """The earliest end of all signatures; from then on its releases do not count."""
+
+    def expired(self, now: datetime) -> bool:
+        return now >= self.expires_at
+
+
+def trusted(home: Path) -> tuple[TrustedRegistry, ...]:
+    """Every trusted registry, the first one first: of two that disagree about a release, the first is right.
+
+    Raises RegistryError for a file that is none.
+    """
+    own = home / "registries"
+    brought = [Path(p).expanduser() for p in os.environ.get(FOLDERS, "").split(os.pathsep) if p]
+    found: dict[str, TrustedRegistry] = {}
+    for folder in (*brought, own):
+        here = [_read(file, own) for file in folder.glob("*.json")]
+        for registry in sorted(here, key=lambda r: (r.trusted_at, r.name)):
+            found.setdefault(registry.name, registry)
+    return tuple(found.values())
+
+
+def get_trusted(home: Path, name: str) -> TrustedRegistry:
+    """The trusted registry of that name. Raises NotFoundError."""
+    known = {registry.name: registry for registry in trusted(home)}
+    if name not in known:
+        raise NotFoundError(
+            f"no trusted registry is named {name!r} (trusted: {', '.join(known) or 'none'})",
+            help="`paceline registry trust URL --root FILE` adds one",
+        )
+    return known[name]
+
+
+def make_trusted(home: Path, url: str, root: Mapping[str, Any], name: str | None = None) -> TrustedRegistry:
+    """A registry as it would be trusted, nothing written yet. Raises UsageError for what is no address or no name."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("https", "http") or not parts.hostname or parts.query or parts.fragment:
+        raise UsageError(f"{url!r} is no address of a registry", help="give one such as https://example.org/registry")
+    if parts.username or parts.password:
+        raise UsageError(f"the address at {parts.hostname} holds a password", help="put it into a .netrc file")
+    chosen = name or parts.hostname
+    if not _NAME.fullmatch(chosen):
+        raise UsageError(f"{chosen!r} is no name for a registry", help="use small letters, digits, dots and dashes")
+    own = home / "registries"
+    at = datetime.now(UTC).replace(microsecond=0)
+    return _registry(own / f"{chosen}.json", own, url.rstrip("/"), root, at)
+
+
+def remember_trust(registry: TrustedRegistry) -> None:
+    """Trust `registry` from now on, instead of one of that name. Raises StoreError."""
+    value = {
+        "schema_version": SCHEMA_VERSION,
+        "url": registry.url,
+        "trusted_at": registry.trusted_at.isoformat(),
+        "root": registry.root,
+    }
+    with transaction.explained("trusting a registry", registry.file.parent):
+        transaction.write_json(registry.file, value)
+
+
+def forget(home: Path, name: str) -> None:
+    """Trust a registry no longer; what it brought is not offered any more, what is installed stays.
+
+    Raises NotFoundError, and UsageError for one that PACELINE_REGISTRIES brings.
+    """
+    registry = get_trusted(home, name)
+    if registry.file.parent != home / "registries":
+        raise UsageError(
+            f"{name} is trusted by {registry.file}, which is not this home's", help=f"see what sets {FOLDERS}"
+        )
+    with transaction.explained(f"forgetting {name}", home):
+        transaction.delete(registry.file)
+        for folder in registry.file.parent.glob(f"{name}-*"):
+            if re.fullmatch(re.escape(name) + "-[0-9a-f]{16}", folder.name):
+                transaction.discard(folder)
+
+
+def verified(registry: TrustedRegistry) -> VerifiedRegistry | None:
+    """What was verified last; None when nothing was yet. Raises RegistryError when it cannot be read."""
+    file = registry.folder / "verified.json"
+    try:
+        data = json.loads(file.read_bytes())
+        return VerifiedRegistry(
+            _releases(registry, json.dumps(data["registry"]).encode()),
+            data["sha256"],
+            datetime.fromisoformat(data["verified_at"]),
+            datetime.fromisoformat(data["expires_at"]),
+        )
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RegistryError(
+            f"what was verified of the registry {registry.name} cannot be read from {file}: {error}",
+            help=f"paceline registry refresh {registry.name}",
+        ) from None
+
+
+def remember_verified(
+    registry: TrustedRegistry, releases: Iterable[Release], sha256: str, *, at: datetime, expires: datetime
+) -> None:
+    """Let `releases`, which have been verified, count until `expires`."""
+    value = {
+        "schema_version": SCHEMA_VERSION,
+        "url": registry.url,
+        "sha256": sha256,
+        "verified_at": at.isoformat(timespec="seconds"),
+        "expires_at": expires.isoformat(timespec="seconds"),
+        "registry": registry_value(releases),
+    }
+    transaction.write_json(registry.folder / "verified.json", value)
+
+
+def read_releases(registry: TrustedRegistry, data: bytes) -> tuple[Release, ...]:
+    """The releases in a registry's text as it was published. Raises RegistryError."""
+    return _releases(registry, data)
+
+
+def _releases(registry: TrustedRegistry, data: bytes) -> tuple[Release, ...]:
+    return parse_registry(
+        data, f"the registry {registry.name}", way_out=f"report it to who publishes {registry.url}", remote=True
+    )
+
+
+def _read(file: Path, own: Path) -> TrustedRegistry:
+    try:
+        data = json.loads(file.read_bytes())
+        if data["schema_version"] != SCHEMA_VERSION:
+            raise ValueError(f"schema_version {data['schema_version']!r} is not {SCHEMA_VERSION}")
+        if not _NAME.fullmatch(file.stem) or not isinstance(data["root"], dict):
+            raise ValueError("its name or its root is none")
+        at = datetime.fromisoformat(data["trusted_at"]) if "trusted_at" in data else datetime.min.replace(tzinfo=UTC)
+        return _registry(file, own, str(data["url"]).rstrip("/"), data["root"], at)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RegistryError(
+            f"{file} does not say which registry is trusted: {error!r}",
+            help="delete it, and trust the registry again: paceline registry trust URL --root FILE",
+        ) from None
+
+
+def _registry(file: Path, own: Path, url: str, root: Mapping[str, Any], at: datetime) -> TrustedRegistry:
+    anchor = hashlib.sha256(json.dumps([url, root], sort_keys=True).encode()).hexdigest()[:16]
+    return TrustedRegistry(file.stem, url, root, at, file, own / f"{file.stem}-{anchor}")
