@@ -130,7 +130,7 @@ def test_what_was_found_is_remembered(tiny, index, newest):
     upstream.remember(file, [newest()])
 
     assert [r.version for r in read_registry(file)] == ["1.1", "1.2"]
-    known = load_registry(plugins.Plugins((), {"tiny": tiny.engine}), found=file)
+    known = load_registry(plugins.Plugins((), {"tiny": tiny.engine}), home=tiny.home)
     assert [r.version for r in known.match("tiny")] == ["1.2", "1.1", "1.0.0"]
 
 

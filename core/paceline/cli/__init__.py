@@ -20,7 +20,7 @@ COMMANDS = {
     "pairs": ("paceline.cli.models", "pairs", "List draft/main pairs, each with its verdict and reason."),
     "estimate": ("paceline.cli.estimate", "estimate", "Say what memory loading a model would take, and if it fits."),
     "runtime": ("paceline.cli.runtime", "runtime", "Install, select, remove and survey runtimes."),
-    "registry": ("paceline.cli.registry", "registry", "Make and check a registry file."),
+    "registry": ("paceline.cli.registry", "registry", "Trust, refresh, make, sign and serve registries."),
     "plugins": ("paceline.cli.plugins", "plugins", "List engine plugins and why one is not active."),
 }
 

@@ -27,9 +27,8 @@ def known_releases() -> Registry:
     """Everything that could be installed, with what updates found."""
     from paceline import plugins
     from paceline.registry import load_registry
-    from paceline.registry.upstream import found_file
 
-    return load_registry(plugins.load(), found=found_file(paths.home()))
+    return load_registry(plugins.load(), home=paths.home())
 
 
 class _NothingFits(PacelineError):

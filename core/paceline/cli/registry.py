@@ -1,4 +1,4 @@
-"""`paceline registry`: make and check the catalogue of releases. For those who maintain one."""
+"""`paceline registry`: which signed registries are trusted; and, for those who publish one, to make and sign it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import click
 
 from paceline import paths
 from paceline.cli import output
+from paceline.cli.publishing import keys, renew, serve, sign
+from paceline.cli.trusting import list_, refresh, remove, trust
 from paceline.errors import NotFoundError
 
 _FILE = click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
@@ -17,7 +19,11 @@ _FILE = click.argument("file", type=click.Path(exists=True, dir_okay=False, path
 
 @click.group()
 def registry() -> None:
-    """Make and check a registry file, the catalogue of releases."""
+    """Trust and refresh signed registries; make, check, sign and serve one."""
+
+
+for _command in (trust, list_, refresh, remove, sign, renew, serve, keys):
+    registry.add_command(_command)
 
 
 @registry.command("build")

@@ -147,11 +147,12 @@ def install_best(loaded: Plugins, store: Store, model_format: str) -> Runtime:
 
 def _ranked(loaded: Plugins, query: str | None) -> list[tuple[Release, Verdict]]:
     from paceline.registry import load_registry
-    from paceline.registry.upstream import found_file
     from paceline.survey import known_survey
     from paceline.verdict import rank
 
-    registry = load_registry(loaded, found=found_file(paths.home()))
+    registry = load_registry(loaded, home=paths.home())
+    for remark in registry.remarks:
+        click.echo(f"note: {remark}", err=True)
     matching = registry.match(query) if query else list(registry.releases)
     if not matching:
         what = f"no release matches {query!r}" if query else "no release is known"

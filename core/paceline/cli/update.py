@@ -31,7 +31,7 @@ UPDATES_EXIST = 100
     metavar="DAYS",
     help="Leave out what was published later than this.",
 )
-@click.option("--registry-only", is_flag=True, help="Look at the registry alone, not at the package index.")
+@click.option("--registry-only", is_flag=True, help="Look at registries alone, not at the package index.")
 @click.option("--allow-unpinned", is_flag=True, help="Take releases with packages whose index publishes no hashes.")
 @output.json_option
 def update(
@@ -46,8 +46,9 @@ def update(
 ) -> int:
     """Update the selected runtimes, or those that QUERY means, to the newest release that runs here.
 
-    New releases come from the registry and from the package index you have configured. A new runtime is installed
-    beside the old one and checked; only then it is selected. The old one stays, and what runs on it goes on.
+    New releases come from the registry, from the signed registries you trust and from the package index you have
+    configured. A new runtime is installed beside the old one and checked; only then it is selected. The old one stays,
+    and what runs on it goes on.
 
     Exit codes: 0 done or nothing to do, 1 failed, 2 wrong usage, 100 with --check when there are updates.
     """
@@ -57,7 +58,9 @@ def update(
 
     store, loaded = Store(paths.home()), plugins.load()
     policy = updating.Policy(channel, timedelta(days=minimum_age), allow_unpinned)
-    asked = () if registry_only else updating.sources(store, loaded, policy, lambda said: click.echo(said, err=True))
+    asked = updating.sources(
+        store, loaded, policy, lambda said: click.echo(said, err=True), package_index=not registry_only
+    )
     selected = updating.selected_runtimes(store, query)
     findings = updating.find_updates(selected, store, loaded, asked, policy)
     done: list[str] = []

@@ -22,6 +22,7 @@ from paceline.types import Release, Runtime
 if TYPE_CHECKING:
     from paceline.plugins import Plugins
     from paceline.progress import Progress
+    from paceline.registry.trust import TrustedRegistry
     from paceline.store import Store
 
 
@@ -135,16 +136,59 @@ class PackageIndex:
         return Problem(self.name, Failure.UNANSWERED, message)
 
 
+@dataclass(frozen=True)
+class SignedRegistries:
+    """The registries whose root is trusted here (see `registry.signed`)."""
+
+    store: Store
+    tell: Callable[[str], None] = lambda sentence: None
+
+    name = "the signed registries"
+
+    def newer(self, runtimes: Sequence[Runtime]) -> Answer:
+        from paceline.registry import trust
+
+        names = {runtime.name for runtime in runtimes}
+        releases: list[Release] = []
+        problems: list[Problem] = []
+        try:
+            trusted = trust.trusted(self.store.home)
+            for registry in trusted:
+                self.tell(f"asking the registry {registry.name}")
+                problems += self._refreshed(registry)
+                known = trust.verified(registry)
+                releases += [r for r in known.releases if r.name in names] if known is not None else []
+        except PacelineError as error:
+            problems.append(Problem(self.name, Failure.UNANSWERED, error.message))
+        return Answer(tuple(releases), tuple(problems))
+
+    def _refreshed(self, registry: TrustedRegistry) -> list[Problem]:
+        from paceline.registry import signed
+
+        outcome = signed.refresh(registry)
+        if outcome.ok:
+            return []
+        refused = outcome.state is signed.State.REFUSED
+        failure = Failure.UNTRUSTED if refused else Failure.UNANSWERED
+        return [Problem(f"the registry {registry.name}", failure, outcome.message)]
+
+
 def sources(
-    store: Store, plugins: Plugins, policy: Policy, tell: Callable[[str], None] = lambda sentence: None
+    store: Store,
+    plugins: Plugins,
+    policy: Policy,
+    tell: Callable[[str], None] = lambda sentence: None,
+    *,
+    package_index: bool = True,
 ) -> tuple[Source, ...]:
-    """Every source of new releases, in the order they are asked."""
-    return (PackageIndex(plugins, store, policy, tell),)
+    """Every source of new releases, in the order they are asked; without `package_index` only registries."""
+    registries = SignedRegistries(store, tell)
+    return (registries, PackageIndex(plugins, store, policy, tell)) if package_index else (registries,)
 
 
 def known_releases(store: Store, plugins: Plugins) -> tuple[Release, ...]:
     """Every release that can be installed, found ones included, by name and then newest first."""
-    return load_registry(plugins, found=upstream.found_file(store.home)).releases
+    return load_registry(plugins, home=store.home).releases
 
 
 def selected_runtimes(store: Store, text: str | None = None) -> dict[str, Runtime]:

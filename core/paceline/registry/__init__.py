@@ -1,8 +1,14 @@
-"""The catalogue of releases: the shipped registry.json, what was found upstream, and what the engines bring."""
+"""The catalogue of releases: the shipped registry.json, what engines and signed registries bring, and what was found.
+
+Of releases with one id, an engine's own counts first, then the shipped one, then those of the signed registries in the
+order they were trusted, then what was found in a package index. So nobody from outside says anew what a release that is
+known here is made of; but a signed registry may add the hashes that a known release lacks.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from paceline import paths, query
@@ -19,29 +25,89 @@ if TYPE_CHECKING:
 
 __all__ = ["Registry", "found_upstream", "load_registry", "read_registry", "registry_text", "registry_value"]
 
+_FRESH = timedelta(days=1)
+"""What was verified longer ago is said to be that old."""
+
 
 @dataclass(frozen=True)
 class Registry:
     """Every release that an active plugin's engine could run."""
 
     releases: tuple[Release, ...]
+    remarks: tuple[str, ...] = ()
+    """What a person should know about where they come from."""
 
     def match(self, text: str) -> list[Release]:
         """The releases a query means, newest first; empty when there is none. Raises UsageError for no query."""
         return query.select(text, self.releases)
 
 
-def load_registry(plugins: Plugins, file: Path | None = None, *, found: Path | None = None) -> Registry:
-    """The releases of the shipped registry (or `file`), of `found` if that exists, and of the plugins' engines.
+def load_registry(plugins: Plugins, file: Path | None = None, *, home: Path | None = None) -> Registry:
+    """The releases of the shipped registry (or `file`) and of the plugins' engines, and of what `home` knows besides.
 
-    Those no engine serves are left out. Of releases with one id, an engine's own counts first, then the shipped one.
-    Raises RegistryError.
+    Those no engine serves are left out, and those of a signed registry whose signatures have ended. Raises
+    RegistryError; what is wrong with a signed registry is a remark.
     """
-    releases = (*found_upstream(found), *read_registry(file or paths.registry_file()))
-    by_id = {release.id: release for release in releases}
+    from paceline.registry.upstream import found_file
+
+    by_id = {release.id: release for release in read_registry(file or paths.registry_file())}
     for name, engine in sorted(plugins.engines.items()):
         by_id.update((release.id, release) for release in _of_engine(name, engine.releases))
-    return Registry(tuple(query.by_name_newest_first(r for r in by_id.values() if r.engine in plugins.engines)))
+    remarks: list[str] = []
+    if home is not None:
+        _add_signed(by_id, home, remarks)
+        for release in found_upstream(found_file(home)):
+            by_id.setdefault(release.id, release)
+    served = [release for release in by_id.values() if release.engine in plugins.engines]
+    return Registry(tuple(query.by_name_newest_first(served)), tuple(remarks))
+
+
+def _add_signed(by_id: dict[str, Release], home: Path, remarks: list[str]) -> None:
+    """Add what signed registries bring, and say what of them does not count."""
+    from paceline.registry import trust
+
+    now = datetime.now(UTC)
+    for registry in trust.trusted(home):
+        try:
+            known = trust.verified(registry)
+        except RegistryError as error:
+            remarks.append(f"{error.message}: {error.help}")
+            continue
+        if known is None:
+            remarks.append(f"nothing of the registry {registry.name} was verified yet: paceline registry refresh")
+            continue
+        how_old = f"the registry {registry.name} was verified {trust.age(known.verified_at, now)} ago"
+        if known.expired(now):
+            remarks.append(f"{how_old} and has expired, so its releases are left out: paceline registry refresh")
+            continue
+        if known.verified_at < now - _FRESH:
+            remarks.append(how_old)
+        for release in known.releases:
+            ours = by_id.setdefault(release.id, release)
+            by_id[release.id] = chosen = _with_hashes_of(release, ours)
+            if not _same(chosen, release):
+                remarks.append(f"the registry {registry.name} says otherwise what {release.id} is, and is not followed")
+
+
+def _with_hashes_of(theirs: Release, ours: Release) -> Release:
+    """Our release, its packages without hashes pinned as theirs are, when it is theirs in everything else."""
+    hashes = {(p.name, p.version, p.index): p.sha256 for p in theirs.recipe.packages}
+    pinned = tuple(
+        p if p.sha256 else replace(p, sha256=hashes.get((p.name, p.version, p.index), ())) for p in ours.recipe.packages
+    )
+    filled = replace(ours, recipe=replace(ours.recipe, packages=pinned))
+    return filled if _same(filled, theirs) else ours
+
+
+def _same(a: Release, b: Release) -> bool:
+    """Whether two releases install the same and need the same."""
+
+    def essence(release: Release) -> tuple[object, ...]:
+        recipe = release.recipe
+        settings = {name: dict(values) for name, values in recipe.config_settings.items()}
+        return release.formats, release.requires, recipe.packages, recipe.build_packages, settings, recipe.prune
+
+    return essence(a) == essence(b)
 
 
 def found_upstream(file: Path | None) -> tuple[Release, ...]:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 TARGET = "registry.json"
 ROLES = ("root", "targets", "snapshot", "timestamp")
-DAYS: Mapping[str, int] = {"root": 365, "targets": 180, "snapshot": 30, "timestamp": 7}
+DAYS: Mapping[str, float] = {"root": 365, "targets": 180, "snapshot": 30, "timestamp": 7}
 """How long what a role signs is valid. A client that hears nothing new goes on with what it verified for as long as the
 shortest of them; somebody who withholds news from it can do so no longer than that either."""
 
@@ -50,7 +50,7 @@ class Published:
     """What expires soon and could not be signed, because the key is elsewhere."""
 
 
-def publish(file: Path, keys: Path, site: Path, *, days: Mapping[str, int] | None = None) -> Published:
+def publish(file: Path, keys: Path, site: Path, *, days: Mapping[str, float] | None = None) -> Published:
     """Sign the registry `file` into the repository `site`, which is made when there is none.
 
     Needs the keys of targets, snapshot and timestamp in the folder `keys`, and that of the root for a new repository;
@@ -66,7 +66,7 @@ def publish(file: Path, keys: Path, site: Path, *, days: Mapping[str, int] | Non
         return repository.published()
 
 
-def renew(keys: Path, site: Path, *, days: Mapping[str, int] | None = None, at_once: bool = True) -> Published:
+def renew(keys: Path, site: Path, *, days: Mapping[str, float] | None = None, at_once: bool = True) -> Published:
     """Sign the timestamp of `site` anew, and every other role that has lived half its time and whose key is in `keys`.
 
     With `at_once` False the timestamp, too, only when half its time is over. Raises RegistryError when there is no
@@ -78,7 +78,7 @@ def renew(keys: Path, site: Path, *, days: Mapping[str, int] | None = None, at_o
         return repository.published()
 
 
-def rotate(role: str, keys: Path, site: Path, *, days: Mapping[str, int] | None = None) -> tuple[Published, Path]:
+def rotate(role: str, keys: Path, site: Path, *, days: Mapping[str, float] | None = None) -> tuple[Published, Path]:
     """Make a new key for `role` and publish a root that trusts it instead of the old one; returns the new key's file.
 
     Needs the root's key, and for the root's own rotation nothing else. Clients follow by the chain of roots.
@@ -91,7 +91,7 @@ def rotate(role: str, keys: Path, site: Path, *, days: Mapping[str, int] | None 
 
 
 @contextmanager
-def _repository(site: Path, keys: Path, days: Mapping[str, int] | None) -> Iterator[_Repository]:
+def _repository(site: Path, keys: Path, days: Mapping[str, float] | None) -> Iterator[_Repository]:
     """The repository in `site`, changed by nobody else meanwhile."""
     from filelock import FileLock
 
@@ -108,7 +108,7 @@ def _repository(site: Path, keys: Path, days: Mapping[str, int] | None) -> Itera
 class _Repository:
     """The newest metadata of a repository, and its next versions."""
 
-    def __init__(self, site: Path, keys: Path, days: Mapping[str, int]) -> None:
+    def __init__(self, site: Path, keys: Path, days: Mapping[str, float]) -> None:
         self._metadata = site / "metadata"
         self._targets = site / "targets"
         self._site = site

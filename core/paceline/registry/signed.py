@@ -241,18 +241,7 @@ def _in_use(registry: TrustedRegistry) -> str:
     if known is None:
         return "nothing of it was verified before, so none of its releases is offered"
     now = datetime.now(UTC)
+    then = f"what was verified {trust.age(known.verified_at, now)} ago"
     if known.expired(now):
-        return f"what was verified {age(known.verified_at, now)} ago has expired, so none of its releases is offered"
-    return (
-        f"what was verified {age(known.verified_at, now)} ago stays in use until {known.expires_at:%Y-%m-%d %H:%M} UTC"
-    )
-
-
-def age(then: datetime, now: datetime) -> str:
-    """A span for people: `3 days`."""
-    seconds = max(0, int((now - then).total_seconds()))
-    for unit, size in (("day", 86_400), ("hour", 3_600), ("minute", 60), ("second", 1)):
-        if seconds >= size or size == 1:
-            n = seconds // size
-            return f"{n} {unit}{'' if n == 1 else 's'}"
-    raise AssertionError
+        return f"{then} has expired, so none of its releases is offered"
+    return f"{then} stays in use until {known.expires_at:%Y-%m-%d %H:%M} UTC"

@@ -12,9 +12,21 @@ from typing import TYPE_CHECKING
 from paceline.errors import RegistryError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from securesystemslib.signer import CryptoSigner
+
+
+def new_keys(folder: Path, roles: Iterable[str]) -> list[Path]:
+    """Make a key for each role and return their files. Raises RegistryError when there is one already."""
+    roles = list(roles)
+    if taken := [file for role in roles for file in _files(folder, role)]:
+        raise RegistryError(
+            f"{taken[0]} exists already",
+            help="to replace a key: paceline registry keys rotate; else use another folder",
+        )
+    return [new_key(folder, role) for role in roles]
 
 
 def new_key(folder: Path, role: str) -> Path:

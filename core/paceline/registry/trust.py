@@ -118,6 +118,9 @@ def remember_trust(registry: TrustedRegistry) -> None:
     }
     with transaction.explained("trusting a registry", registry.file.parent):
         transaction.write_json(registry.file, value)
+        for folder in _folders(registry.file):
+            if folder != registry.folder:
+                transaction.discard(folder)
 
 
 def forget(home: Path, name: str) -> None:
@@ -132,9 +135,8 @@ def forget(home: Path, name: str) -> None:
         )
     with transaction.explained(f"forgetting {name}", home):
         transaction.delete(registry.file)
-        for folder in registry.file.parent.glob(f"{name}-*"):
-            if re.fullmatch(re.escape(name) + "-[0-9a-f]{16}", folder.name):
-                transaction.discard(folder)
+        for folder in _folders(registry.file):
+            transaction.discard(folder)
 
 
 def verified(registry: TrustedRegistry) -> VerifiedRegistry | None:
@@ -177,10 +179,26 @@ def read_releases(registry: TrustedRegistry, data: bytes) -> tuple[Release, ...]
     return _releases(registry, data)
 
 
+def age(then: datetime, now: datetime) -> str:
+    """A span for people: `3 days`."""
+    seconds = max(0, int((now - then).total_seconds()))
+    for unit, size in (("day", 86_400), ("hour", 3_600), ("minute", 60), ("second", 1)):
+        if seconds >= size or size == 1:
+            n = seconds // size
+            return f"{n} {unit}{'' if n == 1 else 's'}"
+    raise AssertionError
+
+
 def _releases(registry: TrustedRegistry, data: bytes) -> tuple[Release, ...]:
     return parse_registry(
         data, f"the registry {registry.name}", way_out=f"report it to who publishes {registry.url}", remote=True
     )
+
+
+def _folders(file: Path) -> list[Path]:
+    """Whatever was remembered of a registry of this name, with whichever root."""
+    wanted = re.compile(re.escape(file.stem) + "-[0-9a-f]{16}")
+    return [folder for folder in file.parent.iterdir() if wanted.fullmatch(folder.name)]
 
 
 def _read(file: Path, own: Path) -> TrustedRegistry:
