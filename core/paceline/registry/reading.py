@@ -74,7 +74,7 @@ _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,59}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DOTTED = re.compile(r"\d{1,9}(\.\d{1,9}){0,4}")
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}")
-_TOOLS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+|-]{0,79}")
+_TOOLS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+|<>=!~,-]{0,79}")
 _SETTING = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 
