@@ -86,6 +86,9 @@ def test_everything_is_read(written):
         (["releases", 0, "recipe", "expected_build_s"], "1 min", ".expected_build_s: expected a number"),
         (["releases", 0, "requires", "python"], "three", ".requires.python: 'three' cannot be read"),
         (["releases", 0, "requires", "gpu", "min_driver"], "new", ".gpu.min_driver: 'new' does not have the form"),
+        (["releases", 0, "requires", "tools"], ["c++|"], ".requires.tools[0]: '' is no command"),
+        (["releases", 0, "requires", "tools"], ["../cc"], ".requires.tools[0]: '../cc' is no command"),
+        (["releases", 0, "requires", "tools"], ["nvcc>=new"], ".requires.tools[0]: '>=new' cannot be read"),
         (["releases", 0, "recipe", "roots"], ["a b"], ".roots[0]: 'a b' cannot be read"),
     ],
 )

@@ -74,7 +74,7 @@ _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,59}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DOTTED = re.compile(r"\d{1,9}(\.\d{1,9}){0,4}")
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}")
-_TOOLS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+|<>=!~,-]{0,79}")
+_TOOL = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._+-]{0,79})\s*([<>=!~][^|]*)?")
 _SETTING = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 
@@ -190,9 +190,20 @@ def _requirements(node: _Node) -> Requirements:
     return Requirements(
         **{name: fields[name].text() for name in texts.split() if name in fields},
         cpu_features=fields["cpu_features"].texts(_WORD) if "cpu_features" in fields else (),
-        tools=fields["tools"].texts(_TOOLS) if "tools" in fields else (),
+        tools=_tools(fields["tools"]) if "tools" in fields else (),
         gpu=_gpu(fields["gpu"]) if "gpu" in fields else None,
     )
+
+
+def _tools(node: _Node) -> tuple[str, ...]:
+    """Commands, any one of a `|`-separated group, each with the versions that will do: `nvcc>=12,<13`."""
+    for item in node.items():
+        for part in item.text().split("|"):
+            tool = _TOOL.fullmatch(part)
+            if tool is None:
+                raise item.fail(f"{part!r} is no command")
+            _readable(_Node(tool[2] or "", item.path), SpecifierSet, InvalidSpecifier)
+    return node.texts()
 
 
 def _gpu(node: _Node) -> GpuRequirement:
