@@ -17,11 +17,10 @@ if TYPE_CHECKING:
 def way_to(feature: str, runtime: Runtime, store: Store, plugins: Plugins) -> str | None:
     """The command that brings `feature` to what `runtime` serves here; None when no known release has it."""
     from paceline.registry import load_registry
-    from paceline.registry.upstream import found_file
     from paceline.survey import known_survey
     from paceline.verdict import rank
 
-    releases = load_registry(plugins, found=found_file(store.home)).releases
+    releases = load_registry(plugins, home=store.home).releases
     release = release_with(feature, runtime, rank(releases, known_survey()))
     if release is None:
         return None
