@@ -9,6 +9,7 @@ PacelineError
   + InstallError          a runtime could not be installed
       + IncompatibleError     this machine cannot run the release
       + BuildError            the packages could not be built or fetched
+      + DownloadError         a file could not be fetched
       + ArchiveError          a wheel or bundle is damaged or hostile
       + SmokeTestError        the installed engine does not start
   + OfflineError          a request was needed and Paceline is offline
@@ -81,6 +82,16 @@ class BuildError(InstallError):
 
 class ArchiveError(InstallError):
     code = "bad_archive"
+
+
+class DownloadError(InstallError):
+    """`status` is what the server answered, where that is the reason."""
+
+    code = "download_failed"
+
+    def __init__(self, message: str, *, help: str | None = None, status: int | None = None) -> None:
+        super().__init__(message, help=help)
+        self.status = status
 
 
 class SmokeTestError(InstallError):

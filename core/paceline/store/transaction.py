@@ -96,6 +96,16 @@ def replace_file(path: Path, data: bytes, *, public: bool = False) -> None:
     sync_folder(path.parent)
 
 
+def settle(file: Path, final: Path) -> None:
+    """Give a file that is whole its final name; after a crash that name has all of it, or what it had before."""
+    step("sync", file)
+    with file.open("rb+") as handle:
+        os.fsync(handle.fileno())
+    step("rename", final)
+    file.replace(final)
+    sync_folder(final.parent)
+
+
 def publish(staged: Path, final: Path) -> Path | None:
     """Make a finished folder visible under its final name. Whatever had that name is replaced in the same instant.
 
