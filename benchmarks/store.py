@@ -22,6 +22,7 @@ from pathlib import Path
 
 from machine import describe_machine
 from paceline.packages.environment import make_environment
+from paceline.packages.indexes import Indexes
 from paceline.paths import cache
 from paceline.progress import silent
 from paceline.registry import read_registry
@@ -85,7 +86,7 @@ def added_by_a_second_version(folder: Path, name: str) -> tuple[int, int]:
     release = next(r for r in read_registry(Path(__file__).parents[1] / "registry.json") if r.name == name)
     for n in ("first", "second"):
         (folder / n).mkdir(parents=True)
-        make_environment(folder / n, release.recipe, cache=cache(), progress=silent)
+        make_environment(folder / n, release.recipe, cache=cache(), supply=Indexes(cache()), progress=silent)
     known: set[int] = set()
     sizes = []
     for n in ("first", "second"):

@@ -26,6 +26,8 @@ class FileServer:
         """What came with each request, names in lower case."""
         self.credentials: tuple[str, ...] | None = None
         """Values of `Authorization` that are let in; None lets everybody in."""
+        self.faulty = "/"
+        """What begins so is what misbehaves."""
         self._faults: deque[Mapping[str, Any]] = deque()
         self._always: Mapping[str, Any] = {}
         self._ended = threading.Event()
@@ -40,7 +42,7 @@ class FileServer:
                 elif self.path in outer.redirects:
                     self._head(302, {"Content-Length": "0", "Location": outer.redirects[self.path]})
                 elif self.path in outer.files:
-                    self._serve(*outer.files[self.path], outer._faults.popleft() if outer._faults else outer._always)
+                    self._serve(*outer.files[self.path], outer._fault(self.path))
                 else:
                     self._head(404, {"Content-Length": "0"})
 
@@ -128,6 +130,11 @@ class FileServer:
     def misbehave_always(self, **fault: Any) -> None:
         """Answer every request with `fault` for which `misbehave` left none."""
         self._always = fault
+
+    def _fault(self, path: str) -> Mapping[str, Any]:
+        if not path.startswith(self.faulty):
+            return {}
+        return self._faults.popleft() if self._faults else self._always
 
     def add_file(self, name: str, content: bytes) -> None:
         self.files[f"/files/{name}"] = content, "application/zip"

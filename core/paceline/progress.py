@@ -7,13 +7,15 @@ from typing import Protocol
 
 
 class Phase(StrEnum):
-    """The phases of an installation, in order."""
+    """The phases of an installation, in order; it has those it needs, and a build is among the packages."""
 
     WAIT = "wait"
     """Another process installs into the same home."""
     ENVIRONMENT = "environment"
     DOWNLOAD = "download"
-    """`done` of `total` packages are here."""
+    """`done` of `total` bytes of packages are here; with a message, nothing comes for the reason it gives."""
+    PACKAGES = "packages"
+    """`done` of `total` packages are in the environment."""
     BUILD = "build"
     """`done` of `total` compiler steps, of the package named in the message."""
     CHECK = "check"

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 _WORDS = {
     Phase.WAIT: "waiting",
     Phase.ENVIRONMENT: "environment",
-    Phase.DOWNLOAD: "packages",
+    Phase.DOWNLOAD: "downloading",
+    Phase.PACKAGES: "packages",
     Phase.BUILD: "compiling",
     Phase.CHECK: "checking",
     Phase.PUBLISH: "finishing",

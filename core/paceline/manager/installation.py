@@ -22,6 +22,7 @@ from paceline.errors import InstallError, PacelineError, SmokeTestError
 from paceline.manager.diskspace import check_space
 from paceline.packages import native_builds
 from paceline.packages.environment import PACKAGES, base_interpreter, make_environment
+from paceline.packages.indexes import Indexes
 from paceline.progress import Phase, silent
 from paceline.store import health, transaction
 from paceline.store.manifest import FILES, MANIFEST, SCHEMA_VERSION, python_of, read_json
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from paceline.engine import Engine
+    from paceline.packages.gathering import Supply
     from paceline.progress import Progress
     from paceline.store import Store
 
@@ -45,10 +47,12 @@ def install(
     *,
     allow_unpinned: bool = False,
     cache: Path | None = None,
+    supply: Supply | None = None,
     wheel: Path | None = None,
 ) -> Runtime:
     """Install `release` and return its runtime; one that is installed and whole is returned as it is.
 
+    Packages that the cache lacks come from `supply`, by default from the package indexes the user has configured.
     `wheel`: where the package of it lies that has a `file` (see `local_packages`); the runtime keeps a copy.
 
     The runtime is selected for those of its formats that have none. Whether this machine can run the release is the
@@ -62,7 +66,7 @@ def install(
             progress(Phase.DONE, message=f"{release.id} is already installed")
             store.select_where_none(runtime)
             return runtime
-        runtime = _make(release, store, engine, progress, cache or paths.cache(), wheel=wheel)
+        runtime = _make(release, store, engine, progress, cache or paths.cache(), supply=supply, wheel=wheel)
         store.select_where_none(runtime)
         progress(Phase.DONE, message=f"installed {runtime.id}")
         return runtime
@@ -121,7 +125,7 @@ def repair(
         try:
             wheels = [folder / PACKAGES / p.file for p in wanted.recipe.packages if p.file]
             wheel = wheels[0] if wheels else None
-            return _make(wanted, store, engine, progress, cache or paths.cache(), cached_first=True, wheel=wheel)
+            return _make(wanted, store, engine, progress, cache or paths.cache(), wheel=wheel)
         except PacelineError as error:
             reason = f"{name} could not be repaired and is left as it was: {error.message}"
             raise InstallError(reason, help=error.help) from error
@@ -173,7 +177,7 @@ def _make(
     progress: Progress,
     cache: Path,
     *,
-    cached_first: bool = False,
+    supply: Supply | None = None,
     wheel: Path | None = None,
 ) -> Runtime:
     staged = store.staging / f"{release.id}.{os.getpid()}"
@@ -183,13 +187,15 @@ def _make(
             transaction.make_folder(staged)
             if wheel is not None:
                 _bring(wheel, release, staged)
-            make_environment(staged, release.recipe, cache=cache, progress=progress, cached_first=cached_first)
+            supply = supply or Indexes(cache)
+            made = make_environment(staged, release.recipe, cache=cache, supply=supply, progress=progress)
             progress(Phase.CHECK, message="starting the engine once")
             info = start_once(_runtime(release, staged), engine)
             progress(Phase.CHECK, message="hashing the files")
             files = health.describe_files(staged)
             transaction.write_json(staged / FILES, files)
-            transaction.write_json(staged / MANIFEST, _manifest(release, staged, files, info, cache))
+            manifest = _manifest(release, staged, files, info, cache, made.build_s)
+            transaction.write_json(staged / MANIFEST, manifest)
             progress(Phase.PUBLISH)
             return store.publish(staged, release.id)
         except PacelineError as error:
@@ -240,7 +246,12 @@ def _sample(formats: tuple[str, ...]) -> Path | None:
 
 
 def _manifest(
-    release: Release, staged: Path, files: dict[str, dict[str, Any]], info: dict[str, Any], cache: Path
+    release: Release,
+    staged: Path,
+    files: dict[str, dict[str, Any]],
+    info: dict[str, Any],
+    cache: Path,
+    build_s: float | None,
 ) -> dict[str, Any]:
     recipe = release.recipe
     return {
@@ -262,6 +273,7 @@ def _manifest(
         "config_settings": recipe.config_settings,
         "prune": recipe.prune,
         "unpinned": [p.name for p in recipe.unpinned],
+        "build_s": round(build_s, 1) if build_s is not None else None,
         "smoke_test": info,
         "size_bytes": sum(entry.get("size", 0) for entry in files.values()),
         "files_sha256": hashlib.sha256((staged / FILES).read_bytes()).hexdigest(),

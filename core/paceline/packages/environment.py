@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from packaging.markers import Marker
 
 from paceline import child, network
 from paceline.errors import BuildError
 from paceline.packages import native_builds, wheel_records
+from paceline.packages.depot import Depot
+from paceline.packages.gathering import gather
 from paceline.progress import Phase
 from paceline.store import transaction
 from paceline.store.manifest import python_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from pathlib import Path
     from typing import TextIO
 
+    from paceline.packages.gathering import Supply
     from paceline.progress import Progress
     from paceline.types import Package, Recipe
 
@@ -26,40 +35,45 @@ PACKAGES = "packages"
 """The folder, beside the environment, of the wheels that came from this machine."""
 
 _TAIL_LINES = 30
+_LOOK_TIMEOUT_S = 120.0
 
 
-def make_environment(
-    folder: Path, recipe: Recipe, *, cache: Path, progress: Progress, cached_first: bool = False
-) -> Path:
-    """Make `folder`/env with the packages of `recipe` and return its interpreter.
+@dataclass(frozen=True)
+class Environment:
+    """What was made."""
+
+    python: Path
+    """Its interpreter."""
+    build_s: float | None
+    """How long was compiled; None when nothing was."""
+
+
+def make_environment(folder: Path, recipe: Recipe, *, cache: Path, supply: Supply, progress: Progress) -> Environment:
+    """Make `folder`/env with the packages of `recipe`.
 
     Packages with a `file` are wheels in `folder`/packages. Leaves `folder`/requirements.txt, the lock it used, and
-    `folder`/build.log. Wheels, also those built here, are kept under `cache`/uv and used again; with `cached_first` no
-    index is asked when they are all there. Every file is compared with what its package records. Raises
-    BuildError that quotes the end of the log.
+    `folder`/build.log. Wheels, also those built here, are kept under `cache`/uv and used again; what that lacks comes
+    from `supply`, and where it cannot say, uv looks for itself. Every file is compared with what its package records.
+    Raises BuildError that quotes the end of the log, DownloadError, and InstallError when the disk has no room.
     """
     environment = folder / "env"
-    requirements = folder / "requirements.txt"
-    constraints = folder / "build-constraints.txt"
-    transaction.write_text(requirements, lock_text(recipe.packages))
-    transaction.write_text(constraints, lock_text(recipe.build_packages))
+    transaction.write_text(folder / "requirements.txt", lock_text(recipe.packages))
+    transaction.write_text(folder / "build-constraints.txt", lock_text(recipe.build_packages))
     with (folder / "build.log").open("w", encoding="utf-8", buffering=1) as log:
         uv = _Uv(log, folder, recipe, progress)
         progress(Phase.ENVIRONMENT, message="making the environment")
         uv.run(["venv", "--relocatable", "--no-project", "--python", base_interpreter(), environment])
         python = python_of(environment)
         if recipe.packages:
-            progress(Phase.DOWNLOAD, 0, len(recipe.packages))
-            arguments = _install_arguments(recipe, python, requirements, constraints, cache)
             if foreign := native_builds.foreign(cache, recipe):
                 uv.run(["cache", "clean", *foreign, "--cache-dir", cache / "uv"])
-            if not (cached_first and uv.succeeds([*arguments, "--offline"])):
-                uv.run(arguments)
+            installer = _Installer(uv, recipe, python, cache, supply, progress)
+            installer.install()
             if damaged := wheel_records.damaged(environment):
-                _fetch_anew(uv, damaged, arguments, environment, cache)
+                installer.install_anew(damaged, environment)
             native_builds.note(cache, recipe, uv.built)
     _prune(environment, recipe.prune)
-    return python
+    return Environment(python, uv.build_s)
 
 
 def build_wheel(folder: Path, name: str, recipe: Recipe, into: Path, *, cache: Path, progress: Progress) -> Path:
@@ -141,21 +155,62 @@ _OF_PIP = {
 }
 
 
-def _fetch_anew(
-    uv: _Uv, damaged: Mapping[str, str], arguments: Sequence[str | Path], environment: Path, cache: Path
-) -> None:
-    """Install packages again whose copies in the cache were damaged, without those copies."""
-    uv.run(["cache", "clean", *damaged, "--cache-dir", cache / "uv"])
-    uv.run([*arguments, "--reinstall"])
-    if still := wheel_records.damaged(environment):
-        files = ", ".join(f"{file} of {package}" for package, file in still.items())
-        raise BuildError(f"what was installed is not what its packages record: {files}")
+class _Installer:
+    """Puts a recipe's packages into an environment."""
+
+    def __init__(self, uv: _Uv, recipe: Recipe, python: Path, cache: Path, supply: Supply, progress: Progress) -> None:
+        self._uv, self._recipe, self._cache, self._supply, self._progress = uv, recipe, cache, supply, progress
+        self._options = _install_options(recipe, python, cache)
+        self._depot = Depot(cache)
+
+    def install(self, *options: str) -> None:
+        """Have uv install what its cache and the depot hold, after filling the depot with what is missing.
+
+        uv's cache is asked first, because what was built or unpacked of one index is unknown under another. Where the
+        supply cannot say where files are, uv finds and fetches them itself.
+        """
+        arguments = [*self._options, *options, "-r", "requirements.txt"]
+        if self._recipe.unpinned:
+            self._uv.run(arguments)
+            return
+        missing = self._missing(options)
+        if not missing and self._uv.succeeds([*arguments, *self._from_here()]):
+            return
+        brought = gather(missing, self._depot, self._supply, self._progress) if missing else None
+        self._uv.run([*arguments, *(self._from_here() if brought is not None else ())])
+        self._depot.drop(brought or ())
+
+    def install_anew(self, damaged: Mapping[str, str], environment: Path) -> None:
+        """Install packages again whose copies in the cache were damaged, without those copies."""
+        self._uv.run(["cache", "clean", *damaged, "--cache-dir", self._cache / "uv"])
+        self.install("--reinstall")
+        if still := wheel_records.damaged(environment):
+            files = ", ".join(f"{file} of {package}" for package, file in still.items())
+            raise BuildError(f"what was installed is not what its packages record: {files}")
+
+    def _missing(self, options: Sequence[str]) -> list[Package]:
+        """The packages that uv could not install without a network, with those that building them takes."""
+        offline = [*self._options, *options, *self._from_here()]
+        published = [p for p in self._recipe.packages if _applies(p) and not p.file]
+        if not published or self._uv.has_all(offline, published):
+            return []
+        packages = [p for p in published if not self._uv.has_all(offline, [p])]
+        if any(package.source for package in packages):
+            build = [p for p in self._recipe.build_packages if _applies(p) and p not in packages]
+            packages += [p for p in build if not self._uv.has_all(offline, [p])]
+        return packages
+
+    def _from_here(self) -> list[str]:
+        """Options that let uv take files of the depot, and nothing over a network.
+
+        Mixing indexes is safe: every file is pinned by its hash.
+        """
+        index = ["--index", self._depot.index] if self._depot.index else []
+        return ["--offline", "--index-strategy", "unsafe-best-match", *index]
 
 
-def _install_arguments(
-    recipe: Recipe, python: Path, requirements: Path, constraints: Path, cache: Path
-) -> list[str | Path]:
-    arguments: list[str | Path] = ["pip", "install", "--python", python, "--no-deps", "-r", requirements]
+def _install_options(recipe: Recipe, python: Path, cache: Path) -> list[str | Path]:
+    arguments: list[str | Path] = ["pip", "install", "--python", python, "--no-deps"]
     # A lock with packages that no index publishes hashes for cannot require them, but checks those that are there.
     arguments += ["--verify-hashes" if recipe.unpinned else "--require-hashes"]
     for index in dict.fromkeys(p.index for p in recipe.packages if p.index):
@@ -165,11 +220,16 @@ def _install_arguments(
         # add nothing, and makes uv fetch and build it again whatever the cache holds.
         arguments += ["--only-binary", package.name]
     if recipe.build_packages:
-        arguments += ["--build-constraints", constraints]
+        arguments += ["--build-constraints", "build-constraints.txt"]
     for name, settings in recipe.config_settings.items():
         for key, value in settings.items():
             arguments += ["--config-settings-package", f"{name}:{key}={value}"]
     return [*arguments, "--cache-dir", cache / "uv", "--compile-bytecode", "--no-progress", "-v"]
+
+
+def _applies(package: Package) -> bool:
+    """Whether a package is for the Python that runtimes are built on here."""
+    return package.marker is None or Marker(package.marker).evaluate()
 
 
 def _requirement(package: Package) -> str:
@@ -196,7 +256,10 @@ class _Uv:
         self._here: set[str] = set()
         self.built: set[str] = set()
         self._building = ""
+        self._build_began: float | None = None
         self._tail: list[str] = []
+        self.build_s: float | None = None
+        """From the beginning of the first build to the end of the last."""
 
     def succeeds(self, arguments: Sequence[str | Path]) -> bool:
         try:
@@ -205,16 +268,43 @@ class _Uv:
             return False
         return True
 
+    def has_all(self, arguments: Sequence[str | Path], packages: Sequence[Package]) -> bool:
+        """Whether uv could install `packages`, by itself and without building or unpacking any, as `arguments` say.
+
+        "Would download" is what it says of everything that its cache does not hold ready, wherever it is.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            wanted = Path(folder) / "wanted.txt"
+            wanted.write_text(lock_text(packages), encoding="utf-8")
+            done = subprocess.run(
+                [_program(), *arguments, "--dry-run", "-r", wanted],
+                env=self._environment_for(arguments),
+                cwd=self._folder,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=_LOOK_TIMEOUT_S,
+            )
+        return not done.returncode and "Would download" not in done.stderr
+
     def run(self, arguments: Sequence[str | Path]) -> None:
         program = _program()
         transaction.step("run uv", self._folder)
         self._log.write(f"$ uv {' '.join(map(str, arguments))}\n")
-        status = child.run([program, *arguments], env=self._env, cwd=self._folder, on_line=self._line)
+        status = child.run(
+            [program, *arguments], env=self._environment_for(arguments), cwd=self._folder, on_line=self._line
+        )
         if status:
             raise BuildError(
                 f"uv {arguments[0]} failed with status {status}:\n{self._quote()}",
                 help=network.HELP if network.is_offline() else None,
             )
+
+    def _environment_for(self, arguments: Sequence[str | Path]) -> dict[str, str]:
+        """A user's "no index" means the network; the depot is an index of files here."""
+        here = "--offline" in arguments
+        return {name: value for name, value in self._env.items() if not (here and name == "UV_NO_INDEX")}
 
     def _line(self, line: str) -> None:
         self._log.write(line)
@@ -224,14 +314,16 @@ class _Uv:
             self._progress(Phase.BUILD, int(step[1]), int(step[2]), self._building)
         elif building := self._BUILDING.match(line):
             self._building = building[1]
+            self._build_began = self._build_began or time.monotonic()
             self._progress(Phase.BUILD, 0, None, self._building)
         elif (here := self._HERE.match(line)) and self._total:
             self._here.add((here[1] or here[2]).partition("==")[0])
-            self._progress(Phase.DOWNLOAD, min(len(self._here), self._total), self._total)
+            self._progress(Phase.PACKAGES, min(len(self._here), self._total), self._total)
             if "Built " in line[:16]:
                 self.built.add((here[1] or "").partition("==")[0])
+                self.build_s = time.monotonic() - (self._build_began or time.monotonic())
         elif line.startswith("Prepared "):
-            self._progress(Phase.DOWNLOAD, self._total, self._total)
+            self._progress(Phase.PACKAGES, self._total, self._total)
 
     def _quote(self) -> str:
         return "\n".join(f"  {line}" for line in self._tail[-_TAIL_LINES:])

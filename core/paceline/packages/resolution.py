@@ -8,16 +8,19 @@ import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
+from packaging.markers import Marker
 from packaging.utils import canonicalize_name
 
 from paceline import child, network
 from paceline.errors import InstallError
+from paceline.packages.depot import PackageFile
 from paceline.packages.environment import base_interpreter, uv_environment
 from paceline.types import Package
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from paceline.types import Recipe, Requirements
 
@@ -46,7 +49,8 @@ class Resolver:
         self._pythons = list(pythons)
         self._cache = cache
         self._environment = dict(uv_environment(os.environ, pinned=False))
-        self._options = ["--python-platform", _platform(requires, self._environment)]
+        # Of no operating system in particular means for this machine.
+        self._options = ["--python-platform", _platform(requires, self._environment)] if requires.os else []
         if exclude_newer:
             self._options += ["--exclude-newer", exclude_newer]
         if prerelease:
@@ -61,6 +65,22 @@ class Resolver:
     def build_packages(self, roots: Sequence[str]) -> tuple[Package, ...]:
         """The closure of build requirements, all of them wheels."""
         return self._locked(roots, {}, set()) if roots else ()
+
+    def files(self, packages: Sequence[Package]) -> dict[str, list[PackageFile]]:
+        """By name, the files of locked packages that fit one of the Pythons, by their pinned hashes.
+
+        A package of which the index has none is absent. Raises InstallError when the index cannot be asked.
+        """
+        found: dict[str, list[PackageFile]] = {}
+        for python in self._pythons:
+            here = {"python_version": python, "python_full_version": f"{python}.0"}
+            wanted = {p.name: p for p in packages if p.marker is None or Marker(p.marker).evaluate(here)}
+            roots = [f"{p.name}=={p.version}" for p in wanted.values()]
+            for entry in self._compile(roots, (), python, "--no-deps") if roots else ():
+                pinned = wanted[entry["name"]].sha256
+                listed = found.setdefault(entry["name"], [])
+                listed += [f for f in _files(entry) if f.sha256 in pinned and f not in listed]
+        return {name: listed for name, listed in found.items() if listed}
 
     def _locked(self, roots: Sequence[str], unhashed: Mapping[str, str], built: Collection[str]) -> tuple[Package, ...]:
         """One pinned list for all Pythons; a package that only some need gets a marker."""
@@ -93,7 +113,7 @@ class Resolver:
             )
         return Package(name, version, tuple(sorted(hashes)), source=source)
 
-    def _compile(self, roots: Sequence[str], pins: Sequence[str], python: str) -> list[dict[str, Any]]:
+    def _compile(self, roots: Sequence[str], pins: Sequence[str], python: str, *options: str) -> list[dict[str, Any]]:
         from uv import find_uv_bin
 
         lines: list[str] = []
@@ -107,7 +127,7 @@ class Resolver:
             command += ["--python-version", python, "--output-file", "pylock.toml", "--format", "pylock.toml"]
             # Named, because uv would otherwise look through the machine for an interpreter of that version.
             command += ["--python", base_interpreter(), "--no-python-downloads"]
-            command += ["--cache-dir", str(self._cache), *self._options]
+            command += ["--cache-dir", str(self._cache), *self._options, *options]
             status = child.run(command, env=self._environment, cwd=folder, on_line=lines.append)
             if status:
                 said = "".join(lines[-_TOLD:]).strip() or f"uv ended with status {status}"
@@ -118,6 +138,15 @@ class Resolver:
                     else "check the network and the package index that UV_INDEX_URL or PIP_INDEX_URL names",
                 )
             return list(tomllib.loads(lock.read_text(encoding="utf-8"))["packages"])
+
+
+def _files(entry: Mapping[str, Any]) -> Iterator[PackageFile]:
+    """The files of a package in a pylock.toml: https://packaging.python.org/en/latest/specifications/pylock-toml/"""
+    for file in (*entry.get("wheels", ()), *([entry["sdist"]] if "sdist" in entry else ())):
+        name = unquote(urlsplit(file.get("url") or file.get("path", "")).path).rpartition("/")[2]
+        remote = urlsplit(file.get("url", "")).scheme in ("http", "https")
+        if sha256 := file.get("hashes", {}).get("sha256"):
+            yield PackageFile(name, sha256, file.get("size"), file["url"] if remote else None)
 
 
 def _platform(requires: Requirements, environment: dict[str, str]) -> str:

@@ -1,0 +1,97 @@
+"""Files of packages that were fetched and that uv has not taken over yet, as a package index on this disk:
+
+    files/<sha256>/<file name>         a file, whole; beside it, while it comes, what has come
+    simple/<project>/index.html        the files that ever were here, with their hashes
+
+A file is deleted when uv has unpacked it into its own cache. Its line on the page stays: uv finds what it unpacked, and
+what it built, under the index that listed it.
+
+The format: https://packaging.python.org/en/latest/specifications/simple-repository-api/#base-html-api
+"""
+
+from __future__ import annotations
+
+import html
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from packaging.utils import canonicalize_name, parse_sdist_filename, parse_wheel_filename
+
+from paceline.store import transaction
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class PackageFile:
+    """A wheel or a source distribution."""
+
+    name: str
+    sha256: str
+    size: int | None = None
+    url: str | None = None
+    """None for a file that needs no fetching."""
+
+    @property
+    def project(self) -> str:
+        """The normalized name of the package. Raises ValueError for what is not named like one's file."""
+        parse = parse_wheel_filename if self.name.endswith(".whl") else parse_sdist_filename
+        return str(canonicalize_name(str(parse(self.name)[0])))
+
+
+class Depot:
+    """The fetched files under one cache folder."""
+
+    def __init__(self, cache: Path) -> None:
+        self.folder = cache / "packages"
+        self._pages = self.folder / "simple"
+
+    @property
+    def index(self) -> str | None:
+        """The address of its pages; None when there are none."""
+        return self._pages.as_uri() if self._pages.is_dir() else None
+
+    def path(self, file: PackageFile) -> Path:
+        """Where the file is, or would be."""
+        return self.folder / "files" / file.sha256 / file.name
+
+    def add(self, files: Iterable[PackageFile]) -> None:
+        """Let the pages list `files`. Raises ValueError for a name that no package's file has."""
+        with self._changing():
+            for file in files:
+                page = self._pages / file.project / "index.html"
+                link = f"../../files/{file.sha256}/{quote(file.name)}#sha256={file.sha256}"
+                line = f'<a href="{link}">{html.escape(file.name)}</a><br>'
+                lines = page.read_text(encoding="utf-8").splitlines() if page.exists() else []
+                if line not in lines:
+                    transaction.make_folder(page.parent)
+                    draft = page.with_name(".index.html")
+                    transaction.write_text(draft, "\n".join([*lines, line, ""]))
+                    transaction.settle(draft, page)
+
+    def drop(self, files: Iterable[PackageFile]) -> None:
+        """Delete files that uv has taken over."""
+        for file in files:
+            transaction.discard(self.path(file))
+
+    def clear(self) -> int:
+        """Delete what broken-off downloads and installations left; returns its bytes."""
+        freed = 0
+        with self._changing():
+            for file in self.folder.glob("files/*/*"):
+                if not file.name.endswith(".lock"):
+                    freed += file.stat().st_size
+                    transaction.discard(file)
+        return freed
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        from filelock import FileLock
+
+        transaction.make_folder(self.folder)
+        with FileLock(self.folder / "lock"):
+            yield

@@ -1,0 +1,49 @@
+"""The files of locked packages, from the package indexes that the user has configured."""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+from typing import TYPE_CHECKING
+
+from paceline import network
+from paceline.errors import InstallError
+from paceline.packages.credentials import Credentials
+from paceline.packages.download import download
+from paceline.packages.environment import uv_environment
+from paceline.packages.resolution import Resolver
+from paceline.types import Requirements
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from paceline.network import Client
+    from paceline.packages.depot import PackageFile
+    from paceline.packages.download import Progress
+    from paceline.types import Package
+
+
+class Indexes:
+    """The package indexes that the user has configured for uv or pip: uv says where files are, we fetch them."""
+
+    def __init__(self, cache: Path, requires: Requirements | None = None, pythons: Sequence[str] = ()) -> None:
+        """`requires`, `pythons`: fetch for such a platform and these Pythons ("3.12") instead of this machine's."""
+        here = ".".join(platform.python_version_tuple()[:2])
+        self._resolver = Resolver(requires or Requirements(), pythons or [here], cache=cache / "resolution")
+        self._client: Client | None = None
+        self._lock = threading.Lock()
+
+    def files(self, packages: Sequence[Package]) -> Mapping[str, Sequence[PackageFile]]:
+        try:
+            return self._resolver.files(packages)
+        except InstallError:  # uv, which is asked again to install them, says what is wrong
+            return {}
+
+    def bring(self, file: PackageFile, target: Path, progress: Progress) -> None:
+        with self._lock:
+            if self._client is None:
+                self._client = network.client(auth=Credentials(uv_environment(os.environ)))
+        assert file.url is not None
+        download(file.url, target, sha256=file.sha256, size=file.size, progress=progress, client=self._client)

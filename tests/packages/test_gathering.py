@@ -1,0 +1,257 @@
+"""What an installation fetches, from a package index on this machine that a test can make misbehave."""
+
+from __future__ import annotations
+
+import base64
+import shutil
+import subprocess
+import threading
+from collections import namedtuple
+
+import pytest
+from uv import find_uv_bin
+
+from paceline.errors import BuildError, DownloadError, InstallError
+from paceline.manager.installation import install
+from paceline.packages import gathering, indexes
+from paceline.packages.depot import Depot, PackageFile
+from paceline.packages.download import Patience, download
+from paceline.progress import Phase, silent
+from paceline.store import Store
+
+WHEEL, BUILDER, SDIST = "tinydep-1.0.0-py3-none-any.whl", "tinybuild-1.0.0-py3-none-any.whl", "tinyengine-1.0.0.tar.gz"
+
+
+@pytest.fixture
+def index(tiny, file_server, monkeypatch):
+    """An index with the packages of the tiny engine, and no other place to take them from."""
+    for file in tiny.index.iterdir():
+        file_server.add_file(file.name, file.read_bytes())
+        file_server.publish(file.name.partition("-")[0], {file.name: "2030-01-01"})
+    monkeypatch.delenv("UV_NO_INDEX")
+    monkeypatch.delenv("UV_FIND_LINKS")
+    monkeypatch.setenv("UV_DEFAULT_INDEX", file_server.index)
+    monkeypatch.setenv("UV_HTTP_RETRIES", "0")
+    file_server.faulty = "/files/"
+    quick = Patience(stall_s=5, attempts=2, backoff_s=0.01)
+    monkeypatch.setattr(indexes, "download", lambda *a, **k: download(*a, **k, patience=quick))
+    return file_server
+
+
+@pytest.fixture
+def store(tiny):
+    return Store(tiny.home)
+
+
+@pytest.fixture
+def put(tiny, store):
+    """Installs the tiny engine; `phases` are those it went through, `bytes` the last count of a download."""
+
+    def run(release=None, **options):
+        run.phases, run.bytes = set(), None
+
+        def progress(phase, done=0, total=None, message=""):
+            run.phases.add(phase)
+            if phase is Phase.DOWNLOAD:
+                run.bytes = done, total
+
+        return install(release or tiny.release(), store, tiny.engine, progress, **options)
+
+    return run
+
+
+def fetched(server):
+    return sorted(path.removeprefix("/files/") for path in server.asked if path.startswith("/files/"))
+
+
+def test_everything_is_fetched_once_and_counted(tiny, index, put, store):
+    runtime = put()
+
+    total = sum(len(index.files[f"/files/{name}"][0]) for name in (WHEEL, BUILDER, SDIST))
+    assert put.bytes == (total, total)
+    assert Phase.BUILD in put.phases
+    assert store.manifest(runtime)["build_s"] > 0
+    assert fetched(index) == sorted([WHEEL, BUILDER, SDIST])
+    assert not list(tiny.cache.glob("packages/files/*/tiny*"))
+
+    store.remove(runtime, force=True)
+    index.asked.clear()
+    index.close()
+    again = put()
+    assert {Phase.DOWNLOAD, Phase.BUILD}.isdisjoint(put.phases)
+    assert store.manifest(again)["build_s"] is None
+
+
+def test_what_uv_built_from_the_index_itself_is_not_built_again(tiny, index, put, store, monkeypatch):
+    """As Paceline did before it fetched files itself, and as it does where an index can only be read by uv."""
+    runtime = put(supply=_Nothing())
+    assert Phase.BUILD in put.phases
+    assert put.bytes is None
+
+    store.remove(runtime, force=True)
+    subprocess.run([find_uv_bin(), "cache", "clean", "tinydep", "--cache-dir", tiny.cache / "uv"], check=True)
+    index.asked.clear()
+    put()
+    assert fetched(index) == [WHEEL]
+    assert Phase.BUILD not in put.phases
+
+
+def test_what_broke_off_goes_on(tiny, index, put, store):
+    index.misbehave_always(status=503)
+    with pytest.raises(DownloadError, match="503"):
+        put()
+    assert store.runtimes() == ()
+    index.misbehave_always(truncate=100)
+    with pytest.raises(DownloadError):
+        put()
+    index.misbehave_always()
+    index.headers.clear()
+    put()
+    assert [h["range"] for h in index.headers if "range" in h]
+
+
+def test_after_a_failed_build_nothing_is_fetched_again(tiny, index, put):
+    with pytest.raises(BuildError, match="the sky is not blue"):
+        put(tiny.release(fail="yes"))
+    index.asked.clear()
+    put()
+    assert fetched(index) == []
+
+
+def test_who_watches_can_cancel_while_nothing_comes(tiny, index, store):
+    index.misbehave_always(stall=10)
+
+    def progress(phase, done=0, total=None, message=""):
+        if phase is Phase.DOWNLOAD and done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        install(tiny.release(), store, tiny.engine, progress)
+    assert not list(store.staging.iterdir())
+
+
+def test_a_changed_file_is_refused(tiny, index, put, store):
+    index.misbehave_always(flip=20)
+    with pytest.raises(DownloadError, match="sha256"):
+        put()
+    assert store.runtimes() == ()
+
+
+@pytest.mark.parametrize("given", ["address", "name", "netrc"])
+def test_an_index_with_a_password(tiny, index, put, monkeypatch, tmp_path, given):
+    index.credentials = ("Basic " + base64.b64encode(b"ada:s3 cret").decode(),)
+    host = index.index.removeprefix("http://")
+    if given == "address":
+        monkeypatch.setenv("UV_DEFAULT_INDEX", f"http://ada:s3%20cret@{host}")
+    elif given == "name":
+        monkeypatch.delenv("UV_DEFAULT_INDEX")
+        monkeypatch.setenv("UV_INDEX", f"our-own=http://{host}")
+        monkeypatch.setenv("UV_INDEX_OUR_OWN_USERNAME", "ada")
+        monkeypatch.setenv("UV_INDEX_OUR_OWN_PASSWORD", "s3 cret")
+    else:
+        (tmp_path / "netrc").write_text('machine 127.0.0.1 login ada password "s3 cret"\n')
+        monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    put()
+    assert put.bytes is not None
+
+
+def test_a_full_disk_is_said_before_anything_is_fetched(index, put, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(gathering.shutil, "disk_usage", lambda path: usage(1000, 900, 100))
+    with pytest.raises(InstallError, match=r"the packages need \d+ MB in .*packages, where 0 MB are free"):
+        put()
+    assert fetched(index) == []
+
+
+def test_offline_what_is_here_is_enough(tiny, index, put, store, monkeypatch):
+    monkeypatch.setenv("PACELINE_OFFLINE", "1")
+    with pytest.raises(BuildError):
+        put()
+    monkeypatch.delenv("PACELINE_OFFLINE")
+    store.remove(put(), force=True)
+    monkeypatch.setenv("PACELINE_OFFLINE", "1")
+    index.asked.clear()
+    put()
+    assert index.asked == []
+
+
+class _Nothing:
+    """Knows of no file: uv has to find them."""
+
+    def files(self, packages):
+        return {}
+
+
+class TestTheCrew:
+    """`gather` with a supply of this test's own."""
+
+    class Supply:
+        def __init__(self, count, fail=()):
+            self.listed = {
+                f"p{n}": [PackageFile(f"p{n}-1.0-py3-none-any.whl", f"{n:064x}", 10, "x")] for n in range(count)
+            }
+            self.fail, self.brought = fail, []
+
+        def files(self, packages):
+            return {p.name: self.listed[p.name] for p in packages if p.name in self.listed}
+
+        def bring(self, file, target, progress):
+            progress(5, 10)
+            if file.project in self.fail:
+                raise DownloadError(f"{file.name} is gone", status=self.fail[file.project])
+            progress(10, 10)
+            self.brought.append(file.project)
+
+    @staticmethod
+    def packages(count):
+        Named = namedtuple("Named", "name")
+        return [Named(f"p{n}") for n in range(count)]
+
+    def test_brings_all(self, tmp_path):
+        supply = self.Supply(9)
+        files = gathering.gather(self.packages(9), Depot(tmp_path), supply, silent)
+        assert sorted(supply.brought) == sorted(f.project for f in files) == [f"p{n}" for n in range(9)]
+        assert len(list(tmp_path.glob("packages/simple/*/index.html"))) == 9
+
+    def test_asks_for_two_versions_of_one_package_one_after_the_other(self, tmp_path):
+        supply, asked = self.Supply(2), []
+        supply.files = lambda packages: asked.append([p.name for p in packages]) or supply.listed
+        gathering.gather([*self.packages(2), *self.packages(1)], Depot(tmp_path), supply, silent)
+        assert sorted(map(sorted, asked)) == [["p0"], ["p0", "p1"]]
+
+    def test_ends_with_the_first_error(self, tmp_path):
+        with pytest.raises(DownloadError, match="p3"):
+            gathering.gather(self.packages(9), Depot(tmp_path), self.Supply(9, {"p3": 404}), silent)
+
+    def test_leaves_what_is_forbidden_to_uv(self, tmp_path):
+        assert gathering.gather(self.packages(9), Depot(tmp_path), self.Supply(9, {"p3": 401}), silent) is None
+
+    def test_leaves_what_is_not_all_there_to_uv(self, tmp_path):
+        assert gathering.gather(self.packages(9), Depot(tmp_path), self.Supply(8), silent) is None
+
+
+def test_pages_of_the_depot(tmp_path):
+    depot = Depot(tmp_path)
+    files = [PackageFile(f"a_b-{n}.0+x.y-py3-none-any.whl", f"{n:064x}") for n in (1, 2)]
+    assert depot.index is None
+    threads = [threading.Thread(target=depot.add, args=([file],)) for file in files * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    lines = (tmp_path / "packages" / "simple" / "a-b" / "index.html").read_text().splitlines()
+    expected = '<a href="../../files/{0}/a_b-{1}.0%2Bx.y-py3-none-any.whl#sha256={0}">{2}</a><br>'
+    assert sorted(lines) == sorted(expected.format(f.sha256, n, f.name) for n, f in enumerate(files, 1))
+    with pytest.raises(ValueError, match="nonsense"):
+        depot.add([PackageFile("nonsense", "0" * 64)])
+
+
+def test_what_broken_off_downloads_left_is_cleared(tmp_path):
+    depot = Depot(tmp_path)
+    file = depot.path(PackageFile("a-1.0-py3-none-any.whl", "0" * 64))
+    file.parent.mkdir(parents=True)
+    file.with_name(f"{file.name}.partial").write_bytes(b"12345")
+    assert depot.clear() == 5
+    assert not list(file.parent.iterdir())
+    shutil.rmtree(tmp_path / "packages")
+    assert depot.clear() == 0
