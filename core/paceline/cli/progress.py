@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from paceline.cli import output
 from paceline.progress import Phase
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from rich.progress import ProgressColumn, Task
 
     from paceline.progress import Progress
 
@@ -38,32 +41,64 @@ def shown() -> Iterator[Progress]:
 
 
 class _Lines:
-    """One line when a phase begins, and one per tenth of a long build."""
+    """One line when a phase begins, one per tenth of a download or a build, and one for each reason to wait."""
 
     def __init__(self) -> None:
-        self._last: tuple[Phase, int] | None = None
+        self._last: tuple[Phase, int, str] | None = None
 
     def __call__(self, phase: Phase, done: int = 0, total: int | None = None, message: str = "") -> None:
-        step = (phase, 10 * done // total if total and phase is Phase.BUILD else 0)
+        counted = total is not None and total > 0 and phase in (Phase.BUILD, Phase.DOWNLOAD)
+        waits = message if phase is Phase.DOWNLOAD else ""
+        step = (phase, 10 * done // total if counted and total else 0, waits.partition(";")[0])
         if step == self._last or phase is Phase.DONE:  # the command says itself how it ended
             return
         self._last = step
-        count = f" {done}/{total}" if total and phase is Phase.BUILD else ""
+        count = ""
+        if counted:
+            count = f" {done}/{total}" if phase is Phase.BUILD else f" {output.size(done)} of {output.size(total)}"
         click.echo(f"{_WORDS[phase]}{count}{': ' + message if message else ''}", err=True)
 
 
 @contextmanager
 def _bar() -> Iterator[Progress]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), count_column(), TimeElapsedColumn())
     with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task("starting", total=None)
+        task = bars.add_task("starting", total=None, phase=None)
+        last: Phase | None = None
 
         def progress(phase: Phase, done: int = 0, total: int | None = None, message: str = "") -> None:
+            nonlocal last
+            if phase is not last:  # so that the rate of a download is its own
+                bars.reset(task)
+                last = phase
             words = f"{_WORDS[phase]}{': ' + message if message else ''}"
-            bars.update(task, description=words, completed=done, total=total)
+            bars.update(task, description=words, completed=done, total=total, phase=phase)
 
         yield progress
+
+
+def count_column() -> ProgressColumn:
+    """A column of steps, or while something is downloaded of bytes, their rate and the time that is left."""
+    from rich.progress import (
+        DownloadColumn,
+        MofNCompleteColumn,
+        ProgressColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+    from rich.text import Text
+
+    class Count(ProgressColumn):
+        _steps = MofNCompleteColumn()
+        _bytes = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+
+        def render(self, task: Task) -> Text:
+            if task.fields["phase"] is not Phase.DOWNLOAD:
+                return self._steps.render(task)
+            return Text("  ").join(column.render(task) for column in self._bytes)
+
+    return Count()

@@ -81,6 +81,8 @@ class Depot:
     def clear(self) -> int:
         """Delete what broken-off downloads and installations left; returns its bytes."""
         freed = 0
+        if not self.folder.is_dir():
+            return freed
         with self._changing():
             for file in self.folder.glob("files/*/*"):
                 if not file.name.endswith(".lock"):

@@ -96,15 +96,17 @@ def build_wheel(folder: Path, name: str, recipe: Recipe, into: Path, *, cache: P
 
 
 def prune_cache(cache: Path) -> str:
-    """Have uv delete from `cache` what nothing refers to; returns its last words. Raises BuildError when it cannot."""
+    """Delete from `cache` what nothing refers to; returns what was done. Raises BuildError when uv cannot."""
+    freed = Depot(cache).clear()
+    left = f"{freed / 1e6:.1f} MB of broken-off downloads deleted" if freed else None
     folder = cache / "uv"
-    if not folder.is_dir():
-        return "the cache is empty"
     lines: list[str] = []
-    argv: list[str | Path] = [_program(), "cache", "prune", "--cache-dir", folder]
-    if child.run(argv, env=uv_environment(os.environ), cwd=cache, on_line=lines.append):
-        raise BuildError(f"uv could not clean its cache {folder}:\n{''.join(lines)}")
-    return lines[-1].strip() if lines else "nothing to delete"
+    if folder.is_dir():
+        argv: list[str | Path] = [_program(), "cache", "prune", "--cache-dir", folder]
+        if child.run(argv, env=uv_environment(os.environ), cwd=cache, on_line=lines.append):
+            raise BuildError(f"uv could not clean its cache {folder}:\n{''.join(lines)}")
+    said = lines[-1].strip() if lines else "nothing to delete" if folder.is_dir() else "the cache is empty"
+    return "; ".join(filter(None, [left, said]))
 
 
 def base_interpreter() -> str:
