@@ -82,3 +82,13 @@ def test_a_plan_says_what_would_happen():
     assert plan.selects == ("mlx",)
     assert make_plan(release("1"), Path("/home"), ["engine-any@1"], selection).already_installed
     assert make_plan(release("2", UNPINNED), Path("/home"), [], Selection()).unpinned == ("somewhere",)
+
+
+@pytest.mark.parametrize(
+    ("build_s", "cores", "expected"),
+    [(None, None, 60), (None, 2, 60), (None, 4, 30), (None, 1, 120), (None, 500, 9), (42.0, 4, 42.0)],
+)
+def test_how_long_a_build_will_take(build_s, cores, expected):
+    """As long as it took here, or else as long as elsewhere, for this machine's number of processors."""
+    plan = make_plan(release("2"), Path("/home"), [], Selection(), build_s=build_s, cores=cores)
+    assert plan.expected_build_s == expected

@@ -103,7 +103,6 @@ def get(
     from paceline.cli.local import taken_from
     from paceline.manager.diskspace import space_for
     from paceline.manager.local_packages import is_path
-    from paceline.manager.plan import make_plan
     from paceline.manager.policy import choose
 
     if source is None and query is not None and is_path(query):
@@ -124,7 +123,7 @@ def get(
         release = choice.release
         for remark in choice.remarks:
             click.echo(remark, err=True)
-        plan = make_plan(release, store.home, [r.id for r in store.runtimes()], store.selection())
+        plan = _plan(release, store)
         if dry_run:
             output.as_json_text(plan) if as_json else _print_plan(plan, space_for(release, store, paths.cache()))
             return
@@ -133,7 +132,6 @@ def get(
 
 def install_best(loaded: Plugins, store: Store, model_format: str) -> Runtime:
     """Install the best release for this machine that serves `model_format`, showing its progress."""
-    from paceline.manager.plan import make_plan
     from paceline.manager.policy import choose
 
     with nothing_fits_is_3():
@@ -141,8 +139,23 @@ def install_best(loaded: Plugins, store: Store, model_format: str) -> Runtime:
         choice = choose(ranked, held=store.selection().holds)
     for remark in choice.remarks:
         click.echo(remark, err=True)
-    plan = make_plan(choice.release, store.home, [r.id for r in store.runtimes()], store.selection())
+    plan = _plan(choice.release, store)
     return _run_install(choice.release, plan, store, loaded, allow_unpinned=False)
+
+
+def _plan(release: Release, store: Store) -> InstallPlan:
+    import psutil
+
+    from paceline.manager.plan import make_plan
+
+    return make_plan(
+        release,
+        store.home,
+        [r.id for r in store.runtimes()],
+        store.selection(),
+        build_s=store.build_time(release.name),
+        cores=psutil.cpu_count(),
+    )
 
 
 def _ranked(loaded: Plugins, query: str | None) -> list[tuple[Release, Verdict]]:

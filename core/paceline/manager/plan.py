@@ -33,8 +33,20 @@ class InstallPlan:
     """Formats the runtime will be selected for, because they have none."""
 
 
-def make_plan(release: Release, home: Path, installed: Collection[str], selection: Selection) -> InstallPlan:
-    """Plan the installation of `release` where the runtimes `installed` (ids) and `selection` are already there."""
+def make_plan(
+    release: Release,
+    home: Path,
+    installed: Collection[str],
+    selection: Selection,
+    *,
+    build_s: float | None = None,
+    cores: int | None = None,
+) -> InstallPlan:
+    """Plan the installation of `release` where the runtimes `installed` (ids) and `selection` are already there.
+
+    `build_s`: how long building another version of it took here. `cores`: how many processors this machine has, to
+    estimate from what the recipe says where nothing was built yet.
+    """
     recipe = release.recipe
     return InstallPlan(
         release=release.id,
@@ -43,7 +55,19 @@ def make_plan(release: Release, home: Path, installed: Collection[str], selectio
         packages=recipe.packages,
         build_packages=recipe.build_packages,
         built=tuple(p.name for p in recipe.packages if p.source),
-        expected_build_s=recipe.expected_build_s,
+        expected_build_s=build_s if build_s is not None else _scaled(recipe.expected_build_s, cores),
         unpinned=tuple(p.name for p in recipe.unpinned),
         selects=tuple(f for f in release.formats if selection.formats.get(f) not in installed),
     )
+
+
+RECORDED_CORES = 2
+"""How many processors the machine had on which the recipes' build times were measured."""
+_LEAST_SHARE = 0.15
+"""Of the recorded time, which no number of processors saves: configuring, the largest files, linking."""
+
+
+def _scaled(recorded_s: float | None, cores: int | None) -> float | None:
+    if recorded_s is None or cores is None:
+        return recorded_s
+    return recorded_s * max(_LEAST_SHARE, RECORDED_CORES / cores)

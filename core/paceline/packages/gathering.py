@@ -59,7 +59,7 @@ def gather(
 
 
 def _files(packages: Sequence[Package], supply: Supply) -> list[PackageFile] | None:
-    """The files of `packages`; None when one has none. What builds a package may be another version of what it needs."""
+    """The files of `packages`, of which two may be versions of one; None when one has none."""
     files: dict[str, PackageFile] = {}
     left = list(packages)
     while left:

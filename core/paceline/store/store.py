@@ -87,6 +87,18 @@ class Store:
         with transaction.explained(f"reading {runtime.id}", self.home):
             return read_json(runtime.directory / MANIFEST)
 
+    def build_time(self, name: str) -> float | None:
+        """How many seconds the newest version of the runtimes called `name` took to compile here, where one did."""
+        for runtime in self.runtimes():
+            if runtime.name == name:
+                try:
+                    taken = self.manifest(runtime).get("build_s")
+                except (StoreError, ValueError):
+                    continue
+                if isinstance(taken, (int, float)):
+                    return float(taken)
+        return None
+
     def last_used(self, runtime: Runtime) -> datetime | None:
         """When a process began or ended to use it last; None when none ever did."""
         seconds = uses.last_used(self._uses(runtime.id))
