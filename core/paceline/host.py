@@ -28,6 +28,7 @@ class Host:
         ttl_s: float | None = 3600.0,
         defaults: LoadConfig | None = None,
         check_memory: bool = True,
+        patience_s: float = 600.0,
     ) -> Serving:
         """A new, empty set of loaded models over this host's library and runtimes."""
         return Serving(
@@ -40,6 +41,7 @@ class Host:
             defaults=defaults,
             check_memory=check_memory,
             way_to=lambda feature, runtime: way_to(feature, runtime, self.store, self.plugins),
+            patience_s=patience_s,
         )
 
 

@@ -87,11 +87,11 @@ class LlamaBackend(PairBackend[binding.Context, binding.Model]):
             self._embedder.close()
             self._embedder = None
 
-    def embed(self, inputs: Sequence[str]) -> tuple[list[list[float]], int]:
+    def embed(self, inputs: Sequence[str], progress: Callable[[float], None]) -> tuple[list[list[float]], int]:
         if self._embedder is None:
             self.loaded()
             raise Fault("unsupported", "the loaded model generates text; load an embedding model")
-        return self._embedder.embed(inputs)
+        return self._embedder.embed(inputs, progress)
 
     def loaded(self) -> _Stepper:
         if self._embedder is not None:

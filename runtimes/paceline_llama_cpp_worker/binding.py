@@ -18,6 +18,7 @@ from llama_cpp import _ggml
 from llama_cpp import llama_cpp as ll
 
 from paceline_llama_cpp_worker.options import CACHE_TYPES, Adapter, ContextOptions, Placement
+from paceline_worker.options import invalid
 from paceline_worker.protocol import Fault
 
 VERSION: str = llama_cpp.__version__
@@ -143,7 +144,7 @@ class Model:
                 "it is to be used only after tokens that invoke it, which is not served" if handle else last_errors()
             )
             self.close()
-            raise Fault("load_failed", f"the adapter {adapter.path} cannot be used: {reason}", path=adapter.path)
+            raise invalid("lora", f"the adapter {adapter.path} cannot be used with this model: {reason}")
         self.size += sum(round(size * 2**20) for kind, size in _buffers if kind == "LoRA")
         return handle
 

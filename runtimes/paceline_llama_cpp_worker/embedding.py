@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,7 +42,7 @@ class Embedder:
         self._width: int = ll.llama_model_n_embd_out(model.handle)
         self._batch = Batch(n_ctx, n_ctx)
 
-    def embed(self, inputs: Sequence[str]) -> tuple[list[list[float]], int]:
+    def embed(self, inputs: Sequence[str], progress: Callable[[float], None]) -> tuple[list[list[float]], int]:
         """One vector of length 1 per input, and the number of tokens read."""
         tokenized = [self.model.tokenize(text, add_special=True) for text in inputs]
         for i, tokens in enumerate(tokenized):
@@ -55,7 +55,11 @@ class Embedder:
                     prompt_tokens=len(tokens),
                     context_length=self.n_ctx,
                 )
-        return [self._one(tokens) for tokens in tokenized], sum(map(len, tokenized))
+        vectors = []
+        for i, tokens in enumerate(tokenized):
+            vectors.append(self._one(tokens))
+            progress((i + 1) / len(tokenized))
+        return vectors, sum(map(len, tokenized))
 
     def close(self) -> None:
         self._batch.close()

@@ -83,6 +83,6 @@ class Backend(ABC):
     def detokenize(self, tokens: Sequence[int]) -> bytes:
         """The bytes of the tokens."""
 
-    def embed(self, inputs: Sequence[str]) -> tuple[list[list[float]], int]:
+    def embed(self, inputs: Sequence[str], progress: Callable[[float], None]) -> tuple[list[list[float]], int]:
         """One vector per input, and the number of tokens read."""
         raise Fault("unsupported", f"the {self.engine} worker makes no embeddings")

@@ -281,15 +281,7 @@ class _Engine:
             options={name: value for name, value in options.items() if role != "main" or name != "queue"},
         )
         started = time.monotonic()
-        told = -1.0
-
-        def progress(fraction: float) -> None:
-            nonlocal told
-            if fraction - told >= 0.01 or fraction >= 1.0:
-                told = fraction
-                self._wire.notify("progress", {"request": job.id, "fraction": round(fraction, 4)})
-
-        result = self._backend.load(role, request, progress)
+        result = self._backend.load(role, request, self._telling(job))
         if role == "main":
             with self._wake:
                 self._slots = self._backend.slots
@@ -316,8 +308,20 @@ class _Engine:
         inputs = job.params.get("inputs")
         if not isinstance(inputs, list) or not all(isinstance(t, str) for t in inputs):
             raise Fault.invalid("inputs", "inputs must be an array of strings")
-        vectors, prompt_tokens = self._backend.embed(inputs)
+        vectors, prompt_tokens = self._backend.embed(inputs, self._telling(job))
         return {"embeddings": vectors, "prompt_tokens": prompt_tokens}
+
+    def _telling(self, job: _Job) -> Callable[[float], None]:
+        """What tells the host how much of a request is done, each percent once."""
+        told = -1.0
+
+        def progress(fraction: float) -> None:
+            nonlocal told
+            if fraction - told >= 0.01 or fraction >= 1.0:
+                told = fraction
+                self._wire.notify("progress", {"request": job.id, "fraction": round(fraction, 4)})
+
+        return progress
 
 
 def _role(params: Mapping[str, Any]) -> str:

@@ -33,6 +33,8 @@ from paceline.serving.generation import (
 )
 
 PATIENCE_S = 30
+SILENCE_S = 2.0
+"""Time for an echo worker to start, also on a busy machine."""
 
 
 def run(coroutine):
@@ -623,6 +625,40 @@ def test_a_prompt_that_does_not_fit_is_the_request_s_error(cage, line):
                 await answer(serving, cage.model(parrot), ask(line))
             text, _, _ = await answer(serving, cage.model(parrot), ask("To be"))
             assert text == "To be"
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [{"at": 3, "do": "hang"}, {"at": 3, "do": "signal", "value": "SIGSTOP"}],
+    ids=["engine", "process"],
+)
+def test_a_worker_that_falls_silent_is_stopped_and_replaced(cage, line, fault):
+    parrot = cage.add("parrot", faults=[fault])
+
+    async def scenario():
+        async with cage.serving(patience_s=SILENCE_S) as serving:
+            with pytest.raises(WorkerDied, match="sent nothing for 2 seconds; it was stopped"):
+                await answer(serving, cage.model(parrot), ask(line))
+            assert workers() == []
+            text, _, _ = await answer(serving, cage.model(parrot), ask(line, max_tokens=2))
+            assert text == line[: len(text)]
+
+    run(scenario())
+
+
+def test_a_load_without_progress_ends_and_lets_others_load(cage, line):
+    snail, parrot = cage.add("snail", faults=[{"at": "load", "do": "hang"}]), cage.add("parrot")
+
+    async def scenario():
+        async with cage.serving(patience_s=SILENCE_S) as serving:
+            stuck = asyncio.create_task(serving.load(cage.model(snail)))
+            text, _, _ = await answer(serving, cage.model(parrot), ask(line))
+            with pytest.raises(WorkerDied, match="sent nothing for 2 seconds"):
+                await stuck
+            assert text == line
+            assert [loaded.model.id for loaded in serving.loaded()] == [cage.model(parrot).id]
 
     run(scenario())
 

@@ -117,7 +117,7 @@ def test_what_is_no_adapter_of_the_model_is_refused(llama, files, changes, weigh
         path = files / "base.gguf" if name == "base" else tmp_path / f"{name}.gguf"
         with pytest.raises(refused, match=reason) as error:
             llama.call("load", role="main", path=str(files / "base.gguf"), options={"lora": [{"path": str(path)}]})
-        assert error.value.kind == "load_failed"
+        assert (error.value.kind, error.value.data["param"]) == ("invalid_request", "options.lora")
         assert str(path) in str(error.value)
     assert answers(llama, files / "base.gguf")[0]["context_length"] > 0
 

@@ -26,6 +26,7 @@ def run(
     ttl_s: float | None,
     defaults: LoadConfig | None = None,
     check_memory: bool = True,
+    patience_s: float = 600.0,
 ) -> None:
     """Serve until interrupted. Port 0 takes a free one; the address is printed once the socket listens."""
     if not _is_loopback(address):
@@ -34,7 +35,9 @@ def run(
             help="listen on 127.0.0.1 and put a proxy that authenticates before it",
         )
     listener = listen(address, port)
-    serving = host.serving(max_loaded=max_loaded, ttl_s=ttl_s, defaults=defaults, check_memory=check_memory)
+    serving = host.serving(
+        max_loaded=max_loaded, ttl_s=ttl_s, defaults=defaults, check_memory=check_memory, patience_s=patience_s
+    )
     app = create_app(serving, host.library, bind=address)
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=_GRACE_S)
     name = f"[{address}]" if ":" in address else address

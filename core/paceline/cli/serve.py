@@ -21,9 +21,18 @@ if TYPE_CHECKING:
     "--max-loaded", default=3, show_default=True, type=click.IntRange(1), help="Models that requests may load."
 )
 @click.option("--ttl", default=3600.0, show_default=True, type=click.FloatRange(0), help="Idle seconds; 0 is for ever.")
+@click.option(
+    "--patience",
+    default=600.0,
+    show_default=True,
+    type=click.FloatRange(1),
+    help="Seconds without a sign of life after which a worker that loads or answers is stopped.",
+)
 @load_options
 @click.option("--no-memory-check", is_flag=True, help="Load also what is known not to fit.")
-def serve(address: str, port: int, max_loaded: int, ttl: float, no_memory_check: bool, config: LoadConfig) -> None:
+def serve(
+    address: str, port: int, max_loaded: int, ttl: float, patience: float, no_memory_check: bool, config: LoadConfig
+) -> None:
     """Serve the models of the library through the local API.
 
     OpenAI-compatible under /v1, LM Studio's API under /api/v0. A model loads when it is first asked for, with the
@@ -44,4 +53,5 @@ def serve(address: str, port: int, max_loaded: int, ttl: float, no_memory_check:
         ttl_s=ttl or None,
         defaults=config,
         check_memory=not no_memory_check,
+        patience_s=patience,
     )

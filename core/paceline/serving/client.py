@@ -16,6 +16,13 @@ from paceline.serving.launcher import Channel
 
 PROTOCOL = 1
 
+PATIENCE_S = 600.0
+"""Seconds without a frame after which a worker that has requests is taken for hung."""
+
+_LOOKS = 4
+"""Looks at a worker in its patience, each at least a part of it after the one before: a host that was itself held up
+finds what came meanwhile before it judges."""
+
 
 @dataclass(frozen=True)
 class Device:
@@ -49,15 +56,23 @@ class WorkerInfo:
 
 
 class WorkerClient:
-    """One worker. Calls may run concurrently; every one ends when the worker does."""
+    """One worker. Calls may run concurrently; every one ends when the worker does.
 
-    def __init__(self, channel: Channel) -> None:
+    A worker that has requests and sends nothing for `patience_s` seconds is stopped: loading tells of its progress, and
+    every step of a generation gives tokens or progress in its prompt (docs/worker-protocol.md).
+    """
+
+    def __init__(self, channel: Channel, *, patience_s: float = PATIENCE_S) -> None:
         self._channel = channel
+        self._patience_s = patience_s
+        self._heard = 0
+        self._trouble: str | None = None
         self._ids = itertools.count(1)
         self._pending: dict[int, _Pending] = {}
         self._death: WorkerDied | None = None
         self._closing = False
         self._reader = asyncio.create_task(self._read())
+        self._watcher = asyncio.create_task(self._watch())
 
     @property
     def alive(self) -> bool:
@@ -118,19 +133,20 @@ class WorkerClient:
         await self._channel.send({"jsonrpc": "2.0", **frame})
 
     async def _read(self) -> None:
-        trouble = None
         try:
             async for frame in self._channel.frames():
+                self._heard += 1
                 params = frame.get("params")
                 key = params.get("request") if "method" in frame and isinstance(params, dict) else frame.get("id")
                 pending = self._pending.get(key) if isinstance(key, int) else None
                 if pending is not None:
                     pending.frames.put_nowait(frame)
         except WorkerError as error:
-            trouble = error.message
+            self._trouble = error.message
             await self._channel.close(grace_s=0.0)
         exit_ = await self._channel.wait()
-        how = f"{trouble}; it was stopped" if trouble else f"the worker {exit_}"
+        self._watcher.cancel()
+        how = f"{self._trouble}; it was stopped" if self._trouble else f"the worker {exit_}"
         self._death = WorkerDied(
             how,
             log_tail=self._channel.log_tail(),
@@ -138,6 +154,18 @@ class WorkerClient:
         )
         for pending in self._pending.values():
             pending.frames.put_nowait(self._death)
+
+    async def _watch(self) -> None:
+        """Stop a worker that owes answers and has been silent for too long."""
+        silent, before = 0, (0, 0)
+        while silent < _LOOKS:
+            await asyncio.sleep(self._patience_s / _LOOKS)
+            # The oldest request tells one time of waiting from the next.
+            now = (self._heard, min(self._pending, default=0))
+            silent = silent + 1 if self._pending and now == before else 0
+            before = now
+        self._trouble = f"the worker had requests and sent nothing for {self._patience_s:g} seconds"
+        await self._channel.close(grace_s=0.0)
 
 
 class TokenStream:

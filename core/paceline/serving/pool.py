@@ -26,7 +26,7 @@ from paceline.errors import (
     WorkerDied,
 )
 from paceline.loading import LoadConfig
-from paceline.serving.client import WorkerClient, WorkerInfo
+from paceline.serving.client import PATIENCE_S, WorkerClient, WorkerInfo
 from paceline.serving.configuration import check_config, check_options, fitting, load_params, selected_runtime
 from paceline.serving.fit import MemoryGuard, room_now
 from paceline.serving.generation import Completion, GenerateParams, TokenBatch
@@ -92,12 +92,14 @@ class Serving:
         defaults: LoadConfig | None = None,
         check_memory: bool = True,
         way_to: WayTo = lambda feature, runtime: None,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         """`max_loaded` bounds the models that requests load by themselves; those loaded by `load` do not count.
 
         `defaults` are for what a load leaves open, as far as the model and its engine can have them. `check_memory`:
         refuse what is known not to fit the memory that is there. `way_to` says how to get a feature that a runtime
-        lacks; it is asked in a thread of its own.
+        lacks; it is asked in a thread of its own. `patience_s`: a worker that has requests and gives no
+        sign of life for so long, also while it loads, is stopped.
         """
         self._plugins = plugins
         self._library = library
@@ -108,6 +110,7 @@ class Serving:
         self._ttl_s = ttl_s
         self._defaults = defaults or LoadConfig()
         self._way_to = way_to
+        self._patience_s = patience_s
         self._guard = MemoryGuard(plugins, enabled=check_memory)
         self._places: dict[str, _Place] = {}
         self._loading = asyncio.Lock()  # one model loads at a time, so that the places are counted right
@@ -291,7 +294,7 @@ class Serving:
         model = place.model
         spec = self._plugins.engine(runtime.engine).worker(runtime)
         started = time.monotonic()
-        client = WorkerClient(await self._launcher.launch(spec))
+        client = WorkerClient(await self._launcher.launch(spec), patience_s=self._patience_s)
         try:
             info = await client.initialize()
             check_options(info, model, place.config)
