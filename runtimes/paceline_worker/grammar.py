@@ -43,9 +43,9 @@ _STACK = 256 * 1024 * 1024
 _PATIENCE_S = 5.0
 """How long compiling may hold up what else runs. It cannot be stopped, so the next waits until such a one is over."""
 
-_WHITESPACE = r"[\x20\x0A\x0D\x09]{1,48}"
-"""JSON's, between two tokens, unless a schema's own `x-guidance` says otherwise. Left unbounded, a small model may
-write nothing else."""
+_WHITESPACE = r"(\x20|\x0A{1,2}[\x20\x09]{0,20})"
+"""JSON's, between two tokens where there is any, unless a schema's own `x-guidance` says otherwise: what llama.cpp's
+`common/json-schema-to-grammar.cpp` allows. Weak models fill all that they may."""
 
 _OPTIONS = '\n%llguidance {"no_forcing": true}\n'
 

@@ -135,14 +135,35 @@ def test_matchers_of_one_grammar_are_apart(grammars):
     assert not second.allows(ord("b"))
 
 
-def test_white_space_in_json_is_bounded(grammars):
+SPACES = {
+    "compact": '{"a":1,"b":[2,3]}',
+    "usual": '{"a": 1, "b": [2, 3]}',
+    "indented": '{\n  "a": 1,\n  "b": [\n\t\t2,\n    3\n  ]\n}',
+    "blank line": '{\n\n"a": 1}',
+}
+
+
+@pytest.mark.parametrize("text", SPACES.values(), ids=SPACES)
+def test_json_is_written_as_people_write_it(grammars, text):
     matcher = grammars.matcher(grammar(json_schema={"type": "object"}))
-    matcher.advance(ord("{"))
+    for byte in text.encode():
+        assert matcher.allows(byte)
+        matcher.advance(byte)
+    assert matcher.ended or set(grammars.ending.tolist()) & set(matcher.allowed().tolist())
+
+
+@pytest.mark.parametrize(("begun", "most"), [("{", 1), ("{\n", 20), ("{\n\n", 20), ('{"a":', 1), ('{"a":1,\n', 20)])
+def test_white_space_in_json_is_bounded(grammars, begun, most):
+    matcher = grammars.matcher(grammar(json_schema={"type": "object"}))
+    for byte in begun.encode():
+        matcher.advance(byte)
     spaces = 0
     while matcher.allows(ord(" ")):
         matcher.advance(ord(" "))
         spaces += 1
-    assert 8 <= spaces < 100
+    assert spaces == most
+    assert not matcher.allows(ord("\t"))
+    assert not matcher.allows(ord("\n"))
 
 
 def deep(levels):
