@@ -142,7 +142,7 @@ def paceline(
     models: Path | None = None, environment: dict[str, str] | None = None, options: Sequence[str] = ()
 ) -> Iterator[str]:
     """A running `paceline serve` that finds the models in a folder beside the user's own; its address."""
-    command = [sys.executable, "-m", "paceline", "serve", "--port", "0", *options]
+    command = [sys.executable, "-m", "paceline", "serve", "--port", "0", "--update", "off", *options]
     env = {**os.environ, **(environment or {})}
     if models is not None:
         env["PACELINE_EXTRA_MODELS"] = str(models)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import subprocess
 import sys
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from pathlib import Path
+
+    import psutil
 
 # A guard between us and the command. It leads a session of its own, so the terminal's Ctrl-C does not reach it, and
 # reads a pipe whose other end only we hold: end of file, also the one our SIGKILL causes, kills the whole session.
@@ -22,7 +27,17 @@ def watch(child):
         os._exit(1)
     os.killpg(0, signal.SIGKILL)
 
+child, asked = None, []
+
+def end(*_):
+    asked.append(True)
+    if child is not None:
+        child.terminate()
+
+signal.signal(signal.SIGTERM, end)
 child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+if asked:
+    child.terminate()
 threading.Thread(target=watch, args=(child,), daemon=True).start()
 status = child.wait()
 sys.stdout.flush()
@@ -39,7 +54,7 @@ def run(
     killed with all its children before the exception goes on.
     """
     process = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _GUARD, *map(str, argv)],
+        _guarded(argv),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -61,3 +76,79 @@ def run(
         process.stdin.close()
         process.stdout.close()
         process.wait()
+
+
+@asynccontextmanager
+async def running(
+    argv: Sequence[str | Path], *, env: Mapping[str, str], cwd: Path, grace_s: float
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run `argv` beside an event loop; its output and error stream come from `stdout`, lines of at most 1 MiB.
+
+    When the block is left, what still runs is asked to end and, after `grace_s` seconds, killed with all its children.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *_guarded(argv),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=dict(env),
+        cwd=cwd,
+        start_new_session=True,
+        limit=1 << 20,
+    )
+    try:
+        yield process
+    finally:
+        await asyncio.shield(_end(process, grace_s))
+
+
+async def _end(process: asyncio.subprocess.Process, grace_s: float) -> None:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    if process.returncode is None and os.name != "nt":
+        process.terminate()
+        with suppress(TimeoutError):
+            # Read on: who cannot write does not end.
+            await asyncio.wait_for(process.stdout.read(), grace_s)
+    process.stdin.close()
+    await process.wait()
+
+
+def _guarded(argv: Sequence[str | Path]) -> list[str]:
+    return [sys.executable, "-I", "-S", "-c", _GUARD, *map(str, argv)]
+
+
+def pause(pid: int) -> None:
+    """Let everything below the guard `pid` (see `running`) stand still until `resume`. Does nothing on Windows.
+
+    Guards are left running: they must notice when their parents end.
+    """
+    import psutil
+
+    if os.name == "nt":
+        return
+    paused: set[int] = set()
+    while new := [p for p in _below(pid) if p.pid not in paused]:  # what was started meanwhile, too
+        for process in new:
+            paused.add(process.pid)
+            with suppress(psutil.Error, OSError):
+                if os.getsid(process.pid) != process.pid:
+                    process.suspend()
+
+
+def resume(pid: int) -> None:
+    """Let what `pause` held go on."""
+    import psutil
+
+    for process in _below(pid):
+        with suppress(psutil.Error):
+            process.resume()
+
+
+def _below(pid: int) -> list[psutil.Process]:
+    import psutil
+
+    try:
+        return list(psutil.Process(pid).children(recursive=True))
+    except psutil.Error:
+        return []

@@ -7,8 +7,10 @@ from typing import Protocol
 
 
 class Phase(StrEnum):
-    """The phases of an installation, in order; it has those it needs, and a build is among the packages."""
+    """The phases of an update or an installation, in order, of those it needs; a build is among the packages."""
 
+    SEARCH = "search"
+    """New releases are looked for, where the message says."""
     WAIT = "wait"
     """Another process installs into the same home."""
     ENVIRONMENT = "environment"

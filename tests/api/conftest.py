@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import queue
+import re
+import signal
+import subprocess
+import sys
 import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -20,6 +27,7 @@ from paceline.api import create_app
 from paceline.errors import AmbiguousError, NotFoundError, PacelineError
 from paceline.serving.generation import AcceptanceRecord, Completion, Piece, StopReason, TokenBatch
 from paceline.serving.pool import LoadedModel
+from paceline.tokens import Permission, Tokens
 from paceline.types import Model, ModelFacts, ModelKind, Runtime
 
 CHAT_TEMPLATE = (
@@ -241,6 +249,82 @@ def serving(_running) -> ScriptedServing:
 @pytest.fixture
 def base_url(_running) -> str:
     return _running[1]
+
+
+@dataclass
+class Managed:
+    """A real `paceline serve` over the tiny engine, with the echo engine beside it."""
+
+    tiny: Any
+    url: str
+    process: subprocess.Popen[str]
+    log: Path
+    admin: str
+    user: str
+
+    def client(self, token: str | None = None) -> httpx.Client:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=60)
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def until(self, what: Callable[[], Any]) -> Any:
+        """The first true value of `what`."""
+        deadline = time.monotonic() + 60
+        while not (value := what()):
+            assert time.monotonic() < deadline, self.said()
+            assert self.process.poll() is None, self.said()
+            time.sleep(0.02)
+        return value
+
+    def update(self) -> dict[str, Any]:
+        with self.client(self.user) as http:
+            return http.get("/api/v1/runtimes/updates").json()
+
+    def end(self) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
+
+
+@pytest.fixture
+def managed(tiny, tmp_path):
+    """Starts one: `managed(*options, **variables)`."""
+    echo = tmp_path / "echo" / "paceline_echo-1.0.dist-info"
+    echo.mkdir(parents=True)
+    (echo / "METADATA").write_text("Metadata-Version: 2.1\nName: paceline-echo\nVersion: 1.0\n")
+    (echo / "entry_points.txt").write_text("[paceline]\necho = paceline_echo\n")
+    source = Path(__file__).parents[1] / "thirdparty" / "paceline-echo" / "src"
+    path = os.pathsep.join([tiny.environment()["PYTHONPATH"], str(echo.parent), str(source)])
+    tokens = Tokens(tiny.home)
+    _, admin = tokens.create("admin", Permission)
+    _, user = tokens.create("user", [Permission.INFERENCE])
+    started = []
+
+    def start(*options: str, **variables: str) -> Managed:
+        log = tmp_path / f"serve-{len(started)}.log"
+        env = {**os.environ, **tiny.environment(), "PACELINE_PLUGINS": "tiny,echo", "PYTHONPATH": path}
+        env |= {"PACELINE_MODELS": str(tmp_path / "models"), "PACELINE_UPDATE": "off", **variables}
+        command = [sys.executable, "-m", "paceline", "serve", "--port", "0", *options]
+        with log.open("w") as stderr:
+            process = subprocess.Popen(
+                command, env=env, stdout=subprocess.PIPE, stderr=stderr, stdin=subprocess.DEVNULL, text=True
+            )
+        said = process.stdout.readline()
+        url = re.search(r"http://127\.0\.0\.1:\d+", said)
+        assert url, log.read_text()
+        started.append(Managed(tiny, url[0], process, log, admin, user))
+        return started[-1]
+
+    yield start
+    for server in started:
+        try:
+            server.end()
+        finally:
+            server.process.kill()
+            server.process.wait()
+            server.process.stdout.close()
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ class Server:
 
 @contextmanager
 def _serve(home: Path, models: Path, *options: str):
-    env = os.environ | {"PACELINE_HOME": str(home), "PACELINE_MODELS": str(models)}
+    env = os.environ | {"PACELINE_HOME": str(home), "PACELINE_MODELS": str(models), "PACELINE_UPDATE": "off"}
     command = [sys.executable, "-m", "paceline", "serve", "--port", "0", *options]
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)
     try:

@@ -80,6 +80,7 @@ def installed(wheels, tmp_path_factory) -> Iterator[Installed]:
         "PACELINE_HOME": str(folder / "home"),
         "PACELINE_CACHE": str(folder / "cache"),
         "PACELINE_MODELS": str(models),
+        "PACELINE_UPDATE": "off",
         "COLUMNS": "200",
     }
     return Installed(folder / "venv" / "bin", env, models)

@@ -14,8 +14,8 @@ import logging
 import time
 import uuid
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, Coroutine, Mapping
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -29,6 +29,7 @@ from paceline.api.logprobs import ShownTokens
 from paceline.api.lookup import find_language_model
 from paceline.api.schemas import ChatRequest, CompletionRequest, GenerationRequest, refuse_unserved
 from paceline.api.shapes import CHAT, TEXT, Dialect, Shape, draft_runs
+from paceline.api.streams import send_body, send_end, send_start, until_client_leaves
 from paceline.errors import RequestError, TemplateError, WorkerError
 from paceline.serving.generation import Completion, GenerateParams, TokenBatch
 from paceline.types import Model
@@ -167,7 +168,7 @@ class _Answer(Response):
         self._first_token: float | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await _until_client_leaves(receive, self._respond(send))
+        await until_client_leaves(receive, self._respond(send))
 
     @abstractmethod
     async def _respond(self, send: Send) -> None:
@@ -196,7 +197,7 @@ class _WholeAnswer(_Answer):
                     choice["drafted"] = draft_runs(pieces)
                 facts = job.dialect.facts(lease, job.params, item, self._first_token)
                 body = {**job.envelope, "choices": [choice], "usage": job.dialect.usage(item), **facts}
-        await _send_start(send, 200, ((b"content-type", b"application/json"),))
+        await send_start(send, 200, ((b"content-type", b"application/json"),))
         await send({"type": "http.response.body", "body": sse.dumps(body)})
 
 
@@ -205,12 +206,12 @@ class _StreamedAnswer(_Answer):
         # The headers wait for the first item: whatever fails before it still gets its own HTTP status.
         async with aclosing(self._job.run()) as items:
             lease, item = await anext(items)
-            await _send_start(send, 200, sse.HEADERS)
+            await send_start(send, 200, sse.HEADERS)
             try:
                 await self._relay(send, items, lease, item)
             except Exception as error:
-                await _send_body(send, sse.event(as_api_error(error).body()))
-        await send({"type": "http.response.body", "body": b""})
+                await send_body(send, sse.event(as_api_error(error).body()))
+        await send_end(send)
 
     async def _relay(
         self,
@@ -223,7 +224,7 @@ class _StreamedAnswer(_Answer):
         place = uuid.uuid4().hex
         texts = sse.TextEvents({**job.envelope, "choices": [job.shape.chunk_choice(place)]}, place)
         if job.shape.opening is not None:
-            await _send_body(send, sse.event({**job.envelope, "choices": [job.shape.opening]}))
+            await send_body(send, sse.event({**job.envelope, "choices": [job.shape.opening]}))
         tokens = ShownTokens() if job.params.logprobs is not None else None
         while isinstance(item, TokenBatch):
             self._note(item)
@@ -235,45 +236,13 @@ class _StreamedAnswer(_Answer):
                     choice["logprobs"] = job.shape.logprobs(entries)
                 if job.mark_drafted:
                     choice["drafted"] = draft_runs(item.pieces)
-                await _send_body(send, sse.event({**job.envelope, "choices": [choice]}))
+                await send_body(send, sse.event({**job.envelope, "choices": [choice]}))
             elif text:
-                await _send_body(send, texts.event(text))
+                await send_body(send, texts.event(text))
             _, item = await anext(items)
         last = job.shape.chunk_choice(None, item.stop_reason.finish_reason)
         facts = job.dialect.facts(lease, job.params, item, self._first_token)
         end = sse.event({**job.envelope, "choices": [last], **facts})
         if job.include_usage:
             end += sse.event({**job.envelope, "choices": [], "usage": job.dialect.usage(item)})
-        await _send_body(send, end + sse.DONE)
-
-
-async def _send_start(send: Send, status: int, headers: tuple[tuple[bytes, bytes], ...]) -> None:
-    await send({"type": "http.response.start", "status": status, "headers": list(headers)})
-
-
-async def _send_body(send: Send, body: bytes) -> None:
-    await send({"type": "http.response.body", "body": body, "more_body": True})
-
-
-async def _until_client_leaves(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
-    """Run `work` to its end, or cancel it when the client disconnects."""
-    working = asyncio.create_task(work)
-    watching = asyncio.create_task(_disconnected(receive))
-    try:
-        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            working.result()
-        else:
-            log.info("the client went away; its generation is cancelled")
-    finally:
-        for task in (working, watching):
-            task.cancel()
-        # Waits for the generators to close, so the lease is back when this returns.
-        for task in (working, watching):
-            with suppress(asyncio.CancelledError, Exception):
-                await task
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+        await send_body(send, end + sse.DONE)

@@ -46,7 +46,9 @@ class ApiError(Exception):
     @property
     def headers(self) -> dict[str, str]:
         """What the answer's head says besides."""
-        return {"Retry-After": str(RETRY_AFTER_S)} if self.status == 429 else {}
+        if self.status == 429:
+            return {"Retry-After": str(RETRY_AFTER_S)}
+        return {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
 
     def body(self, path: str = "") -> dict[str, Any]:
         """As JSON. `path` is the request's, because /api/v1 names types otherwise."""

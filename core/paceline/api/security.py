@@ -1,21 +1,26 @@
-"""Who may talk to the API: checks of the Host and Origin headers, before anything else sees the request.
+"""Who may talk to the API: checks of the Host and Origin headers and of tokens, before anything else sees the request.
 
 A page in a browser can reach 127.0.0.1. Two checks keep foreign pages out: the Host header, because a page whose name
 was rebound to a loopback address still sends its own name, and the Origin header, which browsers attach to requests
 of scripts. No CORS header is ever sent, so scripts of other origins cannot read answers either.
+
+Tokens say which program asks. What changes runtimes always needs one with the permission `admin`, because a program, or
+a page of a loopback origin, that may ask a model for text must not thereby be able to install software.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from paceline.api.errors import ApiError
+from paceline.api.errors import ApiError, as_api_error
+from paceline.tokens import Permission, Tokens
 
 
 class LocalOnly:
@@ -69,6 +74,57 @@ class LocalOnly:
         scheme, separator, host = origin.partition("://")
         name = _host_name(host)
         return bool(separator) and scheme in ("http", "https") and name is not None and is_loopback(name)
+
+
+class TokensOnly:
+    """ASGI middleware: only requests with a token of `tokens` get in."""
+
+    def __init__(self, app: ASGIApp, *, tokens: Tokens) -> None:
+        self._app = app
+        self._tokens = tokens
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in ("http", "websocket"):
+            try:
+                check_token(self._tokens, Headers(scope=scope))
+            except Exception as error:
+                told = as_api_error(error)
+                answer = JSONResponse(told.body(scope["path"]), told.status, headers=told.headers)
+                await answer(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def admin_only(tokens: Tokens) -> Callable[[Request], None]:
+    """A dependency of routes: their requests must carry a token with the permission `admin`."""
+
+    def check(request: Request) -> None:
+        check_token(tokens, request.headers, Permission.ADMIN)
+
+    return check
+
+
+def check_token(tokens: Tokens, headers: Headers, needed: Permission | None = None) -> None:
+    """Raise a 401 for a request without a token of `tokens`, a 403 for one whose token lacks a permission."""
+    scheme, _, text = headers.get("authorization", "").partition(" ")
+    held = tokens.permissions_of(text.strip()) if scheme.lower() == "bearer" else frozenset()
+    if not held:
+        kind, option = ("an admin", " --admin") if needed is Permission.ADMIN else ("a", "")
+        raise ApiError(
+            401,
+            f"This needs {kind} token of this server, sent as `Authorization: Bearer sk-pl-…`; "
+            f"`paceline tokens create{option}` makes one.",
+            code="invalid_api_key",
+            type="authentication_error",
+        )
+    if needed is not None and needed not in held:
+        raise ApiError(
+            403,
+            f"This token has the permission {', '.join(sorted(held))} and lacks {needed}; "
+            "`paceline tokens create --admin` makes one that has it.",
+            code="permission_denied",
+            type="permission_error",
+        )
 
 
 def is_loopback(name: str) -> bool:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 
 import click
 import uvicorn
 
+from paceline.api.administration import Administration, UpdateAtStart
 from paceline.api.app import create_app
+from paceline.api.security import is_loopback
 from paceline.errors import PacelineError, UsageError
 from paceline.host import Host
 from paceline.loading import LoadConfig
+from paceline.tokens import Tokens
 
 _GRACE_S = 5
 """How long running answers may still take when the server is told to end."""
@@ -27,18 +29,36 @@ def run(
     defaults: LoadConfig | None = None,
     check_memory: bool = True,
     patience_s: float = 600.0,
+    require_token: bool = False,
+    update: UpdateAtStart | None = None,
 ) -> None:
-    """Serve until interrupted. Port 0 takes a free one; the address is printed once the socket listens."""
-    if not _is_loopback(address):
+    """Serve until interrupted. Port 0 takes a free one; the address is printed once the socket listens.
+
+    `require_token`: only requests with a token get in, as always beyond loopback; UsageError when there is no token.
+    `update` is made once, when nothing is asked of the server.
+    """
+    tokens = Tokens(host.store.home)
+    require_token = require_token or not is_loopback(address)
+    if require_token and not tokens.all():
+        why = "it asks for tokens" if is_loopback(address) else f"{address} can be reached from other machines"
         raise UsageError(
-            f"{address} can be reached from other machines, and this server asks nobody who they are",
-            help="listen on 127.0.0.1 and put a proxy that authenticates before it",
+            f"nobody could use this server: {why}, and there is no token",
+            help="make one with `paceline tokens create`, or listen on 127.0.0.1 without --require-token",
         )
     listener = listen(address, port)
     serving = host.serving(
         max_loaded=max_loaded, ttl_s=ttl_s, defaults=defaults, check_memory=check_memory, patience_s=patience_s
     )
-    app = create_app(serving, host.library, bind=address)
+    administration = Administration(
+        serving=serving, library=host.library, plugins=host.plugins, store=host.store, tokens=tokens, update=update
+    )
+    app = create_app(
+        serving,
+        host.library,
+        bind=address,
+        required=tokens if require_token else None,
+        administration=administration,
+    )
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=_GRACE_S)
     name = f"[{address}]" if ":" in address else address
     click.echo(f"Paceline serves {len(host.library.models())} models on http://{name}:{listener.getsockname()[1]}")
@@ -62,12 +82,3 @@ def listen(address: str, port: int) -> socket.socket:
             help="another server may be using it: `paceline serve --port 0` takes a free one",
         ) from error
     return listener
-
-
-def _is_loopback(address: str) -> bool:
-    if address == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return False

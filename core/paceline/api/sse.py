@@ -1,4 +1,7 @@
-"""Server-sent events as OpenAI's API uses them: `data: <json>` and a blank line; `data: [DONE]` at the end."""
+"""Server-sent events as OpenAI's API uses them: `data: <json>` and a blank line; `data: [DONE]` at the end.
+
+Under /api/v1 events have names instead of an end mark, as in LM Studio's: `event: <name>` before their data.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,10 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 def event(payload: Mapping[str, Any]) -> bytes:
     return b"data: " + dumps(payload) + b"\n\n"
+
+
+def named_event(name: str, payload: Mapping[str, Any]) -> bytes:
+    return b"event: " + name.encode() + b"\n" + event(payload)
 
 
 def dumps(value: Any) -> bytes:

@@ -16,6 +16,7 @@ from paceline.errors import PacelineError
 COMMANDS = {
     "demo": ("paceline.cli.demo", "demo", "Install the best runtime and generate with the sample pair."),
     "serve": ("paceline.cli.serve", "serve", "Serve the models of the library through the local API."),
+    "tokens": ("paceline.cli.tokens", "tokens", "Create, list and revoke the tokens of the local API."),
     "ls": ("paceline.cli.models", "ls", "List the models of the library."),
     "pairs": ("paceline.cli.models", "pairs", "List draft/main pairs, each with its verdict and reason."),
     "estimate": ("paceline.cli.estimate", "estimate", "Say what memory loading a model would take, and if it fits."),

@@ -5,13 +5,10 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from paceline import paths
 from paceline.errors import IncompatibleError, NotFoundError, PacelineError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from paceline.registry import Registry
 
 
 @contextmanager
@@ -21,14 +18,6 @@ def nothing_fits_is_3() -> Iterator[None]:
         yield
     except (NotFoundError, IncompatibleError) as error:
         raise _NothingFits(error.message, help=error.help) from error
-
-
-def known_releases() -> Registry:
-    """Everything that could be installed, with what updates found."""
-    from paceline import plugins
-    from paceline.registry import load_registry
-
-    return load_registry(plugins.load(), home=paths.home())
 
 
 class _NothingFits(PacelineError):

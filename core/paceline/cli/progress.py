@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from paceline.progress import Progress
 
 _WORDS = {
+    Phase.SEARCH: "searching",
     Phase.WAIT: "waiting",
     Phase.ENVIRONMENT: "environment",
     Phase.DOWNLOAD: "downloading",

@@ -17,7 +17,7 @@ from paceline.cli.selecting import hold, pin, rollback, select, unhold, unpin, u
 from paceline.cli.survey import survey
 from paceline.cli.update import update
 from paceline.cli.upkeep import prune, remove, repair, verify
-from paceline.errors import NotFoundError
+from paceline.manager import inventory
 from paceline.store import Store
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from paceline.manager.diskspace import Space
     from paceline.manager.plan import InstallPlan
     from paceline.plugins import Plugins
-    from paceline.store import Selection
     from paceline.types import Release, Runtime, Verdict
 
 
@@ -53,7 +52,7 @@ def ls(as_json: bool) -> None:
     """List the installed runtimes."""
     store = Store(paths.home())
     selection = store.selection()
-    installed = [_runtime_json(r, store, selection) for r in store.runtimes()]
+    installed = [inventory.describe_runtime(r, store, selection) for r in store.runtimes()]
     incomplete = [{"id": name, "state": "incomplete"} for name in store.incomplete()]
     if as_json:
         output.as_json_text([*installed, *incomplete])
@@ -112,7 +111,7 @@ def get(
     with ExitStack() as kept:
         wheel = None
         with nothing_fits_is_3():
-            ranked = _ranked(loaded, query)
+            ranked = inventory.ranked(store, loaded, query, tell=_note)
             if source is not None:
                 ranked, wheel = kept.enter_context(taken_from(source, ranked))
             if as_list:
@@ -135,7 +134,7 @@ def install_best(loaded: Plugins, store: Store, model_format: str) -> Runtime:
     from paceline.manager.policy import choose
 
     with nothing_fits_is_3():
-        ranked = [(r, v) for r, v in _ranked(loaded, None) if model_format in r.formats]
+        ranked = [(r, v) for r, v in inventory.ranked(store, loaded, tell=_note) if model_format in r.formats]
         choice = choose(ranked, held=store.selection().holds)
     for remark in choice.remarks:
         click.echo(remark, err=True)
@@ -158,21 +157,8 @@ def _plan(release: Release, store: Store) -> InstallPlan:
     )
 
 
-def _ranked(loaded: Plugins, query: str | None) -> list[tuple[Release, Verdict]]:
-    from paceline.registry import load_registry
-    from paceline.survey import known_survey
-    from paceline.verdict import rank
-
-    registry = load_registry(loaded, home=paths.home())
-    for remark in registry.remarks:
-        click.echo(f"note: {remark}", err=True)
-    matching = registry.match(query) if query else list(registry.releases)
-    if not matching:
-        what = f"no release matches {query!r}" if query else "no release is known"
-        raise NotFoundError(
-            what, help="`paceline runtime get --list` shows every release, `paceline plugins` the engines"
-        )
-    return rank(matching, known_survey())
+def _note(remark: str) -> None:
+    click.echo(f"note: {remark}", err=True)
 
 
 def _run_install(
@@ -208,7 +194,7 @@ def _install(
     took = time.monotonic() - started
     selection = store.selection()
     if as_json:
-        value = _runtime_json(installed, store, selection)
+        value = inventory.describe_runtime(installed, store, selection)
         output.as_json_text({**value, "already_installed": plan.already_installed, "seconds": round(took, 2)})
         return
     if plan.already_installed:
@@ -226,7 +212,7 @@ def _install(
 def _print_list(ranked: Sequence[tuple[Release, Verdict]], store: Store, as_json: bool) -> None:
     installed = {r.id for r in store.runtimes()}
     if as_json:
-        output.as_json_text([_release_json(r, v, r.id in installed) for r, v in ranked])
+        output.as_json_text([inventory.describe_release(r, v, installed=r.id in installed) for r, v in ranked])
         return
     rows = [
         [r.name, r.version, "installed" if r.id in installed else "available", _verdict_words(r, v)] for r, v in ranked
@@ -275,26 +261,6 @@ def _building(plan: InstallPlan) -> str:
     return f"{', '.join(plan.built)} is compiled on this machine{took}"
 
 
-def _runtime_json(installed: Runtime, store: Store, selection: Selection) -> dict[str, Any]:
-    from paceline.store import health
-
-    state, used = health.glance(installed.directory), store.last_used(installed)
-    return {
-        "id": installed.id,
-        "name": installed.name,
-        **output.plain(installed),
-        "selected_for": selection.formats_of(installed.id),
-        "selected_for_models": selection.models_of(installed.id),
-        "pinned": installed.id in selection.pins,
-        "held": installed.id in selection.holds,
-        "size_bytes": store.manifest(installed).get("size_bytes"),
-        "last_used": used.isoformat(timespec="seconds") if used is not None else None,
-        "in_use_by": store.in_use_by(installed),
-        "state": state.state,
-        "problems": state.problems,
-    }
-
-
 def _state_words(installed: dict[str, Any]) -> str:
     marks = [word for word in ("pinned", "held") if installed[word]]
     if installed["linked"]:
@@ -304,22 +270,3 @@ def _state_words(installed: dict[str, Any]) -> str:
     if installed["selected_for_models"]:
         marks.append(f"for {', '.join(installed['selected_for_models'])}")
     return ", ".join((str(installed["state"]), *marks)) + "".join(f"; {p}" for p in installed["problems"])
-
-
-def _release_json(release: Release, verdict: Verdict, installed: bool) -> dict[str, Any]:
-    return {
-        "id": release.id,
-        "name": release.name,
-        "engine": release.engine,
-        "version": release.version,
-        "platform": release.platform,
-        "channel": release.channel,
-        "formats": release.formats,
-        "features": release.features,
-        "installed": installed,
-        "built_here": [p.name for p in release.recipe.packages if p.source],
-        "expected_build_s": release.recipe.expected_build_s,
-        "unpinned": [p.name for p in release.recipe.unpinned],
-        "notes": release.notes,
-        "verdict": verdict,
-    }

@@ -8,8 +8,9 @@ import click
 
 from paceline import paths
 from paceline.cli import output
-from paceline.cli.matching import known_releases, nothing_fits_is_3
+from paceline.cli.matching import nothing_fits_is_3
 from paceline.errors import AmbiguousError, NotFoundError, UsageError
+from paceline.manager import inventory
 from paceline.store import Store
 
 if TYPE_CHECKING:
@@ -124,28 +125,9 @@ def _command(
 
 
 def _installed_or_released(store: Store, query: str) -> str:
-    """The id of the one version that a query means, installed or only known."""
-    try:
-        return store.get(query).id
-    except NotFoundError:
-        found = known_releases().match(query)
-        if not found:
-            raise
-        if len(found) > 1:
-            raise AmbiguousError(
-                f"{query!r} means several versions: {', '.join(r.id for r in found)}",
-                help=f"give the full name, such as `{found[0].id}`",
-            ) from None
-        return found[0].id
+    from paceline import plugins
 
-
-def _one_of(query: str, names: tuple[str, ...], what: str) -> str:
-    found = [name for name in names if name == query] or [name for name in names if query in name]
-    if not found:
-        raise NotFoundError(f"nothing {what} matches {query!r} ({what}: {', '.join(names) or 'none'})")
-    if len(found) > 1:
-        raise AmbiguousError(f"{query!r} means several: {', '.join(found)}", help="give the full name")
-    return found[0]
+    return inventory.installed_or_known(store, plugins.load(), query)
 
 
 pin = _command(
@@ -157,7 +139,7 @@ pin = _command(
 unpin = _command(
     "unpin",
     "Let updates and clean-up touch a runtime again.",
-    lambda store, query: _one_of(query, store.selection().pins, "pinned"),
+    lambda store, query: inventory.one_of(query, store.selection().pins, "pinned"),
     Store.unpin,
 )
 hold = _command(
@@ -169,7 +151,7 @@ hold = _command(
 unhold = _command(
     "unhold",
     "Let this version be chosen automatically again.",
-    lambda store, query: _one_of(query, store.selection().holds, "held"),
+    lambda store, query: inventory.one_of(query, store.selection().holds, "held"),
     Store.unhold,
 )
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--host", "address", default="127.0.0.1", show_default=True, help="Loopback address to listen on.")
+@click.option("--host", "address", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port", "-p", default=1234, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one."
 )
@@ -30,17 +30,70 @@ if TYPE_CHECKING:
 )
 @load_options
 @click.option("--no-memory-check", is_flag=True, help="Load also what is known not to fit.")
+@click.option(
+    "--require-token",
+    is_flag=True,
+    envvar="PACELINE_REQUIRE_TOKEN",
+    help="Answer only who has a token (`paceline tokens`), as always when --host is not loopback.",
+)
+@click.option(
+    "--update",
+    type=click.Choice(["off", "check", "apply"]),
+    default="check",
+    show_default=True,
+    envvar="PACELINE_UPDATE",
+    help="Once, when nothing runs: look for newer releases of the selected runtimes, or install them, too.",
+)
+@click.option(
+    "--update-channel",
+    type=click.Choice(["stable", "beta"]),
+    default="stable",
+    envvar="PACELINE_UPDATE_CHANNEL",
+    help="beta takes pre-releases too.",
+)
+@click.option(
+    "--update-minimum-age",
+    type=click.FloatRange(0, 100_000),
+    default=0.0,
+    envvar="PACELINE_MINIMUM_RELEASE_AGE",
+    metavar="DAYS",
+    help="Leave out what was published later than this.",
+)
+@click.option(
+    "--update-delay",
+    type=click.FloatRange(0),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="So long nothing may have been asked of the server before it begins.",
+)
 def serve(
-    address: str, port: int, max_loaded: int, ttl: float, patience: float, no_memory_check: bool, config: LoadConfig
+    address: str,
+    port: int,
+    max_loaded: int,
+    ttl: float,
+    patience: float,
+    no_memory_check: bool,
+    require_token: bool,
+    update: str,
+    update_channel: str,
+    update_minimum_age: float,
+    update_delay: float,
+    config: LoadConfig,
 ) -> None:
     """Serve the models of the library through the local API.
 
     OpenAI-compatible under /v1, LM Studio's API under /api/v0. A model loads when it is first asked for, with the
     options given here as far as the model and its engine can have them.
     """
+    import logging
+
+    from paceline.api.administration import UpdateAtStart, UpdateMode
     from paceline.api.server import run
     from paceline.host import open_host
 
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("paceline.api.administration").setLevel(logging.INFO)
     host = open_host()
     for runtime_id, problems in host.store.damage().items():
         click.echo(f"warning: the selected runtime {runtime_id} is damaged: {'; '.join(problems)}", err=True)
@@ -54,4 +107,6 @@ def serve(
         defaults=config,
         check_memory=not no_memory_check,
         patience_s=patience,
+        require_token=require_token,
+        update=UpdateAtStart(UpdateMode(update), update_channel, update_minimum_age, update_delay),
     )

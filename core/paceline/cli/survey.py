@@ -6,7 +6,7 @@ import click
 
 from paceline import paths
 from paceline.cli import output
-from paceline.cli.matching import known_releases, nothing_fits_is_3
+from paceline.cli.matching import nothing_fits_is_3
 from paceline.errors import NotFoundError
 from paceline.store import Store
 
@@ -23,12 +23,13 @@ def survey(query: str | None, refresh: bool, as_json: bool) -> None:
     """
     from paceline import plugins
     from paceline import query as queries
+    from paceline.manager import inventory
     from paceline.manager.engine_survey import ask_engine
     from paceline.survey import describe, known_survey
     from paceline.verdict import rank
 
     store, loaded = Store(paths.home()), plugins.load()
-    releases = known_releases().releases
+    releases = inventory.known(store, loaded).releases
     matching = queries.select(query, releases) if query else releases
     installed = queries.select(query, store.runtimes()) if query else store.runtimes()
     if query and not (matching or installed):

@@ -8,8 +8,8 @@ import click
 
 from paceline import paths
 from paceline.cli import output
-from paceline.cli.matching import known_releases, nothing_fits_is_3
-from paceline.errors import NotFoundError
+from paceline.cli.matching import nothing_fits_is_3
+from paceline.manager import inventory
 from paceline.store import Store
 
 
@@ -19,11 +19,12 @@ from paceline.store import Store
 @output.json_option
 def verify(query: str | None, quick: bool, as_json: bool) -> None:
     """Check every file of the installed runtimes, or of those that QUERY means, by its hash."""
+    from paceline.manager.mending import is_linked
     from paceline.store import health
 
     store = Store(paths.home())
     with nothing_fits_is_3():
-        names = _names(store, query)
+        names = inventory.installed_names(store, query)
     found = {name: (health.quick if quick else health.full)(store.folder / name) for name in names}
     if as_json:
         output.as_json_text([{"id": name, **output.plain(state)} for name, state in found.items()])
@@ -32,7 +33,7 @@ def verify(query: str | None, quick: bool, as_json: bool) -> None:
             click.echo(f"{name}: {'whole' if state.ok else state.state}")
             for problem in state.problems:
                 click.echo(f"  {problem}")
-            if not state.ok and not _is_linked(store, name):
+            if not state.ok and not is_linked(store, name):
                 click.echo(f"  mend it: paceline runtime repair {name}")
     if not all(state.ok for state in found.values()):
         sys.exit(1)
@@ -49,28 +50,18 @@ def repair(query: str | None, dry_run: bool, as_json: bool) -> None:
     """
     from paceline import plugins
     from paceline.cli.progress import shown
-    from paceline.manager.installation import repair as mend
+    from paceline.manager.mending import mend, to_mend
     from paceline.store import health
 
     store = Store(paths.home())
     with nothing_fits_is_3():
-        names = _names(store, query)
-    if query is None:  # links are their owners' to mend
-        names = [name for name in names if not _is_linked(store, name)]
+        names = to_mend(store, query)
     damaged = [name for name in names if not health.full(store.folder / name).ok]
     if damaged and not dry_run:
         loaded = plugins.load()
         for name in damaged:
-            release = next((r for r in known_releases().releases if r.id == name), None)
-            runtime = store.find(name)
-            engine = runtime.engine if runtime is not None else release.engine if release is not None else None
-            if engine is None:
-                raise NotFoundError(
-                    f"{name} cannot be repaired: its manifest is unreadable and no release of that name is known",
-                    help=f"remove it with `paceline runtime remove {name}`",
-                )
             with shown() as progress:
-                mend(name, store, loaded.engine(engine), progress, release=release)
+                mend(name, store, loaded, progress)
     if as_json:
         output.as_json_text({"whole": [n for n in names if n not in damaged], "repaired": damaged, "dry_run": dry_run})
         return
@@ -149,16 +140,3 @@ def prune(keep: int, cache: bool, dry_run: bool, as_json: bool) -> None:
         click.echo("nothing to remove")
     for reason in done.kept:
         click.echo(f"Stays: {reason}")
-
-
-def _is_linked(store: Store, name: str) -> bool:
-    runtime = store.find(name)
-    return runtime is not None and runtime.linked is not None
-
-
-def _names(store: Store, query: str | None) -> list[str]:
-    """The names of the runtimes a query means, also of those that do not count because they are incomplete."""
-    incomplete = store.incomplete()
-    if query is None:
-        return [*(r.id for r in store.runtimes()), *incomplete]
-    return [query] if query in incomplete else [r.id for r in store.match(query)]

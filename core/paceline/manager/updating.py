@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from paceline import network, paths, query
 from paceline.errors import PacelineError
+from paceline.manager import inventory
 from paceline.manager.installation import install
 from paceline.manager.updates import Kept, Update, plan_updates
 from paceline.progress import silent
-from paceline.registry import load_registry, upstream
+from paceline.registry import upstream
 from paceline.types import Release, Runtime
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class PackageIndex:
     def newer(self, runtimes: Sequence[Runtime]) -> Answer:
         if network.is_offline():
             return Answer(problems=(self._unanswered("Paceline is offline: the package index was not asked"),))
-        known = known_releases(self.store, self.plugins)
+        known = inventory.known(self.store, self.plugins).releases
         found: list[Release] = []
         problems: list[Problem] = []
         for name, engine in {r.name: r.engine for r in runtimes}.items():
@@ -186,11 +187,6 @@ def sources(
     return (registries, PackageIndex(plugins, store, policy, tell)) if package_index else (registries,)
 
 
-def known_releases(store: Store, plugins: Plugins) -> tuple[Release, ...]:
-    """Every release that can be installed, found ones included, by name and then newest first."""
-    return load_registry(plugins, home=store.home).releases
-
-
 def selected_runtimes(store: Store, text: str | None = None) -> dict[str, Runtime]:
     """The runtimes that updates look at, by the format they serve: the selected ones, or those that a query means.
 
@@ -224,7 +220,7 @@ def find_updates(
     facts, chosen = known_survey(), store.selection()
     updates, kept = plan_updates(
         selected,
-        [(release, judge(release, facts)) for release in known_releases(store, plugins)],
+        [(release, judge(release, facts)) for release in inventory.known(store, plugins).releases],
         channels=policy.channels,
         pinned=chosen.pins,
         held=chosen.holds,

@@ -26,11 +26,12 @@ from paceline.errors import (
     WorkerDied,
 )
 from paceline.loading import LoadConfig
-from paceline.serving.client import PATIENCE_S, WorkerClient, WorkerInfo
-from paceline.serving.configuration import check_config, check_options, fitting, load_params, selected_runtime
+from paceline.serving.client import PATIENCE_S
+from paceline.serving.configuration import check_config, check_options, fitting, load_params
 from paceline.serving.fit import MemoryGuard, room_now
 from paceline.serving.generation import Completion, GenerateParams, TokenBatch
 from paceline.serving.launcher import Launcher, LocalLauncher
+from paceline.serving.starting import Returned, Starter, Worker
 from paceline.types import Model, ModelKind, Runtime
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from paceline.library.pairs import PairIndex
     from paceline.plugins import Plugins
     from paceline.store import Store
-    from paceline.store.uses import Use
 
 WayTo = Callable[[str, Runtime], str | None]
 """A feature and the runtime that lacks it -> the command that brings it, None when there is none."""
@@ -101,20 +101,21 @@ class Serving:
         lacks; it is asked in a thread of its own. `patience_s`: a worker that has requests and gives no
         sign of life for so long, also while it loads, is stopped.
         """
-        self._plugins = plugins
         self._library = library
         self._pairs = pairs
         self._store = store
-        self._launcher = launcher or LocalLauncher()
         self._max_loaded = max_loaded
         self._ttl_s = ttl_s
         self._defaults = defaults or LoadConfig()
         self._way_to = way_to
-        self._patience_s = patience_s
         self._guard = MemoryGuard(plugins, enabled=check_memory)
+        self._starter = Starter(
+            plugins, store, launcher or LocalLauncher(), self._guard, self._defaults, patience_s=patience_s
+        )
         self._places: dict[str, _Place] = {}
         self._loading = asyncio.Lock()  # one model loads at a time, so that the places are counted right
         self._released = asyncio.Condition()
+        self._began = time.monotonic()
 
     @asynccontextmanager
     async def lease(
@@ -163,6 +164,24 @@ class Serving:
 
     def loaded(self) -> tuple[LoadedModel, ...]:
         return tuple(place.describe() for place in self._places.values() if place.worker and place.worker.client.alive)
+
+    @property
+    def returned(self) -> tuple[Returned, ...]:
+        """The runtimes that were given back, the latest ones, oldest first."""
+        return tuple(self._starter.returned)
+
+    def is_busy(self) -> bool:
+        """Whether a request holds a model or a model is being loaded."""
+        return self._loading.locked() or any(place.leases for place in self._places.values())
+
+    async def quiet(self, for_s: float) -> None:
+        """Wait until this was not busy for `for_s` seconds."""
+        while True:
+            now = time.monotonic()
+            since = now if self.is_busy() else max([self._began, *(p.last_used for p in self._places.values())])
+            if now >= since + for_s:
+                return
+            await asyncio.sleep(since + for_s - now)
 
     async def load(
         self, model: Model, *, config: LoadConfig | None = None, ttl_s: float | None = None, force: bool = False
@@ -238,7 +257,7 @@ class Serving:
     def _place(self, model: Model) -> _Place:
         return self._places.setdefault(model.id, _Place(model, self._ttl_s))
 
-    async def _ensure_loaded(self, place: _Place) -> _Worker:
+    async def _ensure_loaded(self, place: _Place) -> Worker:
         """The place's worker, started and loaded if it is not. The caller holds the place's lock."""
         if place.worker is not None:
             if place.worker.client.alive and not self._is_superseded(place, place.worker):
@@ -247,10 +266,12 @@ class Serving:
         async with self._loading:
             if not place.kept:
                 await self._make_room()
-            place.worker = await self._start(place)
+            place.worker = await self._starter.start(
+                place.model, place.config, force=place.force, others=self._idle(place.model)
+            )
         return place.worker
 
-    def _is_superseded(self, place: _Place, worker: _Worker) -> bool:
+    def _is_superseded(self, place: _Place, worker: Worker) -> bool:
         """Whether an idle model should move to another runtime, which was selected since it was loaded."""
         if place.leases:
             return False
@@ -259,62 +280,6 @@ class Serving:
         except StoreError:  # said when something has to be loaded; what is loaded serves on
             return False
         return selected is not None and selected.id != worker.runtime.id
-
-    async def _start(self, place: _Place) -> _Worker:
-        """A worker of the selected runtime; of the last one that worked, if that one never did and cannot load this."""
-        runtime = selected_runtime(self._store, place.model)
-        try:
-            return await self._start_with(place, runtime)
-        except PacelineError as error:
-            model_format = place.model.format
-            good = await asyncio.to_thread(self._store.fallback, runtime, model_format)
-            if good is None:
-                raise
-            try:
-                worker = await self._start_with(place, good)
-            except PacelineError:
-                raise error from None  # the model is to blame
-            await asyncio.to_thread(self._store.fall_back, runtime, good, model_format)
-            last_words = error.log_tail if isinstance(error, WorkerDied) else ""
-            log.warning(
-                "%s does not load %s: %s. Returned to %s; %s is held until `paceline runtime unhold`. %s",
-                *(runtime.id, place.model.id, error.message, good.id, runtime.id, last_words),
-            )
-            return worker
-
-    async def _start_with(self, place: _Place, runtime: Runtime) -> _Worker:
-        use = await asyncio.to_thread(self._store.use, runtime)
-        try:
-            return await self._load(place, runtime, use)
-        except BaseException:
-            use.release()
-            raise
-
-    async def _load(self, place: _Place, runtime: Runtime, use: Use) -> _Worker:
-        model = place.model
-        spec = self._plugins.engine(runtime.engine).worker(runtime)
-        started = time.monotonic()
-        client = WorkerClient(await self._launcher.launch(spec), patience_s=self._patience_s)
-        try:
-            info = await client.initialize()
-            check_options(info, model, place.config)
-            config = place.config.over(fitting(self._defaults, info, model))
-            if not place.force:
-                await self._guard.check(model, config, runtime, room_now(info.devices), others=self._idle(model))
-            options = config.options()
-            if model.facts.kind is ModelKind.EMBEDDINGS:
-                options["embedding"] = True
-            result = await client.call("load", load_params("main", model, config, options))
-            await asyncio.to_thread(self._store.note_loaded, runtime, model.format)
-        except RequestError as error:
-            await asyncio.shield(client.close())
-            raise RequestError(error.message, help=error.help, param=(error.param or "").split(".")[-1]) from error
-        except BaseException:
-            await asyncio.shield(client.close())
-            raise
-        context_length, slots = int(result["context_length"]), int(result.get("slots", info.slots))
-        memory = sum((result.get("memory") or {}).values())
-        return _Worker(client, info, runtime, use, config, context_length, slots, time.monotonic() - started, memory)
 
     def _idle(self, but: Model) -> list[tuple[str, int]]:
         """The loaded models that nobody uses now, and what each took."""
@@ -334,7 +299,7 @@ class Serving:
             async with self._released:
                 await self._released.wait()
 
-    async def _check_features(self, worker: _Worker, params: GenerateParams) -> None:
+    async def _check_features(self, worker: Worker, params: GenerateParams) -> None:
         """Refuse what the worker's features lack, naming the release that has it."""
         for feature, param in params.needs.items():
             if feature not in worker.info.features:
@@ -343,14 +308,14 @@ class Serving:
                     f"{worker.info.name} {_LACKS[feature]}", param=param, help=f"leave the field out; {other}"
                 )
 
-    async def _help_to(self, feature: str, worker: _Worker) -> str:
+    async def _help_to(self, feature: str, worker: Worker) -> str:
         try:
             way = await asyncio.to_thread(self._way_to, feature, worker.runtime)
         except PacelineError:
             way = None
         return way or "no release that is known and runs here can do it; `paceline runtime update` looks for newer ones"
 
-    async def _ensure_draft(self, place: _Place, worker: _Worker, draft: Model) -> str | None:
+    async def _ensure_draft(self, place: _Place, worker: Worker, draft: Model) -> str | None:
         """Have `draft` loaded beside the main model; why it is not, if the engine refuses it."""
         if worker.draft is not None and worker.draft.id == draft.id:
             return None
@@ -450,26 +415,6 @@ class Lease:
             await stream.aclose()
 
 
-@dataclass
-class _Worker:
-    client: WorkerClient
-    info: WorkerInfo
-    runtime: Runtime
-    use: Use
-    config: LoadConfig
-    context_length: int
-    slots: int
-    load_s: float
-    memory_bytes: int = 0
-    """What it says it took; 0 when it does not say."""
-    draft: Model | None = None
-
-    def differs(self, config: LoadConfig) -> bool:
-        """Whether anything that `config` names is otherwise here."""
-        here = {**self.config.given(), "context_length": self.context_length, "parallel": self.slots}
-        return any(here.get(name) != value for name, value in config.given().items())
-
-
 class _Place:
     """One model's place: its worker if it is loaded, and who holds it."""
 
@@ -480,7 +425,7 @@ class _Place:
         self.entry = asyncio.Lock()
         # Held while the worker or its draft changes and while a request is sent.
         self.lock = asyncio.Lock()
-        self.worker: _Worker | None = None
+        self.worker: Worker | None = None
         self.config = LoadConfig()
         self.force = False
         self.kept = False

@@ -1,0 +1,139 @@
+"""What a server needs to manage runtimes while it serves, and its update at start-up."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from paceline.api.operations import Operation, Operations, State
+
+if TYPE_CHECKING:
+    from paceline.library import Library
+    from paceline.plugins import Plugins
+    from paceline.serving.pool import Serving
+    from paceline.store import Store
+    from paceline.tokens import Tokens
+
+log = logging.getLogger(__name__)
+
+QUIET_S = 10.0
+"""So long nothing may have been asked of a server before it begins its update."""
+
+
+class UpdateMode(StrEnum):
+    """What `serve` does about newer releases when it starts."""
+
+    OFF = "off"
+    CHECK = "check"
+    """Looks for them once and says what it found."""
+    APPLY = "apply"
+    """Installs them, too."""
+
+
+@dataclass(frozen=True)
+class UpdateAtStart:
+    """The update that a server makes once, after its start."""
+
+    mode: UpdateMode = UpdateMode.OFF
+    channel: str = "stable"
+    minimum_age_days: float = 0.0
+    quiet_s: float = QUIET_S
+
+
+class Administration:
+    """The runtimes of a server: what manages them, who may, and what was done at start-up."""
+
+    def __init__(
+        self,
+        *,
+        serving: Serving,
+        library: Library,
+        plugins: Plugins,
+        store: Store,
+        tokens: Tokens,
+        update: UpdateAtStart | None = None,
+    ) -> None:
+        self.serving = serving
+        self.library = library
+        self.plugins = plugins
+        self.store = store
+        self.tokens = tokens
+        self.operations = Operations(store.home, serving.is_busy)
+        self._update = update or UpdateAtStart()
+        self._updating: asyncio.Task[None] | None = None
+        self._operation: Operation | None = None
+
+    def begin(self) -> None:
+        """Begin the update at start-up, in the background."""
+        if self._update.mode is not UpdateMode.OFF:
+            self._updating = asyncio.get_running_loop().create_task(self._update_once())
+
+    async def close(self) -> None:
+        """End what is under way."""
+        if self._updating is not None:
+            self._updating.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._updating
+        await self.operations.close()
+
+    def describe_update(self) -> dict[str, Any]:
+        """What became of the update at start-up, and which runtimes were given back since."""
+        operation = self._operation
+        return {
+            "mode": self._update.mode,
+            "channel": self._update.channel,
+            "minimum_age_days": self._update.minimum_age_days,
+            "state": operation.state if operation else State.WAITING if self._updating else "off",
+            "operation": operation.describe() if operation else None,
+            "returned": [
+                {
+                    "runtime": r.runtime,
+                    "to": r.to,
+                    "model": r.model,
+                    "reason": r.reason,
+                    "at": r.at.isoformat(timespec="seconds"),
+                }
+                for r in self.serving.returned
+            ],
+        }
+
+    async def _update_once(self) -> None:
+        await self.serving.quiet(self._update.quiet_s)
+        arguments = {
+            "query": None,
+            "check": self._update.mode is UpdateMode.CHECK,
+            "channel": self._update.channel,
+            "minimum_age_days": self._update.minimum_age_days,
+            "registry_only": False,
+            "allow_unpinned": False,
+            "hold_failed": True,
+        }
+        self._operation = self.operations.start("update", arguments, yielding=True)
+        await self._operation.wait()
+        _report(self._operation)
+
+
+def _report(operation: Operation) -> None:
+    if operation.state is State.FAILED and operation.error is not None:
+        log.warning("runtimes were not updated: %s", operation.error["message"])
+    result = operation.result or {}
+    for problem in result.get("problems", ()):
+        # Having no network is no news; a source that lies is.
+        level = logging.INFO if problem["failure"] == "unanswered" else logging.WARNING
+        log.log(level, "looking for newer runtimes: %s", problem["message"])
+    for done in result.get("installed", ()):
+        log.info("updated %s to %s; `paceline runtime rollback` returns", done["instead_of"], done["runtime"])
+    for failed in result.get("failed", ()):
+        held = f"; {failed['release']} is held until `paceline runtime unhold`" if failed["held"] else ""
+        help = f"\n{failed['help']}" if failed["help"] else ""
+        log.warning(
+            "%s stays, %s was not installed: %s%s%s",
+            *(failed["stays"], failed["release"], failed["message"], held, help),
+        )
+    if operation.arguments["check"]:
+        for update in result.get("updates", ()):
+            log.info("%s is newer than %s: `paceline runtime update`", update["release"], update["runtime"])

@@ -1,0 +1,337 @@
+"""/api/v1/runtimes: runtimes are listed for everybody, and managed for who has an admin token."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.encoders import jsonable_encoder
+from pydantic import ConfigDict, Field
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from paceline.api import sse
+from paceline.api.body import Schema, read_object, validate
+from paceline.api.errors import ApiError
+from paceline.api.operations import Operation, Operations, State
+from paceline.api.security import admin_only
+from paceline.api.streams import send_body, send_end, send_start, until_client_leaves
+from paceline.errors import NotFoundError, RequestError
+from paceline.manager import inventory
+from paceline.store import Store
+from paceline.survey import known_survey
+
+if TYPE_CHECKING:
+    from paceline.api.administration import Administration
+
+T = TypeVar("T")
+Query = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class Change(Schema):
+    """The base of requests that change something: a field they do not know is an error, not ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class One(Change):
+    query: Query
+
+
+class Work(Change):
+    """Long work on what `query` means; `background` answers at once and is not ended by the client's leaving."""
+
+    query: Query | None = None
+    background: bool | None = None
+
+
+class Install(Work):
+    allow_incompatible: bool | None = None
+    allow_unpinned: bool | None = None
+
+
+class Update(Work):
+    check: bool | None = None
+    channel: Literal["stable", "beta"] | None = None
+    minimum_age_days: Annotated[float, Field(ge=0, le=100_000)] | None = None
+    registry_only: bool | None = None
+    allow_unpinned: bool | None = None
+
+
+class Select(One):
+    model: Query | None = None
+
+
+class Unselect(Change):
+    format: Query | None = None
+    model: Query | None = None
+
+
+class Rollback(Change):
+    format: Query | None = None
+
+
+class Remove(One):
+    force: bool | None = None
+
+
+def routes(admin: Administration) -> APIRouter:
+    """Reading needs what the rest of the API needs, every change a token with the permission `admin`."""
+    router = APIRouter(prefix="/api/v1/runtimes")
+    _add_reads(router, admin)
+    guarded = APIRouter(dependencies=[Depends(admin_only(admin.tokens))])
+    _add_changes(guarded, admin)
+    _add_work(guarded, admin.operations)
+    router.include_router(guarded)
+    _add_one(router, admin.store)
+    return router
+
+
+def _add_reads(router: APIRouter, admin: Administration) -> None:
+    store, plugins = admin.store, admin.plugins
+
+    @router.get("")
+    async def installed() -> dict[str, Any]:
+        return await _of(lambda: _installed(store))
+
+    @router.get("/releases")
+    async def releases(query: str | None = None) -> dict[str, Any]:
+        """What could be installed, best first, each with its verdict on this machine."""
+
+        def find() -> dict[str, Any]:
+            here = {r.id for r in store.runtimes()}
+            found = inventory.ranked(store, plugins, query)
+            return {"releases": [inventory.describe_release(r, v, installed=r.id in here) for r, v in found]}
+
+        return await _of(find)
+
+    @router.get("/survey")
+    async def survey() -> dict[str, Any]:
+        """The facts about this machine, each with its source."""
+        return {"facts": jsonable_encoder(await _of(known_survey))}
+
+    @router.get("/updates")
+    async def updates() -> dict[str, Any]:
+        return admin.describe_update()
+
+    @router.get("/operations")
+    async def operations() -> dict[str, Any]:
+        return {"operations": [o.describe() for o in admin.operations.all()]}
+
+    @router.get("/operations/{id}")
+    async def operation(id: str) -> dict[str, Any]:
+        return _operation(admin.operations, id).describe()
+
+
+def _add_one(router: APIRouter, store: Store) -> None:
+    @router.get("/{id}")
+    async def one(id: str) -> dict[str, Any]:
+        return await _of(lambda: inventory.describe_runtime(store.get(id), store, store.selection()), param="id")
+
+
+def _add_changes(router: APIRouter, admin: Administration) -> None:
+    store = admin.store
+
+    @router.post("/select")
+    async def select(request: Request) -> dict[str, Any]:
+        wanted = validate(Select, await read_object(request))
+        return await _of(lambda: _select(admin, wanted))
+
+    @router.post("/unselect")
+    async def unselect(request: Request) -> dict[str, Any]:
+        wanted = validate(Unselect, await read_object(request))
+        if (wanted.format is None) == (wanted.model is None):
+            raise RequestError("give `format` or `model`, one of them", param="format")
+        await _of(lambda: _unselect(store, wanted))
+        return await _of(lambda: _selection(store))
+
+    @router.post("/rollback")
+    async def rollback(request: Request) -> dict[str, Any]:
+        wanted = validate(Rollback, await read_object(request))
+        await _of(lambda: store.rollback(wanted.format), param="format")
+        return await _of(lambda: _selection(store))
+
+    @router.post("/remove")
+    async def remove(request: Request) -> dict[str, Any]:
+        wanted = validate(Remove, await read_object(request))
+        return {"removed": await _of(lambda: _remove(store, wanted.query, force=bool(wanted.force)))}
+
+    def mark(name: str, find: Callable[[str], str], change: Callable[[str], None]) -> None:
+        @router.post(f"/{name}")
+        async def marked(request: Request) -> dict[str, Any]:
+            wanted = validate(One, await read_object(request))
+            found = await _of(lambda: find(wanted.query))
+            await _of(lambda: change(found))
+            return await _of(lambda: _selection(store))
+
+    mark("pin", lambda query: store.get(query).id, store.pin)
+    mark("unpin", lambda query: inventory.one_of(query, store.selection().pins, "pinned"), store.unpin)
+    mark("hold", lambda query: inventory.installed_or_known(store, admin.plugins, query), store.hold)
+    mark("unhold", lambda query: inventory.one_of(query, store.selection().holds, "held"), store.unhold)
+
+
+def _add_work(router: APIRouter, operations: Operations) -> None:
+    def begin(do: str, wanted: Work, **arguments: Any) -> Response:
+        operation = operations.start(do, {"query": wanted.query, **arguments})
+        if wanted.background:
+            return JSONResponse(operation.describe(), 202)
+        return _Followed(operations, operation)
+
+    @router.post("/install", response_model=None)
+    async def install(request: Request) -> Response:
+        wanted = validate(Install, await read_object(request))
+        allowed = {"allow_incompatible": bool(wanted.allow_incompatible), "allow_unpinned": bool(wanted.allow_unpinned)}
+        return begin("install", wanted, **allowed)
+
+    @router.post("/update", response_model=None)
+    async def update(request: Request) -> Response:
+        wanted = validate(Update, await read_object(request))
+        return begin(
+            "update",
+            wanted,
+            check=bool(wanted.check),
+            channel=wanted.channel or "stable",
+            minimum_age_days=wanted.minimum_age_days or 0.0,
+            registry_only=bool(wanted.registry_only),
+            allow_unpinned=bool(wanted.allow_unpinned),
+            hold_failed=False,
+        )
+
+    @router.post("/verify", response_model=None)
+    async def verify(request: Request) -> Response:
+        return begin("verify", validate(Work, await read_object(request)))
+
+    @router.post("/repair", response_model=None)
+    async def repair(request: Request) -> Response:
+        return begin("repair", validate(Work, await read_object(request)))
+
+    @router.delete("/operations/{id}")
+    async def cancel(id: str) -> dict[str, Any]:
+        operation = _operation(operations, id)
+        await operations.cancel(operation)
+        return operation.describe()
+
+
+class _Followed(Response):
+    """An operation's events until its end. A client that goes away cancels it."""
+
+    def __init__(self, operations: Operations, operation: Operation) -> None:
+        super().__init__()
+        self._operations, self._operation = operations, operation
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await until_client_leaves(receive, self._relay(send))
+        finally:
+            await self._operations.cancel(self._operation)
+
+    async def _relay(self, send: Send) -> None:
+        # The headers wait for the first progress: what is refused before it gets an HTTP status of its own.
+        operation, told, started = self._operation, None, False
+        async for _ in operation.changes():
+            if not started and (operation.progress or operation.state is State.WAITING):
+                await send_start(send, 200, sse.HEADERS)
+                await send_body(send, sse.named_event("operation.start", operation.describe()))
+                started = True
+            now = {**(operation.progress or {}), "paused": operation.paused}
+            if operation.progress and now != told:
+                told = now
+                await send_body(send, sse.named_event("operation.progress", now))
+        if not started:
+            if operation.error is not None:
+                raise _refusal(operation.error)
+            await send_start(send, 200, sse.HEADERS)
+            await send_body(send, sse.named_event("operation.start", operation.describe()))
+        if operation.error is not None:
+            await send_body(send, sse.named_event("error", _refusal(operation.error).body("/api/v1/")))
+        else:
+            await send_body(send, sse.named_event("operation.end", operation.describe()))
+        await send_end(send)
+
+
+async def _of(work: Callable[[], T], param: str = "query") -> T:
+    """The result of `work`, done in a thread. What does not exist is a 404 here, and about the field `param`."""
+    try:
+        return await asyncio.to_thread(work)
+    except NotFoundError as error:
+        raise _refusal({"code": error.code, "message": error.message, "help": error.help, "param": param}) from error
+
+
+_STATUS = {
+    "not_found": 404,
+    "ambiguous": 400,
+    "invalid_request": 400,
+    "incompatible": 400,
+    "install_failed": 409,
+    "in_use": 409,
+}
+
+
+def _refusal(error: Mapping[str, Any]) -> ApiError:
+    message = f"{error['message'].rstrip('.')}. Help: {error['help']}" if error["help"] else error["message"]
+    return ApiError(_STATUS.get(error["code"], 500), message, code=error["code"], param=error["param"])
+
+
+def _operation(operations: Operations, id: str) -> Operation:
+    try:
+        return operations.get(id)
+    except NotFoundError as error:
+        raise ApiError(404, error.message, code="not_found", param="id") from error
+
+
+def _installed(store: Store) -> dict[str, Any]:
+    selection = store.selection()
+    return {
+        "runtimes": [inventory.describe_runtime(r, store, selection) for r in store.runtimes()],
+        "incomplete": list(store.incomplete()),
+        "selection": _selection(store),
+    }
+
+
+def _selection(store: Store) -> dict[str, Any]:
+    chosen = store.selection()
+    return {
+        "formats": dict(chosen.formats),
+        "models": dict(chosen.models),
+        "previous": {name: list(ids) for name, ids in chosen.previous.items()},
+        "pinned": list(chosen.pins),
+        "held": list(chosen.holds),
+    }
+
+
+def _select(admin: Administration, wanted: Select) -> dict[str, Any]:
+    runtime = admin.store.get(wanted.query)
+    if wanted.model is None:
+        admin.store.select(runtime)
+        return _selection(admin.store)
+    model = admin.library.get(wanted.model)
+    if model.format not in runtime.formats:
+        raise RequestError(
+            f"{runtime.id} serves {', '.join(runtime.formats)}, and {model.id} is a {model.format} model",
+            param="model",
+        )
+    admin.store.select_for_model(runtime, model.id)
+    return _selection(admin.store)
+
+
+def _unselect(store: Store, wanted: Unselect) -> None:
+    chosen = store.selection()
+    if wanted.model is not None:
+        if wanted.model not in chosen.models:
+            raise RequestError(f"model {wanted.model} has no runtime of its own", param="model")
+        store.unselect_model(wanted.model)
+    elif wanted.format is not None:
+        if wanted.format not in chosen.formats:
+            raise RequestError(f"nothing is selected for {wanted.format}", param="format")
+        store.unselect(wanted.format)
+
+
+def _remove(store: Store, query: str, *, force: bool) -> str:
+    if query in store.incomplete():
+        store.remove_incomplete(query, force=force)
+        return query
+    runtime = store.get(query)
+    store.remove(runtime, force=force)
+    return runtime.id

@@ -1,0 +1,170 @@
+"""Long work on runtimes as a process of its own: `python -m paceline.manager.errand '{"do": …, "arguments": {…}}'`.
+
+A server runs it so, because compiling, unpacking and hashing would hold up its answers, and because a process can be
+ended at any moment. Written to stdout, one JSON object a line: `{"progress": {"subject", "phase", "done", "total",
+"message"}}`, and at the end `{"result": {…}}` or `{"error": {"code", "message", "help", "param"}}`. SIGTERM cancels.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from contextlib import suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from paceline import paths, plugins
+from paceline.errors import PacelineError, SmokeTestError
+from paceline.manager import inventory, updating
+from paceline.manager.installation import install
+from paceline.manager.mending import mend, to_mend
+from paceline.manager.policy import choose
+from paceline.progress import Phase
+from paceline.store import Store, health
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from paceline.manager.updates import Update
+    from paceline.plugins import Plugins
+    from paceline.progress import Progress
+
+NICENESS = 10
+
+
+def main(text: str) -> int:
+    """Run the errand that `text` describes; the exit status is 0 when a result was written."""
+    if hasattr(os, "nice"):
+        os.nice(NICENESS)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    request = json.loads(text)
+    try:
+        result = ERRANDS[request["do"]](Store(paths.home()), plugins.load(), **request["arguments"])
+    except PacelineError as error:
+        _write({"error": describe(error)})
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    _write({"result": result})
+    return 0
+
+
+def describe(error: PacelineError) -> dict[str, Any]:
+    """An error as JSON."""
+    return {"code": error.code, "message": error.message, "help": error.help, "param": error.param}
+
+
+def _install(
+    store: Store, loaded: Plugins, *, query: str | None, allow_incompatible: bool, allow_unpinned: bool
+) -> dict[str, Any]:
+    ranked = inventory.ranked(store, loaded, query)
+    held = () if query and "@" in query else store.selection().holds
+    choice = choose(ranked, allow_incompatible=allow_incompatible, allow_unpinned=allow_unpinned, held=held)
+    release, before = choice.release, {r.id for r in store.runtimes()}
+    runtime = install(release, store, loaded.engine(release.engine), _teller(release.id), allow_unpinned=allow_unpinned)
+    return {
+        "runtime": inventory.describe_runtime(runtime, store, store.selection()),
+        "already_installed": runtime.id in before,
+        "remarks": list(choice.remarks),
+    }
+
+
+def _update(
+    store: Store,
+    loaded: Plugins,
+    *,
+    query: str | None,
+    check: bool,
+    channel: str,
+    minimum_age_days: float,
+    registry_only: bool,
+    allow_unpinned: bool,
+    hold_failed: bool,
+) -> dict[str, Any]:
+    """`hold_failed`: hold a version that does not pass its smoke test, so that it is not built again and again."""
+    policy = updating.Policy(channel, timedelta(days=minimum_age_days), allow_unpinned)
+    tell, selected = _teller(None), updating.selected_runtimes(store, query)
+    asked = updating.sources(
+        store, loaded, policy, lambda said: tell(Phase.SEARCH, message=said), package_index=not registry_only
+    )
+    found = updating.find_updates(selected, store, loaded, asked, policy)
+    installed, failed = [], []
+    for step in () if check else found.updates:
+        try:
+            runtime = updating.apply(step, store, loaded, _teller(step.release.id), allow_unpinned=allow_unpinned)
+            installed.append({"runtime": runtime.id, "instead_of": step.runtime.id})
+        except PacelineError as error:
+            held = hold_failed and isinstance(error, SmokeTestError)
+            if held:
+                store.hold(step.release.id)
+            failed.append({"release": step.release.id, "stays": step.runtime.id, "held": held, **describe(error)})
+    return {
+        "updates": [_update_facts(u) for u in found.updates],
+        "kept": [
+            {"runtime": k.runtime.id, "reason": k.reason, "newer": k.newer.id if k.newer else None} for k in found.kept
+        ],
+        "problems": [{"source": p.source, "failure": p.failure, "message": p.message} for p in found.problems],
+        "installed": installed,
+        "failed": failed,
+    }
+
+
+def _update_facts(update: Update) -> dict[str, Any]:
+    release = update.release
+    return {
+        "runtime": update.runtime.id,
+        "formats": list(update.formats),
+        "release": release.id,
+        "built_here": [p.name for p in release.recipe.packages if p.source],
+        "notes": release.notes,
+    }
+
+
+def _verify(store: Store, loaded: Plugins, *, query: str | None) -> dict[str, Any]:
+    found = {name: _checked(store, name) for name in inventory.installed_names(store, query)}
+    return {"runtimes": [{"id": n, "state": h.state, "problems": list(h.problems)} for n, h in found.items()]}
+
+
+def _repair(store: Store, loaded: Plugins, *, query: str | None) -> dict[str, Any]:
+    names = to_mend(store, query)
+    damaged = [name for name in names if not _checked(store, name).ok]
+    for name in damaged:
+        mend(name, store, loaded, _teller(name))
+    return {"whole": [n for n in names if n not in damaged], "repaired": damaged}
+
+
+def _checked(store: Store, name: str) -> health.Health:
+    _teller(name)(Phase.CHECK, message="hashing the files")
+    return health.full(store.folder / name)
+
+
+ERRANDS: dict[str, Callable[..., dict[str, Any]]] = {
+    "install": _install,
+    "update": _update,
+    "verify": _verify,
+    "repair": _repair,
+}
+
+
+def _teller(subject: str | None) -> Progress:
+    """A progress that is written, where it is not the same again."""
+    last: dict[str, Any] = {}
+
+    def tell(phase: Phase, done: int = 0, total: int | None = None, message: str = "") -> None:
+        now = {"subject": subject, "phase": phase, "done": done, "total": total, "message": message}
+        if now != last:
+            last.update(now)
+            _write({"progress": now})
+
+    return tell
+
+
+def _write(value: dict[str, Any]) -> None:
+    print(json.dumps(value), flush=True)
+
+
+if __name__ == "__main__":
+    with suppress(BrokenPipeError):  # nobody listens any more
+        sys.exit(main(sys.argv[1]))

@@ -1,0 +1,125 @@
+"""What is installed and what could be: what a query means among them, and how lists show them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from paceline.errors import AmbiguousError, NotFoundError
+from paceline.store import health
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from paceline.plugins import Plugins
+    from paceline.registry import Registry
+    from paceline.store import Selection, Store
+    from paceline.types import Release, Runtime, Verdict
+
+
+def known(store: Store, plugins: Plugins) -> Registry:
+    """Everything that could be installed, with what updates found."""
+    from paceline.registry import load_registry
+
+    return load_registry(plugins, home=store.home)
+
+
+def ranked(
+    store: Store, plugins: Plugins, query: str | None = None, *, tell: Callable[[str], None] = lambda remark: None
+) -> list[tuple[Release, Verdict]]:
+    """The releases that a query means, or all, best first, each with its verdict on this machine.
+
+    `tell` is told what should be said of the registries. Raises NotFoundError when there is no such release.
+    """
+    from paceline.survey import known_survey
+    from paceline.verdict import rank
+
+    registry = known(store, plugins)
+    for remark in registry.remarks:
+        tell(remark)
+    matching = registry.match(query) if query else list(registry.releases)
+    if not matching:
+        what = f"no release matches {query!r}" if query else "no release is known"
+        raise NotFoundError(
+            what, help="`paceline runtime get --list` shows every release, `paceline plugins` the engines"
+        )
+    return rank(matching, known_survey())
+
+
+def installed_names(store: Store, query: str | None = None) -> list[str]:
+    """The names of the runtimes that a query means, or of all, also of those that are incomplete."""
+    incomplete = store.incomplete()
+    if query is None:
+        return [*(r.id for r in store.runtimes()), *incomplete]
+    return [query] if query in incomplete else [r.id for r in store.match(query)]
+
+
+def installed_or_known(store: Store, plugins: Plugins, query: str) -> str:
+    """The id of the one version that a query means, installed or only known."""
+    try:
+        return store.get(query).id
+    except NotFoundError:
+        found = known(store, plugins).match(query)
+        if not found:
+            raise
+        if len(found) > 1:
+            raise AmbiguousError(
+                f"{query!r} means several versions: {', '.join(r.id for r in found)}",
+                help=f"give the full name, such as `{found[0].id}`",
+            ) from None
+        return found[0].id
+
+
+def one_of(query: str, names: tuple[str, ...], what: str) -> str:
+    """The one of `names` that `query` is, or is a part of. `what` they are: `held`."""
+    found = [name for name in names if name == query] or [name for name in names if query in name]
+    if not found:
+        raise NotFoundError(f"nothing {what} matches {query!r} ({what}: {', '.join(names) or 'none'})")
+    if len(found) > 1:
+        raise AmbiguousError(f"{query!r} means several: {', '.join(found)}", help="give the full name")
+    return found[0]
+
+
+def describe_runtime(runtime: Runtime, store: Store, selection: Selection) -> dict[str, Any]:
+    """An installed runtime as JSON shows it."""
+    state, used = health.glance(runtime.directory), store.last_used(runtime)
+    return {
+        "id": runtime.id,
+        "name": runtime.name,
+        "engine": runtime.engine,
+        "version": runtime.version,
+        "platform": runtime.platform,
+        "formats": list(runtime.formats),
+        "features": list(runtime.features),
+        "directory": str(runtime.directory),
+        "python": str(runtime.python),
+        "linked": str(runtime.linked) if runtime.linked is not None else None,
+        "selected_for": list(selection.formats_of(runtime.id)),
+        "selected_for_models": list(selection.models_of(runtime.id)),
+        "pinned": runtime.id in selection.pins,
+        "held": runtime.id in selection.holds,
+        "size_bytes": store.manifest(runtime).get("size_bytes"),
+        "last_used": used.isoformat(timespec="seconds") if used is not None else None,
+        "in_use_by": list(store.in_use_by(runtime)),
+        "state": state.state.value,
+        "problems": list(state.problems),
+    }
+
+
+def describe_release(release: Release, verdict: Verdict, *, installed: bool) -> dict[str, Any]:
+    """A release as JSON shows it."""
+    return {
+        "id": release.id,
+        "name": release.name,
+        "engine": release.engine,
+        "version": release.version,
+        "platform": release.platform,
+        "channel": release.channel,
+        "formats": list(release.formats),
+        "features": list(release.features),
+        "installed": installed,
+        "built_here": [p.name for p in release.recipe.packages if p.source],
+        "expected_build_s": release.recipe.expected_build_s,
+        "unpinned": [p.name for p in release.recipe.unpinned],
+        "notes": release.notes,
+        "verdict": verdict,
+    }
