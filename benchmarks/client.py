@@ -35,6 +35,11 @@ class Run:
     wall_s: float
     answers: tuple[Answer, ...] = field(repr=False)
 
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Run:
+        answers = tuple(Answer(**{**a, "arrivals": tuple(a["arrivals"])}) for a in value["answers"])
+        return cls(value["wall_s"], answers)
+
     @property
     def tokens(self) -> int:
         return sum(a.tokens for a in self.answers)

@@ -66,11 +66,11 @@ def heavy_pair(quantizations: Sequence[str] = tuple(QUANTIZATIONS), source: Path
     folder = paths.cache() / "benchmarks" / f"models-{_key(source, ONE_BILLION)}"
     mains = {q: folder / "benchmarks" / NAME / f"{NAME}-{q}.gguf" for q in ("F16", *quantizations)}
     bad = folder / "benchmarks" / BAD_DRAFT / f"{BAD_DRAFT}-F16.gguf"
-    _once(mains["F16"], lambda path: enlarge(source, path, ONE_BILLION))
+    once(mains["F16"], lambda path: enlarge(source, path, ONE_BILLION))
     for quantization in quantizations:
         if quantization != "F16":
-            _once(mains[quantization], lambda path, q=quantization: quantize(mains["F16"], path, q))  # type: ignore[misc]
-    _once(bad, lambda path: randomize(sample_draft(), path))
+            once(mains[quantization], lambda path, q=quantization: quantize(mains["F16"], path, q))  # type: ignore[misc]
+    once(bad, lambda path: randomize(sample_draft(), path))
     return HeavyPair(folder, {q: mains[q] for q in quantizations}, bad)
 
 
@@ -98,14 +98,14 @@ def enlarge(source: Path, target: Path, shape: Shape) -> None:
         "llama.attention.head_count_kv": shape.kv_heads,
         "llama.attention.layer_norm_rms_epsilon": small.epsilon(shape),
     }
-    _write(small.reader, target, overrides, small.enlarged(shape))
+    write(small.reader, target, overrides, small.enlarged(shape))
 
 
 def randomize(source: Path, target: Path) -> None:
     """Write a model of the shape and vocabulary of `source` with random weights: a draft that guesses badly."""
     model = Source.read(source)
     overrides = {"general.name": "Bad draft", "general.file_type": QUANTIZATIONS["F16"]}
-    _write(model.reader, target, overrides, model.with_random_weights())
+    write(model.reader, target, overrides, model.with_random_weights())
 
 
 def quantize(source: Path, target: Path, quantization: str, runtime: Runtime | None = None) -> None:
@@ -132,7 +132,7 @@ def greedy_tokens(
         return [worker.generate(prompt, max_tokens=max_tokens, temperature=0).tokens for prompt in prompts]
 
 
-def _write(reader: gguf.GGUFReader, target: Path, overrides: Mapping[str, Any], planned: Sequence[Planned]) -> None:
+def write(reader: gguf.GGUFReader, target: Path, overrides: Mapping[str, Any], planned: Sequence[Planned]) -> None:
     """Write the metadata of `reader`, changed as `overrides` say, and the tensors: matrices as F16, norms as F32."""
     writer = gguf.GGUFWriter(target, "llama")
     fields = {f.name: f for f in reader.fields.values() if not f.name.startswith("GGUF.")}
@@ -159,7 +159,8 @@ def _key(source: Path, shape: Shape) -> str:
     return digest.hexdigest()[:12]
 
 
-def _once(path: Path, make: Callable[[Path], None]) -> None:
+def once(path: Path, make: Callable[[Path], None]) -> None:
+    """Make a file where it is missing: whole or not at all."""
     if path.exists():
         return
     print(f"making {path.name} …", file=sys.stderr, flush=True)

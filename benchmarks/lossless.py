@@ -18,7 +18,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,8 @@ class Comparison:
     drafted_ids: tuple[int, ...] = field(default=(), repr=False)
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Comparison:
+    def from_json(cls, values: Sequence[Any]) -> Comparison:
+        value = dict(zip((each.name for each in fields(cls)), values, strict=True))
         return cls(**{**value, "plain_ids": tuple(value["plain_ids"]), "drafted_ids": tuple(value["drafted_ids"])})
 
 
@@ -134,6 +135,10 @@ class Proof:
     runtime: str
     comparisons: tuple[Comparison, ...] = field(repr=False)
     fits: tuple[Fit, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The comparisons as lists of their fields' values, since there are thousands."""
+        return {**asdict(self), "comparisons": [astuple(c) for c in self.comparisons]}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Proof:
@@ -176,6 +181,16 @@ def first_difference(plain: Sequence[int], drafted: Sequence[int]) -> int | None
         if a != b:
             return at
     return None if len(plain) == len(drafted) else min(len(plain), len(drafted))
+
+
+def read(path: Path) -> list[Proof]:
+    """What an earlier run has found."""
+    return [Proof.from_json(value) for value in json.loads(path.read_text())["proofs"]]
+
+
+def tables(proofs: Sequence[Proof]) -> str:
+    """Markdown: the comparisons and the tests of the distribution."""
+    return f"{table(proofs)}\n{fit_table([fit for proof in proofs for fit in proof.fits])}"
 
 
 def table(proofs: Iterable[Proof]) -> str:
@@ -259,13 +274,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         if options.tables:
-            proofs = [Proof.from_json(value) for value in json.loads(options.tables.read_text())["proofs"]]
+            proofs = read(options.tables)
         else:
             proofs = _proofs(options)
     except PacelineError as error:
         print(f"error: {error.message}", *([f"help: {error.help}"] if error.help else []), sep="\n", file=sys.stderr)
         return error.exit_status
-    text = f"{table(proofs)}\n{fit_table([fit for proof in proofs for fit in proof.fits])}"
+    text = tables(proofs)
     print(text)
     if options.write:
         options.write.write_text(text, encoding="utf-8")
@@ -273,7 +288,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _proofs(options: argparse.Namespace) -> list[Proof]:
-    machine = describe_machine()
+    head = {"measures": "lossless", "machine": describe_machine()}
     proofs = []
     for engine in options.engines:
         started = time.monotonic()
@@ -284,7 +299,7 @@ def _proofs(options: argparse.Namespace) -> list[Proof]:
         print(f"{engine} took {time.monotonic() - started:.0f} s", file=sys.stderr)
         if options.json:
             options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(json.dumps({"machine": machine, "proofs": [asdict(p) for p in proofs]}))
+            options.json.write_text(json.dumps(head | {"proofs": [p.to_json() for p in proofs]}))
     return proofs
 
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any, TypeAlias
 
-from client import Answer, Run
+from client import Run
 from contenders import PACELINE, server_of
 
 
@@ -47,8 +47,7 @@ class Record:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Record:
-        answers = tuple(Answer(**{**a, "arrivals": tuple(a["arrivals"])}) for a in value["run"]["answers"])
-        run = Run(value["run"]["wall_s"], answers)
+        run = Run.from_json(value["run"])
         return cls(Cell(**value["cell"]), value["contender"], value["repeat"], run, value["other_cores"])
 
 

@@ -29,7 +29,7 @@ from machine import OtherWork, describe_machine, wait_for_quiet
 from paceline.errors import PacelineError, UsageError
 from prompts import KINDS, chat_prompt
 from report import Cell, Record, coverage, tables, verdict_table
-from sitting import Round, expected_s, field_of, rounds
+from sitting import Round, expected_s, field_of, keep, rounds, turned
 
 _UNUSED = 10_000
 """Prompts from this one on are for warming up."""
@@ -126,7 +126,7 @@ def _sit(options: argparse.Namespace) -> list[Record]:
     for place, each in enumerate(order, 1):
         if asdict(each) in done:
             continue
-        taking_part = _turned(field_of(each, field, records, options.finalists), each.repeat)
+        taking_part = turned(field_of(each, field, records, options.finalists), each.repeat)
         expected = expected_s(each, len(taking_part), taken)
         spent = time.monotonic() - started
         if options.budget is not None and spent + (expected or 0.0) > 60 * options.budget:
@@ -138,7 +138,7 @@ def _sit(options: argparse.Namespace) -> list[Record]:
         taken.append((each, len(taking_part), time.monotonic() - started - spent))
         done.append(asdict(each))
         if options.json:
-            _keep(options.json, {**head, "rounds": done, "records": [r.to_json() for r in records]})
+            keep(options.json, {**head, "rounds": done, "records": [r.to_json() for r in records]})
     return records
 
 
@@ -180,20 +180,6 @@ def _resumed(path: Path | None, head: Mapping[str, Any]) -> tuple[list[Record], 
     if other:
         raise UsageError(f"{path} was measured with other {', '.join(other)}", help="give another file to --json")
     return read(path), earlier["rounds"]
-
-
-def _keep(path: Path, content: Mapping[str, Any]) -> None:
-    """Write the file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content))
-    part.replace(path)
-
-
-def _turned(field: Sequence[Contender], repeat: int) -> Sequence[Contender]:
-    """The same contenders, beginning with another one each time: none is always measured first."""
-    start = repeat % len(field)
-    return [*field[start:], *field[:start]]
 
 
 def _undisturbed(

@@ -9,10 +9,13 @@ important block is repeated before the least important one is measured at all.
 from __future__ import annotations
 
 import itertools
+import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
+from typing import Any
 
 from contenders import PACELINE, Contender
 from report import Cell, Record
@@ -92,3 +95,17 @@ def expected_s(each: Round, contenders: int, taken: Sequence[tuple[Round, int, f
 
 def _block(each: Round) -> tuple[str, str, int]:
     return each.quantization, each.kind, each.streams
+
+
+def turned(field: Sequence[Contender], repeat: int) -> Sequence[Contender]:
+    """The same contenders, beginning with another one each time: none is always measured first."""
+    start = repeat % len(field)
+    return [*field[start:], *field[:start]]
+
+
+def keep(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file of figures whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content))
+    part.replace(path)

@@ -1,7 +1,7 @@
 """A short form of the proof runs here; comparing, counting and the test of the distribution on known figures."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -72,7 +72,7 @@ def test_the_table_counts_what_is_equal_and_says_where_the_rest_parts(lossless, 
     proof = lossless.Proof("mlx", "mlx-any@1", (compared(None), compared(7), compared(None), compared(3)), (fit,))
     assert "| mlx | penalties | draft, automatic | 4 | 160 | 2 | 2 | 3, 7 | 40 | 16 |" in lossless.table([proof])
     assert "| 55.0 | 0.0001 | no |" in distribution.fit_table(proof.fits)
-    assert lossless.Proof.from_json(json.loads(json.dumps(asdict(proof)))) == proof
+    assert lossless.Proof.from_json(json.loads(json.dumps(proof.to_json()))) == proof
 
 
 # The test of the distribution

@@ -1,0 +1,86 @@
+"""Write the tables of kept figures into docs/performance.md, each between the markers that name its file.
+
+    python benchmarks/page.py                                                every table again, from its file
+    python benchmarks/page.py --add benchmarks/results/a.json --title "…"    a new section, first of all
+
+A file is named as it lies from the page. A section's words are written by hand, before or after its markers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import growth
+import lossless
+import run
+from machine import ROOT
+from paceline.errors import PacelineError, UsageError
+
+PAGE = ROOT / "docs" / "performance.md"
+NEWEST = "<!-- newest first -->\n"
+"""Where a section is added."""
+
+_BLOCK = re.compile(r"<!-- figures: (\S+) -->\n.*?<!-- /figures -->\n", re.DOTALL)
+_TABLES: dict[str, Callable[[Path], str]] = {
+    "matrix": lambda path: run.matrix(run.read(path)),
+    "growth": lambda path: growth.tables(growth.read(path)),
+    "lossless": lambda path: lossless.tables(lossless.read(path)),
+}
+
+
+def tables_of(path: Path) -> str:
+    """What a kept file says, as Markdown. Raises UsageError for a file that no benchmark has kept."""
+    try:
+        measures = json.loads(path.read_text())["measures"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"{path} holds no figures: {error!r}") from error
+    return _TABLES[measures](path)
+
+
+def written(text: str, folder: Path) -> str:
+    """The page with the tables of all files that its markers name, which lie relative to `folder`."""
+    return _BLOCK.sub(lambda found: _block(found[1], folder), text)
+
+
+def with_section(text: str, title: str, file: str, folder: Path) -> str:
+    """The page with one more section. Raises UsageError for a page that does not say where."""
+    if NEWEST not in text:
+        raise UsageError(f"the page has no line {NEWEST.strip()}")
+    facts = json.loads((folder / file).read_text())
+    machine = ", ".join(str(facts["machine"].get(name)) for name in ("date", "processor", "memory", "paceline"))
+    peer = f" Peer: {facts['peer']}." if "peer" in facts else ""
+    section = f"\n## {title}\n\n{machine}.{peer}\n[Every figure]({file}).\n\n{_block(file, folder)}"
+    return text.replace(NEWEST, f"{NEWEST}{section}", 1)
+
+
+def _block(file: str, folder: Path) -> str:
+    return f"<!-- figures: {file} -->\n\n{tables_of(folder / file).strip()}\n\n<!-- /figures -->\n"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Write the tables of kept figures into docs/performance.md.")
+    parser.add_argument("--add", type=Path, metavar="JSON", help="a file of benchmarks/results, for a new section")
+    parser.add_argument("--title", help="of that section")
+    options = parser.parse_args(argv)
+    if (options.add is None) != (options.title is None):
+        parser.error("--add and --title go together")
+    try:
+        text = PAGE.read_text(encoding="utf-8")
+        if options.add:
+            file = Path(os.path.relpath(options.add, PAGE.parent))
+            text = with_section(text, options.title, file.as_posix(), PAGE.parent)
+        PAGE.write_text(written(text, PAGE.parent), encoding="utf-8")
+    except PacelineError as error:
+        print(f"error: {error.message}", *([f"help: {error.help}"] if error.help else []), sep="\n", file=sys.stderr)
+        return error.exit_status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
