@@ -103,6 +103,7 @@ def test_first_party_plugins_come_in_like_any_other(listing):
     assert found["llama-cpp"] == {
         "name": "llama-cpp", "module": "paceline_llama_cpp", "distribution": "paceline", "version": "0.1.0",
         "state": "active", "engines": ["llama.cpp", "llama.cpp-cuda"], "formats": [], "error": None,
+        "managed": False, "source": "paceline",
     }  # fmt: skip
     assert (found["mlx"]["state"], found["mlx"]["engines"]) == ("active", ["mlx"])
 
@@ -112,6 +113,7 @@ def test_a_third_party_plugin_brings_an_engine_and_a_format(install, listing):
     assert listing()["good"] == {
         "name": "good", "module": "paceline_good", "distribution": "paceline-good", "version": "2.5",
         "state": "active", "engines": ["good"], "formats": ["goodformat"], "error": None,
+        "managed": False, "source": "environment",
     }  # fmt: skip
 
 
@@ -205,7 +207,7 @@ def test_a_broken_plugin_is_named_and_stops_nobody(case, install, listing, pacel
     assert error in bad.pop("error")
     assert bad == {
         "name": "bad", "module": "bad", "distribution": "bad", "version": "6.6", "state": "broken",
-        "engines": [], "formats": [],
+        "engines": [], "formats": [], "managed": False, "source": "environment",
     }  # fmt: skip
     assert found == neighbours
     shown = paceline("plugins")

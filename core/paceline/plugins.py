@@ -14,14 +14,15 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
 from importlib import metadata
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pluggy
 
-from paceline import hookspecs
+from paceline import hookspecs, paths, plugin_folder
 from paceline.engine import Engine, ModelFormat
-from paceline.errors import NotFoundError
+from paceline.errors import NotFoundError, PluginError
 from paceline.types import Release
 
 GROUP = "paceline"
@@ -47,6 +48,8 @@ class Plugin:
     engines: tuple[str, ...] = ()
     formats: tuple[str, ...] = ()
     error: str | None = None
+    managed: bool = False
+    """Whether `paceline plugins install` put it under the home; else it is of the host's own environment."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,40 @@ class Plugins:
 
 @cache
 def load() -> Plugins:
-    """Load every plugin once per process. What plugins print while they load goes to standard error."""
+    """Load every plugin once per process. What plugins print while they load goes to standard error.
+
+    Those under the home are looked for after everything else on the path: they replace nothing.
+    """
+    wanted = _wanted(os.environ.get("PACELINE_PLUGINS"))
+    home = paths.home()
+    try:
+        state = plugin_folder.read_state(home)
+    except PluginError as error:
+        return _load(None, wanted, [_Found(str(plugin_folder.state_file(home)), None, error=error.message)])
+    if not state.requests:
+        return _load(None, wanted)
+    if not state.fits:
+        return _load(None, wanted, [_of_another_python(name, state) for name in sorted(state.requests)])
+    return _load(plugin_folder.packages(plugin_folder.generation(home, state.generation)), wanted)
+
+
+def load_with(folder: Path | None) -> Plugins:
+    """Load every plugin, with those in `folder` as the ones under the home: what a trial does in its own process."""
+    return _load(folder, None)
+
+
+def _load(folder: Path | None, wanted: frozenset[str] | None, more: Iterable[_Found] = ()) -> Plugins:
+    if folder is not None and str(folder) not in sys.path:
+        sys.path.append(str(folder))
     with contextlib.redirect_stdout(sys.stderr):
-        return _Loader().run(_entry_points(), _wanted(os.environ.get("PACELINE_PLUGINS")))
+        return _Loader().run([*_entry_points(folder), *more], wanted)
+
+
+def _of_another_python(name: str, state: plugin_folder.State) -> _Found:
+    version = next((p.version for p in state.packages if p.name == name), None)
+    here = plugin_folder.python_version()
+    reason = f"was installed for Python {state.python}, and this is {here}: `paceline plugins update` installs it anew"
+    return _Found(name, version, error=reason, managed=True)
 
 
 def _wanted(value: str | None) -> frozenset[str] | None:
@@ -90,19 +124,20 @@ class _Found:
     version: str | None
     entry_point: metadata.EntryPoint | None = None
     error: str | None = None
+    managed: bool = False
 
 
-def _entry_points() -> list[_Found]:
-    """First-party plugins first, so that nobody can take their names; then by distribution and name."""
+def _entry_points(folder: Path | None) -> list[_Found]:
+    """First-party plugins first and those in `folder` last, because of two that claim a name the first one has it."""
 
-    def order(found: _Found) -> tuple[bool, str, str]:
+    def order(found: _Found) -> tuple[bool, bool, str, str]:
         name = found.entry_point.name if found.entry_point else ""
-        return (found.distribution != "paceline", found.distribution, name)
+        return (found.distribution != "paceline", found.managed, found.distribution, name)
 
-    return sorted(_search(), key=order)
+    return sorted(_search(folder), key=order)
 
 
-def _search() -> Iterator[_Found]:
+def _search(folder: Path | None) -> Iterator[_Found]:
     """What `metadata.entry_points` finds, but one distribution with damaged metadata does not hide the others."""
     seen: set[str] = set()
     for distribution in metadata.distributions():
@@ -116,13 +151,15 @@ def _search() -> Iterator[_Found]:
         if name != "unknown" and normalized in seen:
             continue
         seen.add(normalized)
+        managed = folder is not None and Path(str(distribution.locate_file(""))) == folder
         try:
             entry_points = [ep for ep in distribution.entry_points if ep.group == GROUP]
         except Exception as error:
-            yield _Found(name, version, error=f"its entry_points.txt cannot be read: {_say(error)}")
+            problem = f"its entry_points.txt cannot be read: {_say(error)}"
+            yield _Found(name, version, error=problem, managed=managed)
             continue
         for ep in entry_points:
-            yield _Found(name, version, ep)
+            yield _Found(name, version, ep, managed=managed)
 
 
 def _or_none(read: Callable[[], str | None]) -> str | None:
@@ -159,19 +196,21 @@ class _Loader:
         )
 
     def _plugin(self, found: _Found, wanted: frozenset[str] | None) -> Plugin:
-        ep, distribution, version = found.entry_point, found.distribution, found.version
+        ep = found.entry_point
         if ep is None:
-            return Plugin(distribution, None, distribution, version, PluginState.BROKEN, error=found.error)
+            name, version = found.distribution, found.version
+            return Plugin(name, None, name, version, PluginState.BROKEN, error=found.error, managed=found.managed)
+        about = (ep.name, ep.value, found.distribution, found.version)
         if wanted is not None and ep.name not in wanted:
-            return Plugin(ep.name, ep.value, distribution, version, PluginState.DISABLED)
+            return Plugin(*about, PluginState.DISABLED, managed=found.managed)
         try:
             if ep.name in self._names:
                 raise _Broken(f"the plugin name {ep.name!r} is already taken by {self._names[ep.name]}")
-            self._names[ep.name] = f"{distribution} {version}"
+            self._names[ep.name] = f"{found.distribution} {found.version}"
             engines, formats = self._load(ep)
         except _Broken as broken:
-            return Plugin(ep.name, ep.value, distribution, version, PluginState.BROKEN, error=str(broken))
-        return Plugin(ep.name, ep.value, distribution, version, PluginState.ACTIVE, engines, formats)
+            return Plugin(*about, PluginState.BROKEN, error=str(broken), managed=found.managed)
+        return Plugin(*about, PluginState.ACTIVE, engines, formats, managed=found.managed)
 
     def _load(self, ep: metadata.EntryPoint) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Import, register and ask one plugin. It counts whole or not at all."""

@@ -1,37 +1,200 @@
-"""`paceline plugins`: what was found, what it provides, and why something is not active."""
+"""`paceline plugins`: what was found, and why something is not active; third-party ones as packages."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from paceline import paths, plugin_folder
 from paceline.cli import output
+from paceline.store import Store
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from paceline.manager.plugin_packages import Change
+    from paceline.manager.plugin_trial import Trial
+    from paceline.plugin_folder import Held, Request, State
     from paceline.plugins import Plugin
 
+_yes = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+_dry_run = click.option("--dry-run", is_flag=True, help="Say what would change and change nothing.")
 
-@click.command()
+
+@click.group(invoke_without_command=True)
 @output.json_option
-def plugins(as_json: bool) -> None:
-    """List engine plugins and why one is not active."""
+@click.pass_context
+def plugins(context: click.Context, as_json: bool) -> None:
+    """List engine plugins and why one is not active; install, update and remove third-party ones.
+
+    Those that are installed here lie in Paceline's home, after everything else on the path. They use the packages that
+    Paceline itself has, in their versions, and replace none of them.
+    """
+    if context.invoked_subcommand is None:
+        _list(as_json)
+
+
+@plugins.command("ls")
+@output.json_option
+def ls(as_json: bool) -> None:
+    """List engine plugins, where each came from, and why one is not active."""
+    _list(as_json)
+
+
+@plugins.command("install")
+@click.argument("wanted", nargs=-1, required=True, metavar="PLUGIN...")
+@_yes
+@_dry_run
+@output.json_option
+def install(wanted: tuple[str, ...], yes: bool, dry_run: bool, as_json: bool) -> None:
+    """Install plugins: names (`paceline-echo`, `paceline-echo==1.0`) from the package index, wheels, or folders.
+
+    What would be installed is shown before any of it runs, but for the build script of a folder. Then the plugins are
+    loaded once in a process of their own; if that fails, nothing has changed.
+    """
+    from paceline.manager.plugin_packages import install as change
+
+    asking = _asking("install", yes, dry_run, as_json)
+    done = change(wanted, Store(paths.home()), cache=paths.cache(), confirm=asking)
+    _tell(done, as_json)
+
+
+@plugins.command("update")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@_yes
+@_dry_run
+@output.json_option
+def update(names: tuple[str, ...], yes: bool, dry_run: bool, as_json: bool) -> None:
+    """Update plugins that were installed here, or all of them, as far as this Paceline's own packages allow."""
+    from paceline.manager.plugin_packages import update as change
+
+    _tell(
+        change(names, Store(paths.home()), cache=paths.cache(), confirm=_asking("update", yes, dry_run, as_json)),
+        as_json,
+    )
+
+
+@plugins.command("remove")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@_yes
+@_dry_run
+@output.json_option
+def remove(names: tuple[str, ...], yes: bool, dry_run: bool, as_json: bool) -> None:
+    """Remove plugins that were installed here, with what only they needed. Their runtimes stay."""
+    from paceline.manager.plugin_packages import remove as change
+
+    done = change(names, Store(paths.home()), confirm=_asking("remove", yes, dry_run, as_json))
+    _tell((done, None) if done is not None else None, as_json)
+
+
+def _list(as_json: bool) -> None:
+    from paceline.errors import PluginError
     from paceline.plugins import load
 
     found = load().plugins
+    try:
+        state = plugin_folder.read_state(paths.home())
+    except PluginError:  # it is among what was found
+        state = plugin_folder.State()
     if as_json:
-        output.as_json_text(found)
+        output.as_json_text([{**output.plain(p), "source": _source(p, state)} for p in found])
         return
-    output.table(["PLUGIN", "STATE", "DISTRIBUTION", "ENGINES", "FORMATS"], [_row(p) for p in found])
+    output.table(["PLUGIN", "STATE", "DISTRIBUTION", "FROM", "ENGINES", "FORMATS"], [_row(p, state) for p in found])
     for p in found:
         if p.error:
             origin = f" ({_origin(p)})" if p.distribution else ""
             click.echo(f"\n{p.name}{origin}: {p.error}")
 
 
-def _row(p: Plugin) -> list[str]:
-    return [p.name, p.state.value, _origin(p), ", ".join(p.engines), ", ".join(p.formats)]
+def _row(p: Plugin, state: State) -> list[str]:
+    return [p.name, p.state.value, _origin(p), _source(p, state) or "", ", ".join(p.engines), ", ".join(p.formats)]
 
 
 def _origin(p: Plugin) -> str:
     return f"{p.distribution or ''} {p.version or ''}".strip()
+
+
+def _source(p: Plugin, state: State) -> str | None:
+    """`paceline` itself, this `environment`, the package `index`, a path of this machine, or what another needed."""
+    if p.distribution is None:
+        return None
+    if not p.managed:
+        return "paceline" if p.distribution == "paceline" else "environment"
+    name = p.distribution.lower().replace("_", "-").replace(".", "-")
+    return _request_words(state.requests[name]) if name in state.requests else "needed by another"
+
+
+def _request_words(request: Request) -> str:
+    return request.source or "index"
+
+
+def _asking(verb: str, yes: bool, dry_run: bool, as_json: bool) -> Callable[[Change], bool]:
+    """Shows a change, and asks for it where it does anything."""
+
+    def confirm(change: Change) -> bool:
+        if not as_json or dry_run:
+            _show(change, as_json)
+        if dry_run:
+            return False
+        return yes or click.confirm(f"{verb.capitalize()}?", err=True)
+
+    return confirm
+
+
+def _show(change: Change, as_json: bool) -> None:
+    if as_json:
+        output.as_json_text(_json(change, None))
+        return
+    before = {p.name: p.version for p in change.before.packages}
+    added = {p.name for p in change.added}
+    for package in change.added:
+        request = change.after.requests.get(package.name)
+        origin = f", from {_request_words(request)}" if request else ", needed by it"
+        replaced = f" instead of {before[package.name]}" if package.name in before else ""
+        click.echo(f"+ {package.name} {package.version}{replaced}{origin}, {output.size(package.size_bytes)}")
+        click.echo(f"    {_hash_words(package)}")
+        for name, module in package.entry_points.items():
+            click.echo(f"    plugin {name}: {module}")
+        if package.entry_points:
+            claimed = ", ".join(package.engines) if package.engines else "not said; known once it is loaded"
+            click.echo(f"    engines it claims: {claimed}")
+    for package in change.gone:
+        if package.name not in added:
+            click.echo(f"- {package.name} {package.version}")
+    if not change.added and not change.gone:
+        click.echo("nothing changes")
+
+
+def _hash_words(package: Held) -> str:
+    more = f" (one of {len(package.sha256)} files)" if len(package.sha256) > 1 else ""
+    return f"sha256 {package.sha256[0]}{more}"
+
+
+def _tell(done: tuple[Change, Trial | None] | None, as_json: bool) -> None:
+    if done is None:
+        if not as_json:
+            click.echo("nothing was changed", err=True)
+        return
+    change, trial = done
+    if as_json:
+        output.as_json_text(_json(change, trial))
+        return
+    for name, engines in (trial.engines if trial else {}).items():
+        click.echo(f"{name} is active{': ' if engines else ''}{', '.join(engines)}")
+    if trial is not None and trial.slow:
+        click.echo(f"warning: loading them adds {trial.seconds:.1f} s to every start of Paceline", err=True)
+    for package in change.gone:
+        if package.name not in change.after.requests and package.name in change.before.requests:
+            click.echo(f"Removed {package.name} {package.version}")
+    click.echo("What is running, such as `paceline serve`, sees it after its next start")
+
+
+def _json(change: Change, trial: Trial | None) -> dict[str, Any]:
+    return {
+        "added": output.plain(change.added),
+        "gone": output.plain(change.gone),
+        "requests": output.plain(change.after.requests),
+        "engines": output.plain(trial.engines) if trial else None,
+        "seconds": round(trial.seconds, 3) if trial else None,
+    }
