@@ -1,7 +1,9 @@
 """A third party's engine plugin, from its wheel to an answer through the API."""
 
 import json
+import os
 import subprocess
+import sys
 import zipfile
 
 import httpx
@@ -38,6 +40,7 @@ def test_the_plugin_is_listed_beside_the_first_party_ones(installed):
     assert found["echo"] == {
         "name": "echo", "module": "paceline_echo", "distribution": "paceline-echo", "version": "1.0.0",
         "state": "active", "engines": ["echo"], "formats": ["echo"], "error": None,
+        "managed": False, "source": "environment",
     }  # fmt: skip
     assert {name: plugin["state"] for name, plugin in found.items()} == dict.fromkeys(
         ("llama-cpp", "mlx", "echo"), "active"
@@ -203,3 +206,28 @@ def _chat(api, path, **fields):
     answer = api.post(path, json=body)
     assert answer.status_code == 200, answer.text
     return answer.json()
+
+
+def test_from_wheel_to_runtime_and_away_again_without_a_network(wheels, tmp_path):
+    """As a package of Paceline's home, beside the Paceline that runs the tests."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("PACELINE_", "UV_", "PIP_"))}
+    env |= {"PACELINE_HOME": str(tmp_path / "home"), "PACELINE_CACHE": str(tmp_path / "cache"), "PACELINE_OFFLINE": "1"}
+
+    def paceline(*arguments):
+        argv = [sys.executable, "-m", "paceline", *map(str, arguments)]
+        done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    _, echo = wheels
+    said = paceline("plugins", "install", echo, "--yes")
+    assert f"+ paceline-echo 1.0.0, from {echo}" in said
+    assert "engines it claims: echo" in said
+    assert "echo is active: echo" in said
+
+    installed = json.loads(paceline("runtime", "get", "echo", "--json"))
+    assert (installed["id"], installed["selected_for"]) == ("echo-any@1.0.0", ["echo"])
+
+    paceline("plugins", "remove", "paceline-echo", "--yes")
+    assert "echo" not in {p["name"] for p in json.loads(paceline("plugins", "ls", "--json"))}
+    assert [r["id"] for r in json.loads(paceline("runtime", "ls", "--json"))] == ["echo-any@1.0.0"]

@@ -22,7 +22,7 @@ COMMANDS = {
     "estimate": ("paceline.cli.estimate", "estimate", "Say what memory loading a model would take, and if it fits."),
     "runtime": ("paceline.cli.runtime", "runtime", "Install, select, remove and survey runtimes."),
     "registry": ("paceline.cli.registry", "registry", "Trust, refresh, make, sign and serve registries."),
-    "plugins": ("paceline.cli.plugins", "plugins", "List engine plugins and why one is not active."),
+    "plugins": ("paceline.cli.plugins", "plugins", "List, install, update and remove engine plugins."),
 }
 
 
