@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from paceline.errors import ModelFileError
 from paceline.formats.mlx import MlxFormat
 from paceline.formats.safetensors import read_safetensors
-from paceline.formats.tokenizer_json import read_token_texts
+from paceline.formats.tokenizer_json import read_token_texts, without_merges
 from paceline.types import ModelKind
 
 CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "max_position_embeddings": 2048}
@@ -111,6 +111,43 @@ def test_holes_empty_texts_and_nul_stay_apart(folder):
 def test_half_a_surrogate_pair_is_a_text_like_others(folder):
     (folder / "tokenizer.json").write_text('{"model": {"vocab": {"\\ud800": 0, "é": 1}}}')
     assert read_token_texts(folder / "tokenizer.json") == [b"\xed\xa0\x80", "é".encode()]
+
+
+_TEXTS = st.text(st.sampled_from('ab"\\\\:{}[], \\nmerges'), max_size=8)
+_MERGES = st.lists(_TEXTS | st.lists(_TEXTS, max_size=3) | st.dictionaries(_TEXTS, _TEXTS, max_size=1), max_size=4)
+_MODELS = st.fixed_dictionaries(
+    {"vocab": st.dictionaries(_TEXTS, st.integers(0, 9)), "merges": _MERGES},
+    optional={"extra": _MERGES, "other": st.fixed_dictionaries({"merges": _MERGES})},
+)
+
+
+@settings(max_examples=1000)
+@given(model=_MODELS.flatmap(lambda model: st.permutations(list(model.items()))), indent=st.sampled_from([None, 1]))
+def test_leaving_merges_out_leaves_the_rest_as_it_is(model, indent):
+    whole = {"added_tokens": [], "model": dict(model), '"merges': ["[", '"merges": [', "}"]}
+    short = json.loads(without_merges(json.dumps(whole, indent=indent).encode()))
+    assert _blank(short) == _blank(whole)
+
+
+def _blank(value):
+    """The same without what is in lists called merges."""
+    if isinstance(value, dict):
+        return {k: [] if k == "merges" and isinstance(v, list) else _blank(v) for k, v in value.items()}
+    return [_blank(v) for v in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("merges", [["a b", "] }", "c\\"], [["a", "b"], ["}", ":"], ['"', '\\"}']]], ids=["old", "new"])
+def test_merges_are_left_out_and_a_file_cut_off_anywhere_is_noticed(folder, merges):
+    path = folder / "tokenizer.json"
+    for indent in (None, 2):
+        data = json.dumps({"model": {"vocab": {"a": 0, "merges": 1}, "merges": merges}}, indent=indent).encode()
+        assert json.loads(without_merges(data))["model"]["merges"] == []
+        for length in range(len(data)):
+            path.write_bytes(data[:length])
+            with pytest.raises(ModelFileError):
+                read_token_texts(path)
+        path.write_bytes(data)
+        assert read_token_texts(path) == [b"a", b"merges"]
 
 
 @pytest.mark.parametrize(

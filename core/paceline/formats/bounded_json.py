@@ -14,6 +14,11 @@ _HELP = "the file is damaged or was not downloaded completely; download it again
 
 def read_json(path: Path, limit: int) -> dict[str, Any]:
     """The object in `path`, a regular file of at most `limit` bytes. Raises `ModelFileError` for anything else."""
+    return parse_json(read_bytes(path, limit), f"{path.parent.name}/{path.name}")
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """What `path` holds, a regular file of at most `limit` bytes. Raises `ModelFileError` for anything else."""
     name = f"{path.parent.name}/{path.name}"
     try:
         status = path.stat()
@@ -22,10 +27,9 @@ def read_json(path: Path, limit: int) -> dict[str, Any]:
         if status.st_size > limit:
             raise ModelFileError(f"{name} has {status.st_size} bytes; at most {limit} make sense", help=_HELP)
         with path.open("rb") as file:
-            data = file.read(limit + 1)
+            return file.read(limit + 1)
     except OSError as error:
         raise ModelFileError(f"{name} cannot be read: {error.strerror or error}") from error
-    return parse_json(data, name)
 
 
 def parse_json(data: bytes, name: str) -> dict[str, Any]:

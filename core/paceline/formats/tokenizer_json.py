@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from paceline.errors import ModelFileError
-from paceline.formats.bounded_json import read_json
+from paceline.formats.bounded_json import parse_json, read_bytes
 from paceline.formats.digests import pairing_key, prefix_digests
 
 FACTS_VERSION = 1
@@ -19,10 +20,12 @@ HOLE = b"\xfe"
 """Stands for an id without a token. No UTF-8 text holds this byte, nor the one that stands for NUL."""
 _NUL = b"\xff"
 
+_MERGES = re.compile(rb'"merges"\s*+:\s*+(?=\[)')
+
 
 def read_token_texts(path: Path) -> list[bytes]:
     """The text of every id of a tokenizer.json, added tokens included. Raises `ModelFileError`."""
-    tokenizer = read_json(path, MAX_BYTES)
+    tokenizer = parse_json(without_merges(read_bytes(path, MAX_BYTES)), f"{path.parent.name}/{path.name}")
     model = tokenizer.get("model")
     by_id = _vocabulary(model.get("vocab") if isinstance(model, dict) else None)
     added = tokenizer.get("added_tokens")
@@ -31,11 +34,45 @@ def read_token_texts(path: Path) -> list[bytes]:
         raise ModelFileError(f"{path.parent.name}/{path.name} holds no vocabulary (model.vocab)")
     if max(by_id) >= MAX_ID or min(by_id) < 0:
         raise ModelFileError(f"{path.parent.name}/{path.name} has a token id outside 0 to {MAX_ID - 1}")
-    encode = _encode if _needs_care(by_id.values()) else str.encode
     texts = [HOLE] * (max(by_id) + 1)
-    for token, text in by_id.items():
-        texts[token] = encode(text)
+    for token, text in zip(by_id, _encoded(list(by_id.values())), strict=True):
+        texts[token] = text
     return texts
+
+
+def without_merges(data: bytes) -> bytes:
+    """A tokenizer.json with an empty list of merges where that list ends its object, as all known writers have it.
+
+    They are half of the file or more, and no text of a token. What is left is JSON exactly if `data` is, but for the
+    inside of that list; a file that was cut off stays one. Between the list's `[` and the `}` after it, outside of
+    strings, a `:` would mean another key, and then nothing is taken out.
+    """
+    found = _MERGES.search(data)
+    if found is None or data[found.start() - 1 : found.start()] == b"\\":
+        return data
+    start = at = found.end()
+    quotes = 0
+    brace, colon = data.find(b"}", at), data.find(b":", at)
+    while brace >= 0:
+        stop = brace if colon < 0 else min(brace, colon)
+        quotes += _quotes(data[at:stop])
+        at = stop
+        if quotes % 2 == 0:
+            end = len(data[start:stop].rstrip()) + start
+            is_end = stop == brace and data[end - 1 : end] == b"]"
+            return data[:start] + b"[]" + data[end:] if is_end else data
+        if stop == brace:
+            brace = data.find(b"}", stop + 1)
+        else:
+            colon = data.find(b":", stop + 1)
+    return data
+
+
+def _quotes(part: bytes) -> int:
+    """How many quotation marks of a part of JSON begin or end a string."""
+    if b"\\" in part:
+        part = part.replace(b"\\\\", b"").replace(b'\\"', b"")
+    return part.count(b'"')
 
 
 def pairing_facts(folder: Path, bos: str | None, eos: str | None) -> dict[str, object]:
@@ -74,14 +111,13 @@ def _added(entries: list[Any]) -> Iterable[tuple[int, str]]:
                 yield token, text
 
 
-def _needs_care(texts: Collection[str]) -> bool:
-    """Whether a text holds a NUL or half a surrogate pair; both show in the joined texts, searched at C speed."""
-    joined = "\0".join(texts)
+def _encoded(texts: list[str]) -> list[bytes]:
+    """The texts as bytes without NUL; those with a NUL or half a surrogate pair cost a second look at all."""
     try:
-        joined.encode()
+        encoded = "\0".join(texts).encode().split(b"\0")
     except UnicodeEncodeError:
-        return True
-    return joined.count("\0") >= len(texts)
+        encoded = []
+    return encoded if len(encoded) == len(texts) else [_encode(text) for text in texts]
 
 
 def _encode(text: str) -> bytes:
