@@ -8,6 +8,7 @@ PacelineError
   + RegistryError         the registry cannot be read
   + InstallError          a runtime could not be installed
       + IncompatibleError     this machine cannot run the release
+      + UnpinnedError         its packages have no published hashes
       + BuildError            the packages could not be built or fetched
       + DownloadError         a file could not be fetched
       + ArchiveError          a wheel or bundle is damaged or hostile
@@ -74,6 +75,12 @@ class InstallError(PacelineError):
 
 class IncompatibleError(InstallError):
     code = "incompatible"
+
+
+class UnpinnedError(InstallError):
+    """Only what has packages without published hashes could be installed, and nobody has accepted that."""
+
+    code = "unpinned_packages"
 
 
 class BuildError(InstallError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +18,7 @@ from paceline.cli.selecting import hold, pin, rollback, select, unhold, unpin, u
 from paceline.cli.survey import survey
 from paceline.cli.update import update
 from paceline.cli.upkeep import prune, remove, repair, verify
+from paceline.errors import UnpinnedError
 from paceline.manager import inventory
 from paceline.store import Store
 
@@ -118,7 +120,13 @@ def get(
                 _print_list(ranked, store, as_json)
                 return
             held = () if query and "@" in query else store.selection().holds
-            choice = choose(ranked, allow_incompatible=allow_incompatible, allow_unpinned=allow_unpinned, held=held)
+            try:
+                choice = choose(ranked, allow_incompatible=allow_incompatible, allow_unpinned=allow_unpinned, held=held)
+            except UnpinnedError as error:
+                if dry_run or as_json or not _accepts(error):
+                    raise
+                allow_unpinned = True
+                choice = choose(ranked, allow_incompatible=allow_incompatible, allow_unpinned=True, held=held)
         release = choice.release
         for remark in choice.remarks:
             click.echo(remark, err=True)
@@ -161,6 +169,14 @@ def _note(remark: str) -> None:
     click.echo(f"note: {remark}", err=True)
 
 
+def _accepts(error: UnpinnedError) -> bool:
+    """Whether a person at the terminal takes what cannot be checked; False where nobody can be asked."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    click.echo(error.message, err=True)
+    return click.confirm("Install it, and require the same files from then on?", err=True)
+
+
 def _run_install(
     release: Release,
     plan: InstallPlan,
@@ -201,6 +217,8 @@ def _install(
         click.echo(f"{installed.id} is already installed")
     else:
         click.echo(f"Installed {installed.id} in {took:.0f} s")
+        if seen := store.manifest(installed).get("unpinned"):
+            click.echo(f"Recorded what {', '.join(seen)} is here; nothing else is installed in its place from now on")
     for name in installed.formats:
         chosen = selection.formats.get(name)
         if chosen == installed.id:

@@ -12,15 +12,15 @@ import hashlib
 import os
 import shutil
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import paceline
 from paceline import paths
-from paceline.errors import InstallError, PacelineError, SmokeTestError
+from paceline.errors import InstallError, PacelineError, SmokeTestError, UnpinnedError
 from paceline.manager.diskspace import check_space
-from paceline.packages import native_builds
+from paceline.packages import first_use, native_builds
 from paceline.packages.environment import PACKAGES, base_interpreter, make_environment
 from paceline.packages.indexes import Indexes
 from paceline.progress import Phase, silent
@@ -52,6 +52,7 @@ def install(
 ) -> Runtime:
     """Install `release` and return its runtime; one that is installed and whole is returned as it is.
 
+    Packages without hashes need `allow_unpinned` the first time; what they are then is recorded and required later.
     Packages that the cache lacks come from `supply`, by default from the package indexes the user has configured.
     `wheel`: where the package of it lies that has a `file` (see `local_packages`); the runtime keeps a copy.
 
@@ -59,6 +60,7 @@ def install(
     verdict's business, and the caller's. Raises InstallError (with BuildError and SmokeTestError) and StoreError; the
     log of a failed installation is kept under <home>/logs. An exception out of `progress`, or Ctrl-C, cancels.
     """
+    release = replace(release, recipe=first_use.pinned(release.recipe, store.home))
     _check_pinned(release, allow_unpinned)
     with store.installing(progress):
         runtime = store.find(release.id)
@@ -164,7 +166,7 @@ def _package(data: dict[str, Any]) -> Package:
 def _check_pinned(release: Release, allowed: bool) -> None:
     unpinned = ", ".join(f"{p.name} {p.version} from {p.index}" for p in release.recipe.unpinned)
     if unpinned and not allowed:
-        raise InstallError(
+        raise UnpinnedError(
             f"{release.id} takes {unpinned}, where no hashes are published: what is downloaded cannot be checked",
             help="choose a release that is built from source, or accept it with --allow-unpinned",
         )
@@ -187,6 +189,10 @@ def _make(
             transaction.make_folder(staged)
             if wheel is not None:
                 _bring(wheel, release, staged)
+            unpinned = {p.name for p in release.recipe.unpinned}
+            if unpinned and supply is None:
+                progress(Phase.DOWNLOAD, message="looking at packages without published hashes")
+                release = replace(release, recipe=first_use.look(release.recipe, cache=cache))
             supply = supply or Indexes(cache)
             made = make_environment(staged, release.recipe, cache=cache, supply=supply, progress=progress)
             progress(Phase.CHECK, message="starting the engine once")
@@ -195,15 +201,25 @@ def _make(
             files = health.describe_files(staged)
             transaction.write_json(staged / FILES, files)
             manifest = _manifest(release, staged, files, info, cache, made.build_s)
-            transaction.write_json(staged / MANIFEST, manifest)
+            transaction.write_json(staged / MANIFEST, manifest | {"unpinned": sorted(unpinned)})
             progress(Phase.PUBLISH)
-            return store.publish(staged, release.id)
+            runtime = store.publish(staged, release.id)
+            first_use.record(store.home, [p for p in release.recipe.packages if p.name in unpinned and p.sha256])
+            return runtime
         except PacelineError as error:
             log = _keep_log(release, store, staged)
-            error.help = "\n".join(filter(None, [error.help, f"the whole log is {log}" if log else None])) or None
+            other = first_use.way_out(release.recipe, store.home) if _is_another_file(error) else None
+            error.help = (
+                "\n".join(filter(None, [error.help, other, f"the whole log is {log}" if log else None])) or None
+            )
             raise
         finally:
             transaction.discard(staged)
+
+
+def _is_another_file(error: PacelineError) -> bool:
+    """Whether an installation failed because a file did not have its hash."""
+    return isinstance(error, InstallError) and ("ash mismatch" in error.message or "sha256" in error.message)
 
 
 def _bring(wheel: Path, release: Release, staged: Path) -> None:
@@ -272,7 +288,6 @@ def _manifest(
         "build_lock": [asdict(p) for p in recipe.build_packages],
         "config_settings": recipe.config_settings,
         "prune": recipe.prune,
-        "unpinned": [p.name for p in recipe.unpinned],
         "build_s": round(build_s, 1) if build_s is not None else None,
         "smoke_test": info,
         "size_bytes": sum(entry.get("size", 0) for entry in files.values()),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from paceline.errors import IncompatibleError, InstallError, NotFoundError
+from paceline.errors import IncompatibleError, NotFoundError, UnpinnedError
 from paceline.types import Compatibility
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def choose(
 
     What this machine cannot run is taken only with `allow_incompatible`, what has packages without hashes only with
     `allow_unpinned`, what is `held` (release ids) never. Raises NotFoundError for an empty list and when all are held,
-    IncompatibleError when nothing runs here, InstallError when only unpinned releases do.
+    IncompatibleError when nothing runs here, UnpinnedError when only unpinned releases do.
     """
     if not ranked:
         raise NotFoundError("no release matches", help="`paceline runtime get --list` shows every release")
@@ -81,13 +81,13 @@ def _none_runs_here(ranked: Sequence[tuple[Release, Verdict]]) -> IncompatibleEr
     )
 
 
-def _none_is_pinned(release: Release, ranked: Sequence[tuple[Release, Verdict]]) -> InstallError:
+def _none_is_pinned(release: Release, ranked: Sequence[tuple[Release, Verdict]]) -> UnpinnedError:
     unpinned = ", ".join(f"{p.name} {p.version}" for p in release.recipe.unpinned)
     message = f"{release.id} would run here, but no hashes are published for {unpinned}, so it cannot be checked"
     better = [verdict for r, verdict in _near_misses(ranked) if r.engine == release.engine and not r.recipe.unpinned]
     if not better:
-        return InstallError(message, help="accept that with --allow-unpinned")
-    return InstallError(
+        return UnpinnedError(message, help="accept that with --allow-unpinned")
+    return UnpinnedError(
         f"{message}; {better[0].message}", help=f"{better[0].help}; or accept the other with --allow-unpinned"
     )
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from paceline import paths, query
-from paceline.errors import RegistryError
+from paceline.errors import RegistryError, StoreError
 from paceline.registry.reading import read_registry
 from paceline.registry.writing import registry_text, registry_value
 from paceline.types import Release
@@ -58,6 +58,7 @@ def load_registry(plugins: Plugins, file: Path | None = None, *, home: Path | No
         _add_signed(by_id, home, remarks)
         for release in found_upstream(found_file(home)):
             by_id.setdefault(release.id, release)
+        _pin_by_first_use(by_id, home, remarks)
     served = [release for release in by_id.values() if release.engine in plugins.engines]
     return Registry(tuple(query.by_name_newest_first(served)), tuple(remarks))
 
@@ -87,6 +88,17 @@ def _add_signed(by_id: dict[str, Release], home: Path, remarks: list[str]) -> No
             by_id[release.id] = chosen = _with_hashes_of(release, ours)
             if not _same(chosen, release):
                 remarks.append(f"the registry {registry.name} says otherwise what {release.id} is, and is not followed")
+
+
+def _pin_by_first_use(by_id: dict[str, Release], home: Path, remarks: list[str]) -> None:
+    """Pin packages without published hashes as they were seen here before."""
+    from paceline.packages import first_use
+
+    try:
+        for release in [r for r in by_id.values() if r.recipe.unpinned]:
+            by_id[release.id] = replace(release, recipe=first_use.pinned(release.recipe, home))
+    except StoreError as error:
+        remarks.append(error.message)
 
 
 def _with_hashes_of(theirs: Release, ours: Release) -> Release:
