@@ -10,7 +10,7 @@ import pytest
 
 from paceline import plugins
 from paceline.errors import InstallError
-from paceline.registry import load_registry, read_registry, upstream
+from paceline.registry import found_file, load_registry, read_registry, upstream
 from paceline.types import Package, Recipe, Release, Requirements, Upstream
 
 NOW = datetime(2030, 6, 30, tzinfo=UTC)
@@ -123,7 +123,7 @@ def test_only_releases_that_were_resolved_can_be_asked_for(release):
 
 
 def test_what_was_found_is_remembered(tiny, index, newest):
-    file = upstream.found_file(tiny.home)
+    file = found_file(tiny.home)
     index.publish("1.1", "2030-02-01")
     upstream.remember(file, [newest()])
     index.publish("1.2", "2030-03-01")

@@ -17,7 +17,7 @@ from paceline.manager import inventory
 from paceline.manager.installation import install
 from paceline.manager.updates import Kept, Update, plan_updates
 from paceline.progress import silent
-from paceline.registry import upstream
+from paceline.registry import found_file, upstream
 from paceline.types import Release, Runtime
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class PackageIndex:
             if newest is not None:
                 found.append(newest)
         if found:
-            upstream.remember(upstream.found_file(self.store.home), found)
+            upstream.remember(found_file(self.store.home), found)
         return Answer(tuple(found), tuple(problems))
 
     def _unanswered(self, message: str) -> Problem:

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from paceline import child
 from paceline.errors import BuildError, StoreError
-from paceline.packages.environment import base_interpreter, uv_environment
 from paceline.store import transaction
 
 if TYPE_CHECKING:
@@ -108,6 +107,8 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _seen(package: Package, cache: Path) -> tuple[str, ...]:
     from uv import find_uv_bin
+
+    from paceline.packages.environment import base_interpreter, uv_environment
 
     lines: list[str] = []
     transaction.step("run uv", cache)

@@ -23,7 +23,15 @@ if TYPE_CHECKING:
 
     from paceline.plugins import Plugins
 
-__all__ = ["Registry", "found_upstream", "load_registry", "read_registry", "registry_text", "registry_value"]
+__all__ = [
+    "Registry",
+    "found_file",
+    "found_upstream",
+    "load_registry",
+    "read_registry",
+    "registry_text",
+    "registry_value",
+]
 
 _FRESH = timedelta(days=1)
 """What was verified longer ago is said to be that old."""
@@ -48,8 +56,6 @@ def load_registry(plugins: Plugins, file: Path | None = None, *, home: Path | No
     Those no engine serves are left out, and those of a signed registry whose signatures have ended. Raises
     RegistryError; what is wrong with a signed registry is a remark.
     """
-    from paceline.registry.upstream import found_file
-
     by_id = {release.id: release for release in read_registry(file or paths.registry_file())}
     for name, engine in sorted(plugins.engines.items()):
         by_id.update((release.id, release) for release in _of_engine(name, engine.releases))
@@ -120,6 +126,11 @@ def _same(a: Release, b: Release) -> bool:
         return release.formats, release.requires, recipe.packages, recipe.build_packages, settings, recipe.prune
 
     return essence(a) == essence(b)
+
+
+def found_file(home: Path) -> Path:
+    """Where releases that were found in package indexes are remembered."""
+    return home / "upstream.json"
 
 
 def found_upstream(file: Path | None) -> tuple[Release, ...]:

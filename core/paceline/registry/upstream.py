@@ -28,11 +28,6 @@ if TYPE_CHECKING:
     from paceline.types import Release, Upstream
 
 
-def found_file(home: Path) -> Path:
-    """Where the releases that were found are remembered."""
-    return home / "upstream.json"
-
-
 def newest(
     release: Release,
     upstream: Upstream,
