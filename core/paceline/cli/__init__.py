@@ -23,6 +23,7 @@ COMMANDS = {
     "runtime": ("paceline.cli.runtime", "runtime", "Install, select, remove and survey runtimes."),
     "registry": ("paceline.cli.registry", "registry", "Trust, refresh, make, sign and serve registries."),
     "plugins": ("paceline.cli.plugins", "plugins", "List, install, update and remove engine plugins."),
+    "doctor": ("paceline.cli.doctor", "doctor", "Look at everything, say what is wrong and how to mend it."),
 }
 
 

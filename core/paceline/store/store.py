@@ -108,6 +108,11 @@ class Store:
         """The ids of the processes that use it now."""
         return uses.holders(self._uses(runtime.id))
 
+    def ended_uses(self) -> tuple[Path, ...]:
+        """The files that processes left which used a runtime and ended without saying so."""
+        folder = self.home / "uses"
+        return tuple(f for uses_of in sorted(folder.glob("*")) for f in uses.ended(uses_of))
+
     # --- which one is used -----------------------------------------------------------------------------------------
 
     def selection(self) -> Selection:
@@ -280,6 +285,12 @@ class Store:
                 return uses.begin(self._uses(runtime.id))
         except StoreError:
             return uses.NOTHING_HELD
+
+    def forget_ended_uses(self) -> None:
+        """Delete what `ended_uses` names."""
+        with self._changing("forgetting ended uses"):
+            for folder in (self.home / "uses").glob("*"):
+                uses.clean(folder)
 
     def protection(self, runtime: Runtime, chosen: Selection | None = None) -> str | None:
         """Why clean-up leaves `runtime` alone; None when nothing needs it."""

@@ -60,11 +60,15 @@ def holders(folder: Path) -> tuple[int, ...]:
     return tuple(sorted({_pid(file) for file in _files(folder) if _is_held(file)}))
 
 
+def ended(folder: Path) -> tuple[Path, ...]:
+    """What ended uses left. Reads only; one that is just beginning may be among them."""
+    return tuple(file for file in _files(folder) if not _is_held(file))
+
+
 def clean(folder: Path) -> None:
     """Delete what ended uses left. Under the store's lock."""
-    for file in _files(folder):
-        if not _is_held(file):
-            transaction.discard(file)
+    for file in ended(folder):
+        transaction.discard(file)
 
 
 def last_used(folder: Path) -> float | None:

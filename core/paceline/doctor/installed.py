@@ -1,0 +1,158 @@
+"""What is installed, selected and left behind, and the models."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from paceline.doctor.finding import Finding, Patient, Status
+from paceline.errors import PacelineError
+from paceline.plugins import PluginState
+from paceline.store import health
+from paceline.store.manifest import MANIFEST, read_json
+from paceline.versions import order
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_CLOCKS_DIFFER = timedelta(days=1)
+
+
+def plugins(patient: Patient) -> Iterator[Finding]:
+    """Which plugins work, and why the others do not."""
+    for plugin in patient.plugins.plugins:
+        if plugin.state is PluginState.ACTIVE:
+            yield Finding("plugins", Status.OK, f"{plugin.name} brings {', '.join(plugin.engines) or 'no engine'}")
+        else:
+            status = Status.NOTE if plugin.state is PluginState.DISABLED else Status.PROBLEM
+            text = f"the plugin {plugin.name} is {plugin.state}" + (f": {plugin.error}" if plugin.error else "")
+            yield Finding("plugins", status, text, "update or uninstall its package; `paceline plugins` tells more")
+
+
+def runtimes(patient: Patient) -> Iterator[Finding]:
+    """Whether each runtime is whole, as far as sizes tell, and has an engine."""
+    store = patient.store
+    installed = store.runtimes()
+    for runtime in installed:
+        state = health.quick(runtime.directory)
+        if not state.ok:
+            text = f"{runtime.id} is {state.state}: {'; '.join(state.problems)}"
+            yield Finding("runtimes", Status.PROBLEM, text, f"paceline runtime repair {runtime.id}")
+        elif runtime.engine not in patient.plugins.engines:
+            text = f"no plugin provides the engine {runtime.engine} of {runtime.id}"
+            way_out = f"install its plugin again, or `paceline runtime remove {runtime.id}`"
+            yield Finding("runtimes", Status.PROBLEM, text, way_out)
+        else:
+            yield Finding("runtimes", Status.OK, f"{runtime.id} is whole")
+    for name in store.incomplete():
+        text = f"{name} is incomplete: {'; '.join(health.quick(store.folder / name).problems)}"
+        yield Finding("runtimes", Status.PROBLEM, text, f"paceline runtime repair {name}, or remove {name}")
+    if not installed:
+        yield Finding("runtimes", Status.NOTE, "no runtime is installed", "paceline runtime get")
+
+
+def selection(patient: Patient) -> Iterator[Finding]:
+    """Whether what is selected and pinned is there."""
+    store = patient.store
+    chosen = store.selection()
+    lost = [f"{i}, selected for {name.upper()}," for name, i in chosen.formats.items() if store.find(i) is None]
+    lost += [f"{i}, selected for the model {name}," for name, i in chosen.models.items() if store.find(i) is None]
+    for what in lost:
+        way_out = "choose another with `paceline runtime select`, or `paceline runtime rollback`"
+        yield Finding("selection", Status.PROBLEM, f"{what} is not installed", way_out)
+    for pinned in chosen.pins:
+        if store.find(pinned) is None:
+            text = f"{pinned} is pinned and not installed"
+            yield Finding("selection", Status.NOTE, text, f"paceline runtime unpin {pinned}")
+    if not lost:
+        said = ", ".join(f"{name.upper()}: {i}" for name, i in chosen.formats.items())
+        yield Finding("selection", Status.OK, said or "nothing is selected")
+
+
+def updates(patient: Patient) -> Iterator[Finding]:
+    """Whether a newer version of what is installed is known; no network is asked."""
+    from paceline.registry import load_registry
+
+    registry = load_registry(patient.plugins, home=patient.store.home)
+    releases = registry.releases
+    for remark in registry.remarks:
+        yield Finding("updates", Status.PROBLEM, remark, "`paceline registry refresh` may mend it")
+    newest: dict[str, str] = {}
+    for runtime in patient.store.runtimes():
+        newest[runtime.name] = max(newest.get(runtime.name, runtime.version), runtime.version, key=order)
+    for name, version in newest.items():
+        later = [r.version for r in releases if r.name == name and order(r.version) > order(version)]
+        if later:
+            text = f"{name} is installed as {version}, and {max(later, key=order)} is known"
+            yield Finding("updates", Status.NOTE, text, f"paceline runtime update {name}")
+    yield Finding("updates", Status.OK, f"{len(releases)} releases are known")
+
+
+def leftovers(patient: Patient) -> Iterator[Finding]:
+    """What broken-off installations and ended processes left."""
+    found = left_behind(patient)
+    if not found:
+        yield Finding("leftovers", Status.OK, "nothing was left behind")
+    else:
+        names = ", ".join(str(p.relative_to(patient.store.home)) for p in found[:3])
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        text = f"ended processes left {names}{more}; unless an installation is under way, it only takes room"
+        yield Finding("leftovers", Status.NOTE, text, "paceline doctor --fix")
+
+
+def left_behind(patient: Patient) -> tuple[Path, ...]:
+    """Files and folders that count for nothing."""
+    staging = patient.store.staging
+    staged = tuple(sorted(staging.iterdir())) if staging.is_dir() else ()
+    return (*staged, *patient.store.ended_uses())
+
+
+def clock(patient: Patient) -> Iterator[Finding]:
+    """Whether anything was installed in the future."""
+    now, late = datetime.now(UTC), []
+    for runtime in patient.store.runtimes():
+        when = _installed_at(runtime.directory / MANIFEST)
+        if when is not None and when > now + _CLOCKS_DIFFER:
+            late.append(f"{runtime.id} was installed on {when:%Y-%m-%d}")
+    if late:
+        text = f"{', '.join(late)}, and today is {now:%Y-%m-%d}: the clock was, or is, wrong"
+        yield Finding("clock", Status.NOTE, text, "set the clock; clean-up goes by when a runtime was used last")
+    else:
+        yield Finding("clock", Status.OK, f"it is {now:%Y-%m-%d %H:%M} UTC, after everything installed")
+
+
+def models(patient: Patient) -> Iterator[Finding]:
+    """Whether the folders can be read, and which files are no models."""
+    from paceline.library import Library, ModelFolder
+
+    main, *extra = patient.models
+    for folder in patient.models:
+        try:
+            list(folder.iterdir())
+        except FileNotFoundError:
+            if folder is not main:
+                text = f"the folder {folder} of PACELINE_EXTRA_MODELS does not exist"
+                yield Finding("models", Status.PROBLEM, text, "make it, or take it out of the variable")
+        except OSError as error:
+            text = f"the models folder {folder} cannot be read: {error.strerror}"
+            yield Finding("models", Status.PROBLEM, text, "give yourself the right to read it, or set PACELINE_MODELS")
+    library = Library(
+        patient.plugins.formats.values(), [ModelFolder(f) for f in patient.models], patient.cache / "models.sqlite"
+    )
+    for bad in library.problems():
+        yield Finding("models", Status.PROBLEM, f"{bad.path}: {bad.error.message}", bad.error.help or "fetch it again")
+    known = library.models()
+    text = f"{len(known)} models in {main}" + (f" and {len(extra)} more folders" if extra else "")
+    yield Finding("models", Status.OK, text)
+    served = {f for r in patient.store.runtimes() for f in r.formats}
+    for name in sorted({m.format for m in known} - served):
+        text = f"no installed runtime serves the {name.upper()} models"
+        yield Finding("models", Status.NOTE, text, "`paceline runtime get --list` shows what could")
+
+
+def _installed_at(manifest: Path) -> datetime | None:
+    try:
+        return datetime.fromisoformat(read_json(manifest)["installed_at"]).astimezone(UTC)
+    except (OSError, KeyError, TypeError, ValueError, PacelineError):
+        return None
