@@ -90,7 +90,9 @@ def test_a_runtime_that_never_worked_and_fails_is_given_back_and_held(cage, runt
             cage.store.select(second)
             spoil(second)
             assert await used(serving, model) == first.id
+            returned.extend(serving.returned)
 
+    returned = []
     run(scenario())
     chosen = cage.store.selection()
     assert chosen.formats == {"echo": first.id}
@@ -98,6 +100,7 @@ def test_a_runtime_that_never_worked_and_fails_is_given_back_and_held(cage, runt
     assert f"{second.id} does not load parrot" in caplog.text
     assert "this build is broken" in caplog.text
     assert f"Returned to {first.id}" in caplog.text
+    assert [(r.runtime, r.to, r.model) for r in returned] == [(second.id, first.id, "parrot")]
 
 
 def test_a_model_that_no_runtime_loads_changes_no_selection(cage, runtimes):
@@ -143,5 +146,23 @@ def test_a_damaged_selection_does_not_stop_what_is_loaded(cage, runtimes):
             before = await used(serving, model)
             (cage.store.home / "selection.json").write_text("{")
             assert await used(serving, model) == before
+
+    run(scenario())
+
+
+def test_quiet_is_when_nobody_asks(cage, runtimes):
+    model = cage.model(cage.add("parrot"))
+
+    async def scenario():
+        async with cage.serving() as serving:
+            assert not serving.is_busy()
+            await serving.quiet(0)
+            async with serving.lease(model):
+                assert serving.is_busy()
+                waiting = asyncio.create_task(serving.quiet(0.01))
+                done, _ = await asyncio.wait([waiting], timeout=0.1)
+                assert not done
+            await waiting
+            assert not serving.is_busy()
 
     run(scenario())

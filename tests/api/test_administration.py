@@ -1,0 +1,155 @@
+"""The update that a server makes after its start: a real server, real installations, a real package index."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+
+import psutil
+import pytest
+
+from paceline.manager.installation import install
+from paceline.store import Store
+from paceline.types import Package, Recipe, Requirements
+
+AT_ONCE = ("--update-delay", "0")
+
+
+@pytest.fixture
+def store(tiny):
+    return Store(tiny.home)
+
+
+@pytest.fixture
+def installed(tiny, store):
+    return install(tiny.release("1.0"), store, tiny.engine)
+
+
+def outcome(server):
+    """What the update came to, once it has ended."""
+    return server.until(lambda: (u := server.update())["state"] in ("done", "failed", "cancelled") and u)
+
+
+def test_checking_says_what_is_new_and_changes_nothing(tiny, store, installed, managed):
+    tiny.offer(tiny.release("2.0"))
+    server = managed(*AT_ONCE, PACELINE_UPDATE="check")
+
+    update = outcome(server)
+
+    assert (update["mode"], update["state"], update["returned"]) == ("check", "done", [])
+    assert [u["release"] for u in update["operation"]["result"]["updates"]] == ["tiny-any-cpu@2.0"]
+    server.until(lambda: "tiny-any-cpu@2.0 is newer than tiny-any-cpu@1.0: `paceline runtime update`" in server.said())
+    assert [r.id for r in store.runtimes()] == [installed.id]
+
+
+def test_off_asks_nobody(tiny, installed, managed):
+    server = managed(*AT_ONCE, PACELINE_UPDATE="off")
+    assert server.update()["state"] == "off"
+    with server.client(server.user) as http:
+        assert http.get("/api/v1/runtimes/operations").json() == {"operations": []}
+
+
+@pytest.fixture
+def index(tiny, file_server, tmp_path):
+    """A package index with versions 1.0 and 1.1 of the engine, of which 1.0 is installed and selected."""
+    digests = {}
+    for version, day in (("1.0", "2030-01-01"), ("1.1", "2030-02-01")):
+        name = f"tinyengine-{version}-py3-none-any.whl"
+        files = {"tinyengine/__main__.py": tiny.worker, "tinyengine/settings.json": "{}"}
+        tiny.write_wheel(tmp_path / name, "tinyengine", files, version)
+        file_server.add_file(name, (tmp_path / name).read_bytes())
+        digests[name] = day
+    file_server.publish("tinyengine", digests)
+    package = Package("tinyengine", "1.0", (file_server.sha256("tinyengine-1.0-py3-none-any.whl"),))
+    recipe = Recipe((package,), roots=("tinyengine==1.0",))
+    requires = Requirements(os="linux", arch="x86_64", min_glibc="2.28")
+    tiny.offer(replace(tiny.release("1.0"), recipe=recipe, requires=requires))
+    variables = {"UV_DEFAULT_INDEX": file_server.index, "UV_NO_INDEX": "", "UV_FIND_LINKS": ""}
+    done = tiny.paceline("runtime", "get", "tiny", **variables)
+    assert done.returncode == 0, done.stderr
+    return variables
+
+
+def test_what_the_package_index_has_is_installed_and_selected(tiny, store, index, managed):
+    server = managed("--update", "apply", *AT_ONCE, **index)
+
+    result = outcome(server)["operation"]["result"]
+
+    assert result["installed"] == [{"runtime": "tiny-any-cpu@1.1", "instead_of": "tiny-any-cpu@1.0"}]
+    assert store.selection().formats == {"tiny": "tiny-any-cpu@1.1"}
+    assert [r.id for r in store.runtimes()] == ["tiny-any-cpu@1.1", "tiny-any-cpu@1.0"]
+    server.until(lambda: "updated tiny-any-cpu@1.0 to tiny-any-cpu@1.1; `paceline runtime rollback`" in server.said())
+
+
+def test_no_network_is_no_failure(tiny, store, index, file_server, managed):
+    file_server.close()
+    server = managed("--update", "apply", *AT_ONCE, **index, UV_HTTP_RETRIES="0")
+
+    (problem,) = outcome(server)["operation"]["result"]["problems"]
+
+    assert (problem["source"], problem["failure"]) == ("the package index", "unanswered")
+    assert store.selection().formats == {"tiny": "tiny-any-cpu@1.0"}
+
+
+def test_a_version_that_does_not_start_is_held_and_the_old_one_stays(tiny, store, installed, managed):
+    tiny.offer(tiny.release("2.0", crash="yes"))
+    server = managed("--update", "apply", *AT_ONCE)
+
+    (failed,) = outcome(server)["operation"]["result"]["failed"]
+
+    assert (failed["release"], failed["stays"], failed["held"]) == ("tiny-any-cpu@2.0", installed.id, True)
+    assert "the engine has no wheels" in failed["help"]
+    server.until(lambda: "tiny-any-cpu@1.0 stays, tiny-any-cpu@2.0 was not installed" in server.said())
+    assert "held until `paceline runtime unhold`" in server.said()
+    assert (store.selection().formats, store.selection().holds) == ({"tiny": installed.id}, ("tiny-any-cpu@2.0",))
+    server.end()
+    again = outcome(managed("--update", "apply", *AT_ONCE))["operation"]["result"]
+    assert (again["updates"], again["kept"][0]["reason"]) == ([], "2.0 is newer, but it is held back")
+
+
+def builds(server):
+    found = []
+    for process in psutil.Process(server.process.pid).children(recursive=True):
+        with suppress(psutil.Error):  # it ended meanwhile
+            if "time.sleep(600)" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+def test_a_build_stands_still_while_answers_are_generated_and_ends_with_the_server(
+    tiny, store, installed, managed, tmp_path
+):
+    gate = tmp_path / "gate"
+    gate.mkdir()
+    file = tmp_path / "models" / "birds" / "parrot" / "parrot.echo"
+    file.parent.mkdir(parents=True)
+    faults = [{"at": "step", "do": "gate", "value": str(gate)}]
+    words = ["To", " be", " or", " not"]
+    parrot = {"name": "parrot", "parameters": 2000, "context_length": 4096, "vocabulary": words, "faults": faults}
+    file.write_text(json.dumps(parrot))
+    preparing = managed()
+    with preparing.client(preparing.admin) as http:
+        http.post("/api/v1/runtimes/install", json={"query": "echo"}).raise_for_status()
+    preparing.end()
+    tiny.offer(tiny.release("2.0", linger="yes"))
+    server = managed("--update", "apply", *AT_ONCE)
+    (build,) = server.until(lambda: builds(server))
+
+    with server.client() as http, ThreadPoolExecutor(1) as pool:
+        request = {"model": "parrot", "prompt": "To be or not", "max_tokens": 4}
+        answer = pool.submit(http.post, "/v1/completions", json=request)
+        server.until(lambda: server.update()["operation"]["paused"])
+        server.until(lambda: build.status() == psutil.STATUS_STOPPED)
+        (gate / "go").touch()
+        assert answer.result(60).status_code == 200
+    server.until(lambda: not server.update()["operation"]["paused"])
+    server.until(lambda: build.status() != psutil.STATUS_STOPPED)
+
+    server.end()
+
+    assert not build.is_running() or build.status() == psutil.STATUS_ZOMBIE
+    assert store.selection().formats["tiny"] == installed.id
+    assert store.find("tiny-any-cpu@2.0") is None
+    assert list(store.staging.iterdir()) == []
