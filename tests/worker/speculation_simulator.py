@@ -11,7 +11,7 @@ import gzip
 import json
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,6 +64,16 @@ class Machine:
     draft_step: float
     draft_read: float = 0.0
     noise: float = 0.0
+
+    def together(self, lengths: Sequence[int], rows: int = 0) -> float:
+        """The time to verify so many drafted tokens of each sequence, filled up to `rows` unless that is 0.
+
+        Sequences are computed in one pass as far as they have equally many rows, and what is longer apart.
+        """
+        if rows:
+            return self.verify(rows * len(lengths))
+        least = 1 + min(lengths)
+        return self.verify(least * len(lengths)) + sum(self.verify(1 + n - least) for n in lengths if 1 + n > least)
 
     def blur(self, rng: random.Random) -> float:
         return 1.0 + rng.uniform(-self.noise, self.noise) if self.noise else 1.0
@@ -207,15 +217,22 @@ def ride(
     return done
 
 
-def ride_together(lanes: list[list[Trace]], machine: Machine, fixed: int | None = None, *, seed: int = 0) -> Ride:
+def ride_together(
+    lanes: list[list[Trace]],
+    machine: Machine,
+    fixed: int | None = None,
+    *,
+    controller: Controller | None = None,
+    seed: int = 0,
+    to_the_end: bool = False,
+) -> Ride:
     """Several sequences in one batch, each lane its traces one after the other, until the first lane is done.
 
-    The controller decides, or each drafts `fixed` tokens; `machine.verify` takes all tokens of the batch.
+    The controller decides, or each drafts `fixed` tokens; `to_the_end`: until all are done, in a batch that gets smaller.
     """
-    controller, rng, done = Controller(), random.Random(seed), Ride()
-    places = [iter(lane) for lane in lanes]
-    now = [_Place(next(place), controller) for place in places]
-    while True:
+    controller, rng, done = controller or Controller(), random.Random(seed), Ride()
+    now = [_Place(lane[0], controller, lane[1:]) for lane in lanes]
+    while now:
         rooms = [len(p.trace.output) - 1 - p.at for p in now]
         step = controller.plan([(p.stream, room, 1) for p, room in zip(now, rooms, strict=True)])
         steps = 0
@@ -226,28 +243,59 @@ def ride_together(lanes: list[list[Trace]], machine: Machine, fixed: int | None 
         lengths = [len(p) for p in step.proposals()] if fixed is None else [min(fixed, room) for room in rooms]
         steps = max(steps, *lengths)
         accepted = [p.trace.accepted(p.at, length) for p, length in zip(now, lengths, strict=True)]
-        draft, verify = steps * machine.draft_step, machine.verify(len(now) + sum(lengths))
+        draft = steps * machine.draft_step
+        verify = machine.together(lengths, 1 + max(lengths) if fixed is not None else step.rows)
         if fixed is None:
             emitted = [p.trace.output[p.at : p.at + n + 1] for p, n in zip(now, accepted, strict=True)]
             step.settle(emitted, 0.05 * draft * machine.blur(rng), 0.05 * verify * machine.blur(rng))
         done.book(sum(accepted) + len(now), draft + verify)
         done.verified += sum(lengths)
-        for i, place in enumerate(now):
-            place.at += accepted[i] + 1
-            if place.at >= len(place.trace.output):
-                following = next(places[i], None)
-                if following is None:
-                    return done
-                now[i] = _Place(following, controller)
+        for place, n in zip(now, accepted, strict=True):
+            place.advance(n + 1, controller)
+        if not to_the_end and not all(place.left for place in now):
+            break
+        now = [place for place in now if place.left]
+    return done
+
+
+def ride_waves(
+    requests: list[Trace],
+    machine: Machine,
+    width: int,
+    fixed: int | None = None,
+    *,
+    controller: Controller | None = None,
+) -> Ride:
+    """Requests that come `width` at a time: the next ones when all of those before are answered."""
+    controller, done = controller or Controller(), Ride()
+    for first in range(0, len(requests) - width + 1, width):
+        lanes = [[trace] for trace in requests[first : first + width]]
+        wave = ride_together(lanes, machine, fixed, controller=controller, seed=first, to_the_end=True)
+        done.history += [(done.tokens + tokens, done.seconds + seconds) for tokens, seconds in wave.history]
+        done.tokens, done.seconds = done.tokens + wave.tokens, done.seconds + wave.seconds
+        done.verified += wave.verified
+    return done
 
 
 class _Place:
     """Where one lane of a batch is."""
 
-    def __init__(self, trace: Trace, controller: Controller) -> None:
+    def __init__(self, trace: Trace, controller: Controller, following: list[Trace]) -> None:
         self.trace = trace
         self.at = 0
         self.stream = controller.open()
+        self._following = following
+
+    @property
+    def left(self) -> bool:
+        return self.at < len(self.trace.output)
+
+    def advance(self, tokens: int, controller: Controller) -> None:
+        """So many tokens were committed; the lane's next trace begins when this one is over."""
+        self.at += tokens
+        if not self.left and self._following:
+            self.trace, *self._following = self._following
+            self.at, self.stream = 0, controller.open()
 
 
 def _confidences(text: str) -> tuple[float, ...]:

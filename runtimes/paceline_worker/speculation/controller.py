@@ -13,10 +13,12 @@ policy with the largest long-run rate is the one that maximizes, step by step, t
 - one more draft token is worth its price while S > rate x (t_d + T(n + 1) - T(n)), looking past a plateau of T to its
   end: some m ahead must be worth m draft steps and T(n + m) - T(n);
 - what was drafted is paid for; verified is the prefix with the largest sum of S - rate x (T(n) - T(1)), none included;
-- several sequences in one batch share one curve T, so their drafts are one auction: tokens are taken in order of S
-  until no more are worth the price. S falls along a draft, so prefixes stay whole.
+- several sequences in one batch share one curve T over the rows of a pass. Engines compute sequences in one pass only
+  when they have equally many rows, so all draft equally far, as long as the sum of their S is worth the price of one
+  row for each; a sequence that parts from the others must be worth a pass of its own.
 
-All of t_d, T, S and the rate are learned while running (`costs`, `calibration`).
+All of t_d, T, S and the rate are learned while running (`costs`, `calibration`). Neither T nor S depends on the number
+of sequences, so what one of them taught is foreseen for many (`reach`), and the next request begins with it.
 
 Safety. Estimates can be wrong, so what drafting may lose is bounded by an account (`account`).
 
@@ -32,6 +34,7 @@ from paceline_worker.speculation.account import Account
 from paceline_worker.speculation.calibration import Calibration
 from paceline_worker.speculation.costs import Costs
 from paceline_worker.speculation.pace import Pace
+from paceline_worker.speculation.reach import Reach
 from paceline_worker.speculation.round import Experience, Round
 from paceline_worker.speculation.seat import Stream
 
@@ -46,7 +49,7 @@ class Controller:
         """`costs` may hold what was measured when the models were loaded; else all is learned on the way."""
         self.costs = Costs() if costs is None else costs
         self.account = Account()
-        self._experience = Experience(self.costs, Calibration(), Calibration(), self.account)
+        self._experience = Experience(self.costs, Calibration(), Calibration(), Reach(), self.account)
         self._paces: dict[int, Pace] = {}
 
     def open(
@@ -67,5 +70,6 @@ class Controller:
         """What drafting has been worth with that many sequences in a batch."""
         key = occupancy.bit_length()
         if key not in self._paces:
-            self._paces[key] = Pace(alone=occupancy == 1)
+            foreseen = self._experience.reach.foresee(self.costs, occupancy)
+            self._paces[key] = Pace(occupancy, foreseen, self.costs.verify.at(occupancy))
         return self._paces[key]

@@ -12,6 +12,7 @@ No clock is read here: times are passed in, so that the same observations always
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 _CLAMP = 0.4
@@ -51,10 +52,20 @@ class CostCurve:
     def known(self) -> bool:
         return bool(self._points)
 
+    @property
+    def largest(self) -> int:
+        """The largest size that was observed; 0 if none was."""
+        return max(self._points, default=0)
+
     def count(self, n: int) -> int:
         """Observations of size n."""
         point = self._points.get(n)
         return 0 if point is None else point.count
+
+    def spans(self, n: int) -> bool:
+        """Whether sizes up to n and from n on were each observed more than once, so that n lies between them."""
+        seen = [size for size, point in self._points.items() if point.count > 1]
+        return bool(seen) and min(seen) <= n <= max(seen)
 
     def observe(self, n: int, seconds: float) -> None:
         """Learn that size n took `seconds`; what no clock can have measured is ignored."""
@@ -170,25 +181,28 @@ class CostCurve:
 class Costs:
     """What drafting and verifying cost, for one pair of models on one machine, whatever the request.
 
-    `occupancy` is the number of sequences in the batch. Curves are kept per class of it (1, 2 to 3, 4 to 7, ...); a
-    class that was never seen borrows its nearest neighbour's curve.
+    A pass over the main model's weights costs by its rows, the tokens of all its sequences: how many sequences they
+    belong to hardly matters (docs/decisions/speculation-controller.md), so one curve serves one sequence and many.
     """
 
     def __init__(self) -> None:
-        self._verify: dict[int, CostCurve] = {}
+        self.verify = CostCurve()
+        """Seconds of a pass over n rows, all with outputs."""
         self._draft = CostCurve(prior_slope=0.2)
         self._read = 0.0
 
-    def observe_verify(self, seconds: float, n_tokens: int, occupancy: int = 1) -> None:
-        """A batch of `n_tokens` of the main model, all with outputs, took `seconds`, sampling included.
+    def observe_verify(self, seconds: float, passes: Sequence[int]) -> None:
+        """Passes of so many rows each of the main model took `seconds` together, sampling included.
 
         Batches that also carry prompt chunks are not to be reported.
         """
-        key = max(occupancy, 1).bit_length()
-        curve = self._verify.get(key)
-        if curve is None:
-            curve = self._verify[key] = CostCurve()
-        curve.observe(n_tokens, seconds)
+        if len(passes) == 1:
+            self.verify.observe(passes[0], seconds)
+            return
+        expected = [self.verify.at(rows) for rows in passes]
+        if sum(expected) > 0.0:
+            for rows, part in zip(passes, expected, strict=True):
+                self.verify.observe(rows, part * (seconds / sum(expected)))
 
     def observe_draft(self, seconds: float, steps: int, occupancy: int = 1, lag: int = 1) -> None:
         """The draft model read `lag` tokens that it had missed and took `steps` steps with `occupancy` sequences."""
@@ -205,27 +219,11 @@ class Costs:
         else:
             self._read += 0.2 * (min(read, 2 * self._read) - self._read)
 
-    def verify(self, occupancy: int = 1) -> CostCurve:
-        """The curve of T(n), n = all tokens in the batch."""
-        key = max(occupancy, 1).bit_length()
-        curve = self._verify.get(key)
-        if curve is not None:
-            return curve
-        known = [k for k, c in self._verify.items() if c.known]
-        if not known:
-            return CostCurve()
-        return self._verify[min(known, key=lambda k: (abs(k - key), k))]
-
-    def measured(self, n_tokens: int, occupancy: int = 1) -> int:
-        """Observations of exactly this batch."""
-        curve = self._verify.get(max(occupancy, 1).bit_length())
-        return 0 if curve is None else curve.count(n_tokens)
-
     def draft_step(self, occupancy: int = 1) -> float:
         """Seconds of one draft step with `occupancy` sequences; a tenth of plain decoding until it is measured."""
         if self._draft.known:
             return self._draft.at(max(occupancy, 1))
-        return 0.1 * self.verify(occupancy).at(max(occupancy, 1))
+        return 0.1 * self.verify.at(max(occupancy, 1))
 
     def draft_read(self, tokens: int) -> float:
         """Seconds for the draft to read `tokens` that it has missed."""

@@ -1,37 +1,45 @@
 """What drafting has been worth lately, and when to look again.
 
-One `Pace` per class of occupancy, as a batch of eight sequences is another trade than one sequence alone.
+One `Pace` per class of occupancy, as a batch of eight sequences is another trade than one sequence alone. It begins
+with what the others' experience foresees (`reach`).
 """
 
 from __future__ import annotations
 
+from paceline_worker.speculation.costs import CostCurve
+
 PROBED_LENGTHS = (4, 7, 2, 1, 3)
 """Drafts of these lengths are verified whole at the beginning, to learn the costs where the decisions lie."""
+_TOGETHER = (1,)
+"""The same where several sequences are the first."""
 
 _REFRESH_PLAIN = 96
 _BURST = 4
+"""Drafts that one look takes; several sequences make them in one step."""
 _LEAST_BACKOFF, _MOST_BACKOFF = 8, 512
 _PROBE_SHARE = 0.004
 """Looking again need be no rarer than this part of the time allows."""
 _RATE_MEMORY = 0.98
 _VALUE_STEP = 0.06
+_FORESEEN = 10.0
+"""Plain steps that a foreseen rate counts for."""
 _MOST_JUDGED = 4.0
 """What one draft can say at most, so that a wild measurement is soon forgotten."""
 
 
 class Pace:
-    def __init__(self, *, alone: bool) -> None:
-        self.value = [0.05, 0.05, 0.05]
+    def __init__(self, occupancy: int, foreseen: tuple[float, float] | None, plain: float) -> None:
+        """`foreseen`: the rate and the worth of a draft (`Reach.foresee`); `plain`: seconds of a step without one."""
+        self.value = [0.05 if foreseen is None else min(max(foreseen[1], -_MOST_JUDGED), _MOST_JUDGED)] * 3
         """Mean worth of a draft in tokens, net of its price; by how the step before ended (`Stream.last`)."""
-        self._judged = [0, 0, 0]
-        self._tokens = 0.0
-        self._seconds = 0.0
+        self._judged = [0 if foreseen is None else _BURST] * 3
+        self._seconds = 0.0 if foreseen is None else _FORESEEN * plain
+        self._tokens = 0.0 if foreseen is None else foreseen[0] * self._seconds
         self._since_plain = 0
         self._idle = 0
-        self._burst = 0
-        self._hits = 0
+        self._burst = self._drafts = self._hits = 0
         self._backoff = _LEAST_BACKOFF
-        self._lengths = list(PROBED_LENGTHS) * 2 if alone else [1, 3]
+        self._lengths = list(PROBED_LENGTHS) * 2 if occupancy == 1 else list(_TOGETHER) if foreseen is None else []
 
     def rate(self, plain: float, occupancy: int) -> float:
         """Committed tokens per second lately; never less than plain decoding gives. 0 while nothing is known."""
@@ -49,15 +57,19 @@ class Pace:
         """Whether the price of a step without a draft was last measured too long ago."""
         return self._since_plain >= _REFRESH_PLAIN
 
-    def next_length(self, most: int) -> int:
-        """A length to draft and verify whole, to learn its price; 0 when that is done. Each is given out once."""
+    def next_length(self, most: int, curve: CostCurve, occupancy: int) -> int:
+        """A length to draft and verify whole, to learn its price; 0 when that is done. Each is given out once.
+
+        `curve`: what is known of prices; what was seen more than once needs no learning.
+        """
+        self._lengths = [n for n in self._lengths if occupancy > 1 or curve.count(1 + n) < 2]
         for i, length in enumerate(self._lengths):
             if length <= most:
                 return self._lengths.pop(i)
         return 0
 
     def may_probe(self, price: float) -> bool:
-        """Whether to look again now if drafts are worth their price; a step of looking costs `price` tokens."""
+        """Whether to look again now if drafts are worth their price; a step of looking costs `price` plain steps."""
         longest = min(max(_BURST * price / _PROBE_SHARE, _LEAST_BACKOFF), _MOST_BACKOFF)
         return self._burst > 0 or self._idle >= min(self._backoff, longest)
 
@@ -70,17 +82,18 @@ class Pace:
         """The first token of a probe was right."""
         self._hits += 1
 
-    def stepped(self, *, drafted: bool, extended: bool, probing: bool) -> None:
-        """A step is over: the draft model worked, tokens of a draft were verified, it was a probe."""
+    def stepped(self, drafts: int, *, extended: bool, probing: bool) -> None:
+        """A step is over: the draft model made so many drafts, tokens of them were verified, it was a probe."""
         self._since_plain = self._since_plain + 1 if extended else 0
         if probing:
-            self._burst = (self._burst or _BURST) - 1
+            self._drafts += drafts
+            self._burst = max((self._burst or _BURST) - max(drafts, 1), 0)
             if not self._burst:
                 self._idle = 0
-                if 2 * self._hits < _BURST:
+                if 2 * self._hits < self._drafts:
                     self._backoff = min(2 * self._backoff, _MOST_BACKOFF)
-                self._hits = 0
-        elif drafted:
+                self._hits = self._drafts = 0
+        elif drafts:
             self._idle = 0
             if extended:
                 self._backoff = _LEAST_BACKOFF

@@ -11,15 +11,11 @@ from functools import cache
 
 _AHEAD = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 24, 32, 48, 64)
 
-Bid = tuple[float, int, int]
-"""One token of the batch's drafts: its probability to be accepted, negated so that the best sorts first; the draft
-steps it still takes to have it; the seat it is for."""
-
 
 class Price:
     """The prices of one step.
 
-    `verify[n]`: seconds to verify n tokens in all, `occupancy` of them the sequences' own. `rate`: tokens per second.
+    `verify[n]`: seconds of a pass over n rows. `occupancy`: sequences in the batch. `rate`: tokens per second.
     `draft_step`: seconds. `run`: by what factor the chance of a drafted token falls with each one after it.
     """
 
@@ -30,59 +26,71 @@ class Price:
         self.plain = verify[occupancy]
         """Seconds of a step without drafted tokens."""
         self.step = rate * draft_step
-        """Tokens that a draft step must gain."""
+        """Tokens that a draft step, of all sequences, must gain."""
         self._growth = _growth(min(round(run * 50), 49))
 
-    def seconds(self, n: int) -> float:
-        """What verifying n tokens in all takes."""
-        return self._verify[n]
-
-    def of(self, n: int) -> float:
-        """Tokens that must be gained for n tokens to be verified in all."""
-        return self.rate * (self._verify[n] - self.plain)
+    def level(self, depth: int) -> float:
+        """Tokens that must be gained for every sequence to verify so many drafted tokens."""
+        return self.rate * (self._verify[self._occupancy * (1 + depth)] - self.plain)
 
     def worth(self, survivals: Sequence[float]) -> float:
-        """Tokens that the most valuable beginning of a draft gains, alone in the batch; 0 if none pays.
+        """Tokens that the most valuable beginning of a draft gains if all sequences verify as many; 0 if none pays.
 
         `survivals`: for each token the probability that it and all before it are accepted.
         """
-        table, rate, plain = self._verify, self.rate, self.plain
+        table, m, plain = self._verify, self._occupancy, self.plain
+        share = self.rate / m
         best = gain = 0.0
-        for n, survival in enumerate(survivals, self._occupancy + 1):
+        for depth, survival in enumerate(survivals, 1):
             gain += survival
-            value = gain - rate * (table[n] - plain)
+            value = gain - share * (table[m + m * depth] - plain)
             if value > best:
                 best = value
         return best
 
-    def goes_on(self, n: int, expected: float, room: int, depth: float) -> bool:
-        """Whether some number of tokens more pays for itself and for `depth`, by which the draft is under its price.
+    def alone(self, survivals: Sequence[float]) -> int:
+        """How many tokens of a draft are worth a pass of their own beside the others'; 0 when none are."""
+        best = gain = 0.0
+        length = 0
+        for rows, survival in enumerate(survivals, 1):
+            gain += survival
+            value = gain - self.rate * self._verify[rows]
+            if value > best:
+                best, length = value, rows
+        return length
 
-        `n`: tokens to verify so far; `expected`: the probability that the next will be accepted; `room`: most of them.
+    def passes(self, drafted: Sequence[int]) -> tuple[int, ...]:
+        """The rows of each pass that verifies so many drafted tokens of each sequence.
+
+        Engines compute sequences together that have equally many rows. Others are filled up to the longest where that
+        is cheaper (one pass), or what is longer than the shortest is computed apart.
         """
-        table, rate, step = self._verify, self.rate, self.step
-        here = table[n]
+        longest, shortest = 1 + max(drafted), 1 + min(drafted)
+        even = len(drafted) * longest
+        if longest == shortest:
+            return (even,)
+        apart = (len(drafted) * shortest, *(1 + n - shortest for n in drafted if 1 + n > shortest))
+        return (even,) if self._verify[even] <= self.seconds(apart) else apart
+
+    def seconds(self, passes: Sequence[int]) -> float:
+        """What passes of so many rows take."""
+        return sum(self._verify[rows] for rows in passes)
+
+    def goes_on(self, depth: int, expected: float, room: int, short: float) -> bool:
+        """Whether some number of draft steps more pays for itself and for `short`, by which the drafts are too dear.
+
+        `depth`: tokens drafted for each sequence so far; `expected`: the sum of the probabilities that the next ones
+        will be accepted; `room`: most of them for each.
+        """
+        table, rate, step, m = self._verify, self.rate, self.step, self._occupancy
+        rows = m + m * depth
+        here = table[rows]
         for ahead, growth in self._growth:
             if ahead > room:
                 return False
-            if expected * growth - ahead * step - rate * (table[n + ahead] - here) > depth:
+            if expected * growth - ahead * step - rate * (table[rows + m * ahead] - here) > short:
                 return True
         return False
-
-    def take(self, bids: Sequence[Bid], n: int, depth: float = 0.0) -> int:
-        """How many of the sorted `bids` to take, over n tokens that are verified anyway, to gain the most.
-
-        None are taken that do not gain more than `depth`. Draft steps are shared: all seats draft in each.
-        """
-        table, rate = self._verify, self.rate
-        best, taken, gain, steps = depth, 0, 0.0, 0
-        for m, (bid, at, _) in enumerate(bids, 1):
-            gain -= bid
-            steps = max(steps, at)
-            value = gain - steps * self.step - rate * (table[n + m] - table[n])
-            if value > best:
-                best, taken = value, m
-        return taken
 
 
 @cache

@@ -10,15 +10,14 @@ from paceline_worker.speculation.account import Account
 from paceline_worker.speculation.calibration import Calibration
 from paceline_worker.speculation.costs import Costs
 from paceline_worker.speculation.pace import Pace
-from paceline_worker.speculation.price import Bid, Price
+from paceline_worker.speculation.price import Price
+from paceline_worker.speculation.reach import Reach
 from paceline_worker.speculation.seat import Seat, Stream
 
 _PLAIN_STEPS = 3
 """Plain steps that are timed before the first draft."""
 _HORIZON = 24
 """Drafts that are counted on when the draft model has to read much before its first."""
-_AUCTIONED = 8
-"""Tokens ahead that a seat bids for when several draft together."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,7 @@ class Experience:
     costs: Costs
     calibration: Calibration
     lookup_calibration: Calibration
+    reach: Reach
     account: Account
 
 
@@ -43,14 +43,13 @@ class Round:
         self._pace = pace
         self._occupancy = occupancy = len(seats)
         self._seats = [Seat(stream, room, lag) for stream, room, lag in seats]
-        most = sum(seat.limit for seat in self._seats)
-        table = known.costs.verify(occupancy).table(occupancy + most)
+        most = max((seat.limit for seat in self._seats), default=0)
+        table = known.costs.verify.table(occupancy * (1 + most))
         rate = pace.rate(table[occupancy], occupancy)
         self._price = Price(table, occupancy, rate, known.costs.draft_step(occupancy), known.calibration.run)
-        self._n = occupancy
-        """Tokens of the batch, were all that was drafted verified."""
-        self._gain = self._best = 0.0
-        """Tokens they are expected to bring; the largest surplus of a beginning of them."""
+        self._best = 0.0
+        """The largest surplus of a beginning of the drafts."""
+        self._passes: tuple[int, ...] = (occupancy,)
         self._probing = False
         self._proposals: list[list[int]] | None = None
         self._begin()
@@ -61,7 +60,9 @@ class Round:
         """The seats that want their next token in one draft step now; empty when drafting is over."""
         active = [i for i, seat in enumerate(self._seats) if seat.drafting]
         if self._occupancy > 1 and any(self._seats[i].tokens and not self._seats[i].sure for i in active):
-            self._hold_auction(active)
+            on = self._goes_on()
+            for seat in self._seats:
+                seat.drafting = seat.drafting and (seat.sure or on)
             active = [i for i in active if self._seats[i].drafting]
         return active
 
@@ -78,16 +79,9 @@ class Round:
         place.steps += 1
         if not place.drafting or not place.take(token, confidence, self._known.calibration):
             return False
-        if place.sure:
-            return place.drafting
-        self._gain += place.survivals[-1]
-        self._n = n = self._n + 1
-        surplus = self._gain - self._price.of(n)
-        if surplus > self._best:
-            self._best = surplus
-        if place.drafting and self._occupancy == 1:
-            left = place.limit - len(place.tokens)
-            place.drafting = self._price.goes_on(n, place.expected, left, self._best - surplus)
+        if self._occupancy == 1 and not place.sure:
+            on = self._goes_on()
+            place.drafting = place.drafting and on
         return place.drafting
 
     def stop(self, seat: int = 0) -> None:
@@ -103,6 +97,12 @@ class Round:
             self._proposals = [seat.chosen[: seat.keep] for seat in self._seats]
         return self._proposals
 
+    @property
+    def rows(self) -> int:
+        """To how many rows each sequence is to be filled up, its last token among them, so that all are computed in one
+        pass; 0 when they are not to be."""
+        return self._passes[0] // self._occupancy if len(self._passes) == 1 and self._occupancy > 1 else 0
+
     def looked_up(self, seat: int = 0) -> bool:
         """Whether a seat's proposal is prompt lookup's, not the draft model's."""
         return self._seats[seat].looked_up
@@ -112,15 +112,15 @@ class Round:
 
         Seconds that were not measured, or of a batch that also carried prompt chunks, are given as 0.
         """
-        n_tokens = self._occupancy + sum(map(len, self.proposals()))
+        extended = any(self.proposals())
         costs = self._known.costs
-        costs.observe_verify(verify_seconds, n_tokens, self._occupancy)
+        costs.observe_verify(verify_seconds, self._passes)
         worked = [seat for seat in self._seats if seat.steps]
         steps = max((seat.steps for seat in worked), default=0)
         lag = max((seat.lag for seat in worked), default=0)
         costs.observe_draft(draft_seconds, steps, len(worked), lag)
-        self._judge(drafted=steps > 0, extended=n_tokens > self._occupancy)
-        self._account(sum(map(len, emitted)), n_tokens, steps, lag, draft_seconds, verify_seconds)
+        self._judge(len(worked), extended=extended)
+        self._account(sum(map(len, emitted)), steps, lag, draft_seconds, verify_seconds, extended=extended)
         for seat, tokens in zip(self._seats, emitted, strict=True):
             if self._probing and seat.tokens[:1] == list(tokens[:1]):
                 self._pace.hit()
@@ -134,7 +134,8 @@ class Round:
         for seat in self._seats:
             seat.look_up(known.lookup_calibration)
             seat.drafting = seat.exact and seat.able
-        ready = known.costs.measured(occupancy, occupancy) >= _PLAIN_STEPS and not pace.wants_plain
+        curve = known.costs.verify
+        ready = (curve.count(occupancy) >= _PLAIN_STEPS or curve.spans(occupancy)) and not pace.wants_plain
         if not ready or known.account.empty:
             for seat in self._seats:
                 if not seat.exact:
@@ -143,24 +144,30 @@ class Round:
         able = [seat for seat in self._seats if seat.able and not seat.exact]
         if not able:
             return
-        length = pace.next_length(min(seat.limit for seat in able))
+        length = pace.next_length(min(seat.limit for seat in able), curve, occupancy)
         if length:
             for seat in able:
                 seat.sure = seat.drafting = True
                 seat.limit = min(seat.limit, length)
             return
-        for seat in able:
-            seat.drafting = self._worth_starting(seat)
-        if pace.may_probe(self._price.step) and not any(seat.drafting for seat in able):
+        if sum(pace.value[seat.stream.last] for seat in able) > 0.0:
+            for seat in able:
+                if occupancy > 1:  # what was never measured is tried a level at a time: a wrong guess costs all of them
+                    seat.limit = min(seat.limit, max(curve.largest // occupancy, 1))
+                seat.drafting = self._worth_starting(seat)
+        if pace.may_probe(self._price.step / occupancy) and not any(seat.drafting for seat in able):
             price = self._price.step + sum(self._reading(seat) for seat in able if seat.lag > 2)
             if pace.probing or known.account.can_pay(price):  # a burst that has begun goes on
                 self._probing = True
                 for seat in able:
+                    seat.limit = seat.limit if occupancy == 1 else min(seat.limit, max(curve.largest // occupancy, 1))
                     seat.drafting = True
 
     def _worth_starting(self, seat: Seat) -> bool:
         value = self._pace.value[seat.stream.last]
-        if value <= max(self._price.worth(seat.lookup_survivals), 0.0):
+        if self._occupancy == 1 and value <= 0.0:
+            return False
+        if seat.lookup_survivals and value <= self._price.worth(seat.lookup_survivals):
             return False
         # Catching up is paid once, and a draft's worth comes back with every draft that follows.
         return seat.lag <= 2 or value * min(seat.room, _HORIZON) > self._reading(seat)
@@ -171,72 +178,83 @@ class Round:
 
     # --- going on, and choosing what to verify -------------------------------------------------------------------
 
-    def _hold_auction(self, active: list[int]) -> None:
-        """Let those seats draft on whose next token belongs to the most valuable continuation of the whole batch."""
-        run = self._known.calibration.run
-        bids: list[Bid] = []
-        for i in active:
-            seat = self._seats[i]
-            bid = seat.expected
-            for ahead in range(0 if seat.sure else min(_AUCTIONED, seat.limit - len(seat.tokens))):
-                bids.append((-bid, ahead + 1, i))
-                bid *= run
-        bids.sort()
-        depth = self._best - (self._gain - self._price.of(self._n))
-        winners = {i for _, _, i in bids[: self._price.take(bids, self._n, depth)]}
-        for i in active:
-            self._seats[i].drafting = self._seats[i].sure or i in winners
+    def _goes_on(self) -> bool:
+        """Whether the next tokens of all that still draft, or some number of them, are worth their price."""
+        free = [seat for seat in self._seats if not seat.sure]
+        active = [seat for seat in free if seat.drafting]
+        depth = max(len(seat.tokens) for seat in free)
+        surplus = sum(sum(seat.survivals) for seat in free) - self._price.level(depth)
+        self._best = max(self._best, surplus)
+        room = max((seat.limit - depth for seat in active), default=0)
+        return self._price.goes_on(depth, sum(seat.expected for seat in active), room, self._best - surplus)
 
     def _choose(self) -> None:
-        """Pick each seat's better drafter, and the prefixes whose tokens are worth verifying together."""
-        bids: list[Bid] = []
-        n = self._occupancy
-        for i, seat in enumerate(self._seats):
-            seat.choose(self._price)
-            if seat.sure:
-                seat.keep = min(len(seat.chosen_survivals), seat.limit)
-                n += seat.keep
-            else:
-                bids.extend((-survival, 0, i) for survival in seat.chosen_survivals)
-        bids.sort()
-        for _, _, i in bids[: self._price.take(bids, n)]:
-            self._seats[i].keep += 1
+        """Pick each seat's better drafter, and how much of it all verify together, or one in a pass of its own."""
+        if not self._seats:
+            return
         for seat in self._seats:
-            if not seat.exact and seat.keep < seat.stream.knobs.min_tokens:
+            seat.choose(self._price)
+            seat.keep = min(len(seat.chosen_survivals), seat.limit) if seat.sure else 0
+        sure = [seat.keep for seat in self._seats]
+        free = [0 if seat.sure else len(seat.chosen_survivals) for seat in self._seats]
+        choices = [
+            [max(fixed, min(depth, most)) for fixed, most in zip(sure, free, strict=True)]
+            for depth in range(max(free) + 1)
+        ]
+        if self._occupancy > 1 and any(free):
+            choices.append(
+                [
+                    keep if seat.sure else self._price.alone(seat.chosen_survivals)
+                    for seat, keep in zip(self._seats, sure, strict=True)
+                ]
+            )
+        best = -math.inf
+        for keeps in choices:
+            passes = self._price.passes(keeps)
+            gain = sum(sum(seat.chosen_survivals[:keep]) for seat, keep in zip(self._seats, keeps, strict=True))
+            value = gain - self._price.rate * self._price.seconds(passes)
+            if value > best:
+                best, chosen, self._passes = value, keeps, passes
+        for seat, keep in zip(self._seats, chosen, strict=True):
+            seat.keep = keep
+            if not seat.exact and keep < seat.stream.knobs.min_tokens:
                 seat.keep = self._lengthened(seat, seat.stream.knobs.min_tokens)
+        self._passes = self._price.passes([seat.keep for seat in self._seats])
 
     def _lengthened(self, seat: Seat, least: int) -> int:
         """The least length if the draft has it and it pays, else none."""
         survivals = seat.chosen_survivals[:least]
         whole = seat.keep and len(survivals) == least and self._occupancy == 1
-        return least if whole and sum(survivals) > self._price.of(1 + least) else 0
+        return least if whole and sum(survivals) > self._price.level(least) else 0
 
     # --- learning ------------------------------------------------------------------------------------------------
 
-    def _judge(self, *, drafted: bool, extended: bool) -> None:
+    def _judge(self, drafts: int, *, extended: bool) -> None:
         """Update the worth of drafting."""
-        self._pace.stepped(drafted=drafted, extended=extended, probing=self._probing)
+        known, price = self._known, self._price
+        self._pace.stepped(drafts, extended=extended, probing=self._probing)
         for seat in self._seats:
-            if seat.steps and not seat.sure and self._price.plain:
-                value = self._price.worth(seat.survivals) - seat.steps * self._price.step / self._occupancy
+            if seat.survivals:
+                known.reach.observe(seat.survivals, seat.expected, known.calibration.run)
+            if seat.steps and not seat.sure and price.plain:
+                value = price.worth(seat.survivals) - seat.steps * price.step / self._occupancy
                 self._pace.judge(seat.stream.last, value, probing=self._probing)
 
     def _account(
-        self, tokens: int, n_tokens: int, steps: int, lag: int, draft_seconds: float, verify_seconds: float
+        self, tokens: int, steps: int, lag: int, draft_seconds: float, verify_seconds: float, *, extended: bool
     ) -> None:
         """Update the rate and the credit."""
         known, plain = self._known, self._price.plain
         if not plain or not 0.0 < verify_seconds < math.inf:
             return
-        normal = self._price.seconds(n_tokens) + steps * known.costs.draft_step(self._occupancy)
+        normal = self._price.seconds(self._passes) + steps * known.costs.draft_step(self._occupancy)
         normal += known.costs.draft_read(lag) if lag > 2 else 0.0
         spent = verify_seconds + (draft_seconds if 0.0 < draft_seconds < math.inf else 0.0)
         spent = min(spent, 3.0 * normal)  # a hiccup of the machine is nobody's fault
         self._pace.add(tokens, spent)
-        share = tokens / self._occupancy
         if any(seat.exact for seat in self._seats):
             return
-        if steps or n_tokens > self._occupancy:
-            known.account.pay(share, spent / plain)
+        if steps or extended:
+            known.account.pay(tokens, self._occupancy * spent / plain)
         else:
-            known.account.earn(share)
+            known.account.earn(tokens)
