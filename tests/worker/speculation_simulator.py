@@ -228,7 +228,7 @@ def ride_together(
 ) -> Ride:
     """Several sequences in one batch, each lane its traces one after the other, until the first lane is done.
 
-    The controller decides, or each drafts `fixed` tokens; `to_the_end`: until all are done, in a batch that gets smaller.
+    The controller decides, or each drafts `fixed` tokens; `to_the_end`: until all are done, in an ever smaller batch.
     """
     controller, rng, done = controller or Controller(), random.Random(seed), Ride()
     now = [_Place(lane[0], controller, lane[1:]) for lane in lanes]

@@ -58,15 +58,18 @@ def test_a_size_that_was_not_seen_for_long_is_forgotten():
     assert curve.at(8) < 2
 
 
-def test_occupancies_have_curves_of_their_own_and_borrow_until_then():
+def test_rows_cost_the_same_whosever_they_are_and_several_passes_are_told_apart():
     costs = Costs()
-    costs.observe_verify(1.0, 1)
-    assert costs.verify(8).at(1) == pytest.approx(1, rel=0.2)
-    assert costs.measured(1) == 1
-    assert costs.measured(8, 8) == 0
-    costs.observe_verify(3.0, 8, 8)
-    assert costs.verify(8).at(8) == pytest.approx(3, rel=0.2)
-    assert costs.verify(1).at(1) == pytest.approx(1, rel=0.2)
+    for _ in range(20):
+        costs.observe_verify(1.0, (1,))
+        costs.observe_verify(3.0, (8,))
+    assert costs.verify.at(8) == pytest.approx(3, rel=0.05)
+    assert costs.verify.spans(5)
+    assert not costs.verify.spans(9)
+    for _ in range(200):
+        costs.observe_verify(8.0, (8, 1))
+    assert costs.verify.at(8) == pytest.approx(6, rel=0.05)
+    assert costs.verify.at(1) == pytest.approx(2, rel=0.05)
 
 
 def test_reading_what_was_missed_is_not_taken_for_a_draft_step():

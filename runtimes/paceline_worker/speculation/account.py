@@ -15,7 +15,7 @@ WARM_UP_CREDIT = 24.0
 """Plain decoding's time for so many tokens is what learning may cost in all."""
 ALLOWANCE = 0.01
 """Part of plain decoding's time that may be lost for good, probing included."""
-MOST_CREDIT = 16.0
+MOST_CREDIT = 24.0
 """Past gains pay for no more than so many tokens' worth of losses."""
 LEAST_CREDIT = -16.0
 """Where the account stands after the worst draft: 1600 committed tokens later it is even again."""
