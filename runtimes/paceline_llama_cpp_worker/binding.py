@@ -223,6 +223,7 @@ class Context:
             raise Fault("load_failed", f"llama.cpp cannot make a context of {n_ctx} tokens: {last_errors()}")
         self.model = model
         self.can_roll_back = model.can_roll_back
+        self.wants_even = model.can_roll_back
         self.n_seq = n_seq
         self.type_v = type_v
         self.is_changing = False

@@ -80,6 +80,11 @@ class Context:
         """Whether tokens can be taken back."""
         return self._memory.can_roll_back
 
+    @property
+    def wants_even(self) -> bool:
+        """It fills up by itself where that is cheaper (`_groups`)."""
+        return False
+
     def decode(self) -> None:
         """Compute the batch; its outputs' logits can be read until the next one."""
         rest = []

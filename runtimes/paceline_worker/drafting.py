@@ -43,10 +43,14 @@ class Drafter(Generic[ContextT, ModelT]):
         """Continue greedily every sequence that is worth it, all in one batch a token."""
         lanes = self._lanes
         rested = lanes.context.can_roll_back
+        evened = not lanes.context.wants_even
         while wanting := round_.wanting():
             if not rested:
                 self._rest([sequences[seat] for seat in wanting])
                 rested = True
+            if not evened:
+                self._even([sequences[seat] for seat in wanting])
+                evened = True
             lanes.begin()
             rows = {}
             for seat in wanting:
@@ -93,6 +97,15 @@ class Drafter(Generic[ContextT, ModelT]):
         for sequence in sequences:
             if len(sequence.unread) == 1:
                 lanes.mark(sequence.lane)
+
+    def _even(self, sequences: Sequence[Decoding]) -> None:
+        """Where one has two tokens to read, after all of its draft was right, let all read two: that is one pass."""
+        if {len(s.unread) for s in sequences} == {1, 2}:
+            for sequence in sequences:
+                held = self._lanes.length(sequence.lane)
+                if len(sequence.unread) == 1 and held > 0:
+                    self._lanes.truncate(sequence.lane, held - 1)
+                    sequence.unread = sequence.tokens[held - 1 :]
 
     def _catches_up(self, sequence: Decoding) -> bool:
         """Far behind, on a long prompt, it reads a chunk a step and the others go on. True while it does."""

@@ -41,6 +41,11 @@ class Context(Protocol):
     def can_roll_back(self) -> bool:
         """Whether `keep` forgets any part. A recurrent state cannot: it is saved and restored as a whole."""
 
+    @property
+    def wants_even(self) -> bool:
+        """Whether neighbouring lanes are computed in one pass only when they have equally many tokens in the batch and
+        come in order, so that it pays to fill them up with tokens that are forgotten again."""
+
     def decode(self) -> None:
         """Compute the batch; its outputs can be read until the next one."""
 

@@ -100,6 +100,7 @@ class Stepper(Generic[ContextT, ModelT]):
                 self._roll(sequence)
         lags = [(s, self._lag(s)) for s in sequences]
         decoding = [s for s, lag in lags if lag == 1 and s.prompt_done == s.prompt_tokens]
+        decoding.sort(key=_lane)
         prompts = [(s, lag) for s, lag in lags if lag > 1 or s.prompt_done < s.prompt_tokens]
         round_ = self._plan(decoding, draft_room(main.outputs, len(decoding), len(prompts)))
         started = time.perf_counter()
@@ -111,14 +112,15 @@ class Stepper(Generic[ContextT, ModelT]):
             if proposal:
                 main.mark(sequence.lane)
         main.begin()
-        verifying = [
-            main.add(s.lane, [s.tokens[-1], *proposal], outputs=1 + len(proposal))
-            for s, proposal in zip(decoding, proposals, strict=True)
-        ]
-        shares = share([lag for _, lag in prompts], min(main.left, _SHARED_CHUNK if decoding else self._chunk))
+        room = main.left - sum(max(round_.rows, 1 + len(proposal)) for proposal in proposals)
+        shares = share([lag for _, lag in prompts], min(room, _SHARED_CHUNK if decoding else self._chunk))
         chunks = [(s, n) for (s, _), n in zip(prompts, shares, strict=True) if n]
         apart = [self._is_read_apart(s) for s, _ in chunks]
-        reading = [self._add_chunk(*chunk) for chunk, is_apart in zip(chunks, apart, strict=True) if not is_apart]
+        verifying, reading = self._fill(
+            list(zip(decoding, proposals, strict=True)),
+            [chunk for chunk, is_apart in zip(chunks, apart, strict=True) if not is_apart],
+            round_.rows,
+        )
         main.decode()
         emitted = [
             self._verify(sequence, proposal, first, looked_up=round_.looked_up(seat))
@@ -186,6 +188,35 @@ class Stepper(Generic[ContextT, ModelT]):
         done = self._reader.progress(lane)
         sequence.prompt_done = max(sequence.prompt_done, min(held if done is None else done, sequence.prompt_tokens))
 
+    # --- the batch -------------------------------------------------------------------------------------------------
+
+    def _fill(
+        self,
+        verified: Sequence[tuple[_Sequence, Sequence[int]]],
+        read: Sequence[tuple[_Sequence, int]],
+        rows: int,
+    ) -> tuple[list[int], list[tuple[_Sequence, int | None]]]:
+        """Put into the batch each last token with its proposal, and so many tokens of prompts.
+
+        Returns where the outputs of each proposal begin, and of each prompt `_add_chunk`'s answer. All go in by lane,
+        and where the engine wants it each proposal is filled up to `rows`, with what is forgotten again like a refused
+        token: that makes one pass over the weights of what would be several (`Context.wants_even`).
+        """
+        proposals = {s.lane: proposal for s, proposal in verified}
+        firsts: dict[int, int] = {}
+        reading = []
+        for sequence, count in sorted([*((s, 0) for s, _ in verified), *read], key=lambda entry: entry[0].lane):
+            lane = sequence.lane
+            if count:
+                reading.append(self._add_chunk(sequence, count))
+                continue
+            own = [sequence.tokens[-1], *proposals[lane]]
+            firsts[lane] = self.main.add(lane, own, outputs=len(own))
+            missing = rows - len(own)
+            if missing > 0 and self.main.context.wants_even and self.main.length(lane) + missing <= self.context_length:
+                self.main.add(lane, own[-1:] * missing, outputs=0)
+        return [firsts[s.lane] for s, _ in verified], reading
+
     # --- generations -----------------------------------------------------------------------------------------------
 
     def _roll(self, sequence: _Sequence) -> None:
@@ -224,6 +255,10 @@ class Stepper(Generic[ContextT, ModelT]):
             if sequence.output.stop_reason is None and 0 < behind <= main.left:
                 main.add(sequence.lane, sequence.tokens[-1 - behind : -1], outputs=0)
         main.decode()
+
+
+def _lane(sequence: _Sequence) -> int:
+    return sequence.lane
 
 
 @dataclass
