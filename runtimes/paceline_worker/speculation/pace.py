@@ -10,8 +10,9 @@ from paceline_worker.speculation.costs import CostCurve
 
 PROBED_LENGTHS = (4, 7, 2, 1, 3)
 """Drafts of these lengths are verified whole at the beginning, to learn the costs where the decisions lie."""
-_TOGETHER = (1,)
-"""The same where several sequences are the first."""
+_TOGETHER = (1, 2)
+_MOST_ROWS = 16
+"""The same where several sequences are the first, up to so many rows: a wrong draft of many is dear."""
 
 _REFRESH_PLAIN = 96
 _BURST = 4
@@ -39,7 +40,8 @@ class Pace:
         self._idle = 0
         self._burst = self._drafts = self._hits = 0
         self._backoff = _LEAST_BACKOFF
-        self._lengths = list(PROBED_LENGTHS) * 2 if occupancy == 1 else list(_TOGETHER) if foreseen is None else []
+        together = [] if foreseen else [n for n in _TOGETHER if occupancy * (1 + n) <= _MOST_ROWS]
+        self._lengths = list(PROBED_LENGTHS) * 2 if occupancy == 1 else together
 
     def rate(self, plain: float, occupancy: int) -> float:
         """Committed tokens per second lately; never less than plain decoding gives. 0 while nothing is known."""

@@ -208,13 +208,13 @@ class Round:
                     for seat, keep in zip(self._seats, sure, strict=True)
                 ]
             )
-        best = -math.inf
+        best, chosen = -math.inf, choices[0]
         for keeps in choices:
             passes = self._price.passes(keeps)
             gain = sum(sum(seat.chosen_survivals[:keep]) for seat, keep in zip(self._seats, keeps, strict=True))
             value = gain - self._price.rate * self._price.seconds(passes)
             if value > best:
-                best, chosen, self._passes = value, keeps, passes
+                best, chosen = value, keeps
         for seat, keep in zip(self._seats, chosen, strict=True):
             seat.keep = keep
             if not seat.exact and keep < seat.stream.knobs.min_tokens:
