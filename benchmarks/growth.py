@@ -33,7 +33,7 @@ from machine import OtherWork, describe_machine, wait_for_quiet
 from paceline.errors import PacelineError, UsageError
 from prompts import CODE, chat_prompt
 from report import percentile
-from sitting import keep, turned
+from sitting import end_cleanly, keep, turned
 from worker import Worker, selected_runtime, worker_spec
 
 _ROOM = 512
@@ -279,6 +279,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    end_cleanly()
     started = time.monotonic()
     status = main()
     print(f"took {time.monotonic() - started:.0f} s", file=sys.stderr)

@@ -29,7 +29,7 @@ from machine import OtherWork, describe_machine, wait_for_quiet
 from paceline.errors import PacelineError, UsageError
 from prompts import KINDS, chat_prompt
 from report import Cell, Record, coverage, tables, verdict_table
-from sitting import Round, expected_s, field_of, keep, rounds, turned
+from sitting import Round, end_cleanly, expected_s, field_of, keep, rounds, turned
 
 _UNUSED = 10_000
 """Prompts from this one on are for warming up."""
@@ -236,6 +236,7 @@ def _say(record: Record) -> str:
 
 
 if __name__ == "__main__":
+    end_cleanly()
     started = time.monotonic()
     status = main()
     print(f"took {time.monotonic() - started:.0f} s", file=sys.stderr)
