@@ -265,6 +265,7 @@ _STATUS = {
     "invalid_request": 400,
     "incompatible": 400,
     "install_failed": 409,
+    "unpinned_packages": 409,
     "in_use": 409,
 }
 
