@@ -52,7 +52,7 @@ class MlxBackend(PairBackend[Context, binding.Model]):
             model.close()
             raise
         self.slots = slots
-        return loaded_result(model, context_length, slots)
+        return loaded_result(model, context_length, slots, _taken(model))
 
     def load_draft(self, pair: _Stepper, request: LoadRequest, progress: Callable[[float], None]) -> dict[str, Any]:
         options = Options(request.options, _CACHE_OPTIONS, "an mlx draft")
@@ -68,7 +68,12 @@ class MlxBackend(PairBackend[Context, binding.Model]):
             model.close()
             raise
         pair.add_draft(lanes)
-        return loaded_result(model, pair.context_length, self.slots)
+        return loaded_result(model, pair.context_length, self.slots, _taken(model))
+
+
+def _taken(model: binding.Model) -> dict[str, int]:
+    """What a load took in bytes: MLX's caches and buffers grow later, with what they hold."""
+    return {"weights_bytes": model.weights_bytes}
 
 
 def _cache_bits(options: Options) -> int | None:

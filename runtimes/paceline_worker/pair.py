@@ -86,9 +86,6 @@ def sizes(request: LoadRequest, trained: int | None, parallel: int | None) -> tu
     return context_length, parallel or max(1, min(_DEFAULT_SLOTS, _DEFAULT_POOL // context_length))
 
 
-def loaded_result(
-    model: ModelT, context_length: int, slots: int, memory: dict[str, int] | None = None
-) -> dict[str, Any]:
+def loaded_result(model: ModelT, context_length: int, slots: int, memory: dict[str, int]) -> dict[str, Any]:
     """The result of a load, in the protocol's words."""
-    result = {"context_length": context_length, "vocabulary": model.n_vocab, "slots": slots}
-    return result if memory is None else {**result, "memory": memory}
+    return {"context_length": context_length, "vocabulary": model.n_vocab, "slots": slots, "memory": memory}

@@ -24,6 +24,8 @@ def models(candidate, tmp_path_factory):
 def test_several_at_once_are_what_each_is_alone(worker, models, kind):
     answer = worker.call("load", role="main", path=str(models / kind), context_length=512, options={"parallel": 3})
     assert answer["slots"] == 3
+    weights = (models / kind / "model.safetensors").stat().st_size
+    assert 0.9 * weights < answer["memory"]["weights_bytes"] <= weights
     requests = [_request(n, temperature=0.7 * n, draft=LOOKUP if n < 2 else None) for n in range(3)]
     alone = [worker.generate(**request) for request in requests]
     ids = [worker.begin("generate", **request) for request in requests]
