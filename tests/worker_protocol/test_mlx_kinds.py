@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from paceline import worker_root
+
 pytestmark = [pytest.mark.runtime, pytest.mark.parametrize("candidate", ["mlx"], indirect=True)]
 
 KINDS = ["16-bit", "8-bit", "4-bit", "window", "recurrent", "hybrid"]
@@ -18,6 +20,38 @@ def models(candidate, tmp_path_factory):
     script = Path(__file__).with_name("make_mlx_models.py")
     subprocess.run([candidate.argv[0], "-I", str(script), str(folder), str(candidate.main)], check=True)
     return folder
+
+
+# In the runtime: read on from a checkpoint of mlx-lm's own caches, twice, and say how far the logits are off.
+GO_BACK = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import mlx.core as mx
+from mlx_lm.utils import load_model
+from paceline_mlx_worker.memory import Plain
+
+for folder in sys.argv[2:]:
+    net, _ = load_model(Path(folder))
+    memory = Plain(net)
+    read = lambda *tokens: net(mx.array([tokens]), cache=memory.caches((0,), (0,), len(tokens)))
+    mx.eval(read(*range(1, 40)))
+    saved = memory.checkpoint(0)
+    there = read(5)
+    mx.eval(there, read(6, 7, 8))
+    for _ in range(2):
+        memory.go_back(0, saved)
+        again = read(5)
+        mx.eval(again, read(9, 9))
+        print(memory.can_roll_back, mx.abs(there - again).max().item())
+"""
+
+
+def test_caches_of_mlx_lm_go_back_whole(candidate, models):
+    folders = [str(models / kind) for kind in ("window", *FORGETFUL)]
+    command = [candidate.argv[0], "-I", "-B", "-c", GO_BACK, worker_root(), *folders]
+    said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    assert said == ["False 0.0"] * 6
 
 
 @pytest.mark.parametrize("kind", KINDS)
