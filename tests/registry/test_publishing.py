@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 
 import httpx
@@ -195,3 +197,19 @@ def test_there_is_nothing_to_serve(tmp_path):
         hosting.serve(tmp_path, address="127.0.0.1", port=0, tell=print)
     with pytest.raises(RegistryError, match="holds no signed registry"):
         publishing.renew(tmp_path / "keys", tmp_path / "site")
+
+
+def test_a_server_with_keys_renews_what_is_due(repository, home):
+    arguments = ["serve", repository.site, "--keys", repository.keys, "--port", "0", "--days", "timestamp=30"]
+    command = [sys.executable, "-m", "paceline", "registry", *map(str, arguments)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            said = [server.stdout.readline() for _ in range(2)]
+            address = said[0].split()[-1]
+            registry = trust.make_trusted(home, address, repository.root(), "acme")
+            assert refresh(registry).ok
+        finally:
+            server.terminate()
+    assert said[1] == "signed anew: timestamp\n"
+    assert trust.verified(registry).expires_at > datetime.now(UTC) + timedelta(days=20)
+    assert publishing.renew(repository.keys, repository.site, at_once=False).signed == ()
