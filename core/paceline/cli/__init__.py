@@ -21,6 +21,7 @@ COMMANDS = {
     "pairs": ("paceline.cli.models", "pairs", "List draft/main pairs, each with its verdict and reason."),
     "estimate": ("paceline.cli.estimate", "estimate", "Say what memory loading a model would take, and if it fits."),
     "runtime": ("paceline.cli.runtime", "runtime", "Install, select, remove and survey runtimes."),
+    "bundle": ("paceline.cli.bundle", "bundle", "Carry releases to machines without a network, in one file."),
     "registry": ("paceline.cli.registry", "registry", "Trust, refresh, make, sign and serve registries."),
     "plugins": ("paceline.cli.plugins", "plugins", "List, install, update and remove engine plugins."),
     "doctor": ("paceline.cli.doctor", "doctor", "Look at everything, say what is wrong and how to mend it."),

@@ -19,11 +19,14 @@ from urllib.parse import quote
 
 from packaging.utils import canonicalize_name, parse_sdist_filename, parse_wheel_filename
 
+from paceline.progress import Phase, silent
 from paceline.store import transaction
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
+
+    from paceline.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,24 @@ class Depot:
         """The address of its pages; None when there are none."""
         return self._pages.as_uri() if self._pages.is_dir() else None
 
+    @contextmanager
+    def held(self, progress: Progress) -> Iterator[bool]:
+        """Keep others from bringing and dropping files meanwhile; yields whether that had to be waited for."""
+        from filelock import FileLock, Timeout
+
+        lock, waited = FileLock(transaction.make_folder(self.folder) / "held.lock"), False
+        while True:
+            try:
+                lock.acquire(timeout=0.5 if waited else 0)
+                break
+            except Timeout:
+                waited = True
+                progress(Phase.WAIT, message="another installation fetches packages into the same cache")
+        try:
+            yield waited
+        finally:
+            lock.release()
+
     def path(self, file: PackageFile) -> Path:
         """Where the file is, or would be."""
         return self.folder / "files" / file.sha256 / file.name
@@ -83,7 +104,7 @@ class Depot:
         freed = 0
         if not self.folder.is_dir():
             return freed
-        with self._changing():
+        with self.held(silent):
             for file in self.folder.glob("files/*/*"):
                 if not file.name.endswith(".lock"):
                     freed += file.stat().st_size

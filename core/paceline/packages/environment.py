@@ -178,9 +178,12 @@ class _Installer:
         missing = self._missing(options)
         if not missing and self._uv.succeeds([*arguments, *self._from_here()]):
             return
-        brought = gather(missing, self._depot, self._supply, self._progress) if missing else None
-        self._uv.run([*arguments, *(self._from_here() if brought is not None else ())])
-        self._depot.drop(brought or ())
+        with self._depot.held(self._progress) as waited:
+            if waited:
+                missing = self._missing(options)
+            brought = gather(missing, self._depot, self._supply, self._progress) if missing else None
+            self._uv.run([*arguments, *(self._from_here() if brought is not None else ())])
+            self._depot.drop(brought or ())
 
     def install_anew(self, damaged: Mapping[str, str], environment: Path) -> None:
         """Install packages again whose copies in the cache were damaged, without those copies."""

@@ -49,7 +49,7 @@ def gather(
     needed = [file for file in wanted if file.url is not None]
     check_room(needed, depot)
     try:
-        _bring_all(needed, depot, supply, progress)
+        bring_all(needed, depot, supply, progress)
     except DownloadError as error:
         if error.status in _REFUSED:  # uv may know a password that we do not
             return None
@@ -87,7 +87,7 @@ def check_room(files: Collection[PackageFile], depot: Depot) -> None:
         )
 
 
-def _bring_all(files: Sequence[PackageFile], depot: Depot, supply: Supply, progress: Progress) -> None:
+def bring_all(files: Sequence[PackageFile], depot: Depot, supply: Supply, progress: Progress) -> None:
     """Fetch several at once. Progress is told from here alone; what it raises, or an error of one, ends the others."""
     work: queue.SimpleQueue[PackageFile] = queue.SimpleQueue()
     for file in sorted(files, key=lambda f: -(f.size or 0)):

@@ -8,11 +8,13 @@ import threading
 from typing import TYPE_CHECKING
 
 from paceline import network
-from paceline.errors import InstallError
+from paceline.errors import ArchiveError, InstallError
 from paceline.packages.credentials import Credentials
 from paceline.packages.download import download
 from paceline.packages.environment import uv_environment
 from paceline.packages.resolution import Resolver
+from paceline.packages.source_archives import check_package
+from paceline.store import transaction
 from paceline.types import Requirements
 
 if TYPE_CHECKING:
@@ -37,9 +39,13 @@ class Indexes:
 
     def files(self, packages: Sequence[Package]) -> Mapping[str, Sequence[PackageFile]]:
         try:
-            return self._resolver.files(packages)
+            return self.locate(packages)
         except InstallError:  # uv, which is asked again to install them, says what is wrong
             return {}
+
+    def locate(self, packages: Sequence[Package]) -> Mapping[str, Sequence[PackageFile]]:
+        """As `files`, but raises InstallError with uv's reason when an index cannot be asked or lacks something."""
+        return self._resolver.files(packages)
 
     def bring(self, file: PackageFile, target: Path, progress: Progress) -> None:
         with self._lock:
@@ -47,3 +53,8 @@ class Indexes:
                 self._client = network.client(auth=Credentials(uv_environment(os.environ)))
         assert file.url is not None
         download(file.url, target, sha256=file.sha256, size=file.size, progress=progress, client=self._client)
+        try:
+            check_package(target)
+        except ArchiveError:
+            transaction.discard(target)
+            raise

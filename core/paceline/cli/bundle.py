@@ -1,0 +1,177 @@
+"""`paceline bundle`: releases with all their packages in one file, for machines without a network."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from paceline import network, paths
+from paceline.cli import output
+from paceline.cli.matching import known_releases, nothing_fits_is_3
+from paceline.errors import AmbiguousError, IncompatibleError, NotFoundError, UsageError
+from paceline.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from paceline.manager.bundles import Bundle
+    from paceline.types import Release, Verdict
+
+_FILE = click.argument("file", type=click.Path(path_type=Path))
+
+
+@click.group(epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 nothing matches, or nothing that runs here.")
+def bundle() -> None:
+    """Carry releases to machines without a network, in one file."""
+
+
+@bundle.command("create")
+@click.argument("queries", nargs=-1, required=True, metavar="RELEASE...")
+@click.option("-o", "--output", "file", type=click.Path(path_type=Path), required=True, help="The file to write.")
+@click.option("--platform", "for_platform", help="Choose among the releases of this platform: `mac-arm64-metal`.")
+@click.option("--python", "pythons", multiple=True, help="Versions of Python it is for (`3.12`); by default this one.")
+@output.json_option
+def create(
+    queries: Sequence[str], file: Path, for_platform: str | None, pythons: tuple[str, ...], as_json: bool
+) -> None:
+    """Write a bundle of the releases that each RELEASE means: the best for this machine, or those of --platform.
+
+    What is fetched for it is checked by the hashes of the registry. A bundle may be made on another kind of machine
+    than the one it is for. What is built from source is built there, which takes a compiler, and no network.
+    """
+    from paceline.cli.progress import shown
+    from paceline.manager.bundles import create as write
+
+    for python in pythons:
+        if not python.startswith("3.") or not python[2:].isdigit():
+            raise UsageError(f"{python!r} is no version of Python", help="give it as `--python 3.12`")
+    with nothing_fits_is_3():
+        releases = list({r.id: r for r in (_release(query, for_platform) for query in queries)}.values())
+    with shown() as progress:
+        made = write(releases, file, pythons or (_python(),), paths.cache(), progress)
+    described = {"file": file, "size_bytes": file.stat().st_size, "sha256": _sha256(file), **_described(made, {})}
+    if as_json:
+        output.as_json_text(described)
+        return
+    click.echo(f"Wrote {file} ({output.size(described['size_bytes'])}, sha256 {described['sha256']})")
+    click.echo(f"For Python {', '.join(made.pythons)}: {', '.join(r.id for r in made.releases)}")
+
+
+@bundle.command("ls")
+@_FILE
+@output.json_option
+def ls(file: Path, as_json: bool) -> None:
+    """List what FILE holds and whether this machine can run it; every file in it is compared with its hash."""
+    from paceline.manager.bundles import read_bundle
+
+    found = read_bundle(file)
+    found.check()
+    verdicts = dict(_judged(found))
+    if as_json:
+        output.as_json_text(_described(found, verdicts))
+        return
+    click.echo(f"For Python {', '.join(found.pythons)}")
+    rows = [[r.id, v.status.value, "" if v.ok else v.message] for r in found.releases if (v := verdicts[r.id])]
+    output.table(["RELEASE", "VERDICT", ""], rows)
+    click.echo()
+    output.table(["FILE", "SIZE", "SHA256"], [[f.name, output.size(f.size), f.sha256] for f in found.listed])
+
+
+@bundle.command("install")
+@_FILE
+@click.option("--allow-incompatible", is_flag=True, help="Install what this machine is said not to run.")
+@output.json_option
+def install(file: Path, allow_incompatible: bool, as_json: bool) -> None:
+    """Install the releases of FILE that this machine can run. No request leaves the machine."""
+    from paceline import plugins
+    from paceline.cli.progress import shown
+    from paceline.manager.bundles import read_bundle
+    from paceline.manager.installation import install as make
+
+    network.go_offline()
+    found = read_bundle(file)
+    found.check()
+    with nothing_fits_is_3():
+        releases = _that_run_here(found, allow_incompatible)
+    loaded, store = plugins.load(), Store(paths.home())
+    done = []
+    for release in releases:
+        with shown() as progress:
+            done.append(make(release, store, loaded.engine(release.engine), progress, supply=found))
+    chosen = store.selection()
+    if as_json:
+        output.as_json_text([{"id": r.id, "selected_for": chosen.formats_of(r.id), **output.plain(r)} for r in done])
+        return
+    for runtime in done:
+        formats = ", ".join(f.upper() for f in chosen.formats_of(runtime.id))
+        click.echo(f"Installed {runtime.id}{f', selected for {formats}' if formats else ''}")
+
+
+def _release(query: str, for_platform: str | None) -> Release:
+    """The one release that a query means, of a platform or for this machine."""
+    from paceline.manager.policy import choose
+    from paceline.survey import take_survey
+    from paceline.verdict import rank
+
+    matching = known_releases().match(query)
+    if for_platform is not None:
+        matching = [r for r in matching if r.platform == for_platform]
+    if not matching:
+        where = f" for {for_platform}" if for_platform else ""
+        raise NotFoundError(f"no release matches {query!r}{where}", help="`paceline runtime get --list` shows them all")
+    if len({r.name for r in matching}) == 1:
+        return matching[0]
+    if for_platform is not None:
+        names = ", ".join(sorted({r.name for r in matching}))
+        raise AmbiguousError(f"{query!r} means several releases for {for_platform}: {names}", help="name one of them")
+    return choose(rank(matching, take_survey())).release
+
+
+def _that_run_here(found: Bundle, allow_incompatible: bool) -> list[Release]:
+    """Raises IncompatibleError that says why, when the bundle was made for other machines."""
+    if _python() not in found.pythons:
+        raise IncompatibleError(
+            f"{found.path} is for Python {', '.join(found.pythons)}; runtimes are built on Python {_python()} here",
+            help=f"run Paceline with such a Python, or make the bundle with `--python {_python()}`",
+        )
+    judged = _judged(found)
+    if allow_incompatible:
+        return list(found.releases)
+    releases = [release for release in found.releases if dict(judged)[release.id].ok]
+    if not releases:
+        first = judged[0][1]
+        reasons = "; ".join(verdict.message for _, verdict in judged)
+        raise IncompatibleError(f"{found.path} holds nothing that runs on this machine: {reasons}", help=first.help)
+    return releases
+
+
+def _judged(found: Bundle) -> list[tuple[str, Verdict]]:
+    from paceline.survey import take_survey
+    from paceline.verdict import rank
+
+    return [(release.id, verdict) for release, verdict in rank(found.releases, take_survey())]
+
+
+def _described(found: Bundle, verdicts: dict[str, Verdict]) -> dict[str, Any]:
+    return {
+        "pythons": found.pythons,
+        "releases": [
+            {"id": r.id, "platform": r.platform, **({"verdict": verdicts[r.id]} if verdicts else {})}
+            for r in found.releases
+        ],
+        "files": [{"name": f.name, "sha256": f.sha256, "size_bytes": f.size} for f in found.listed],
+    }
+
+
+def _python() -> str:
+    return ".".join(platform.python_version_tuple()[:2])
+
+
+def _sha256(file: Path) -> str:
+    import hashlib
+
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -1,0 +1,322 @@
+"""Bundles are made from an index on this machine, carried, attacked, and installed where nothing answers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+import sys
+import zipfile
+from dataclasses import replace
+
+import pytest
+
+from paceline.errors import ArchiveError, InstallError, OfflineError, RegistryError
+from paceline.manager.bundles import CONTENTS, create, read_bundle
+from paceline.manager.installation import install
+from paceline.packages.depot import Depot
+from paceline.progress import silent
+from paceline.store import Store
+from paceline.types import Package, Recipe, Requirements
+
+PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
+NAMES = ["tinybuild-1.0.0-py3-none-any.whl", "tinydep-1.0.0-py3-none-any.whl", "tinyengine-1.0.0.tar.gz"]
+
+
+@pytest.fixture
+def index(tiny, file_server, monkeypatch):
+    for file in tiny.index.iterdir():
+        file_server.add_file(file.name, file.read_bytes())
+        file_server.publish(file.name.partition("-")[0], {file.name: "2030-01-01"})
+    monkeypatch.delenv("UV_FIND_LINKS")
+    monkeypatch.delenv("UV_NO_INDEX")
+    monkeypatch.setenv("UV_DEFAULT_INDEX", file_server.index)
+    return file_server
+
+
+@pytest.fixture
+def made(tiny, index, tmp_path):
+    """A bundle of the tiny engine's release, made with a cache of its own."""
+    return create([tiny.release()], tmp_path / "tiny.bundle", [PYTHON], tmp_path / "maker", silent)
+
+
+@pytest.fixture
+def broken(made, tmp_path):
+    """A function that rewrites the bundle: changed contents, entries left out, added or replaced."""
+
+    def rewrite(change=None, drop=(), add=(), **fields):
+        path = tmp_path / "broken.bundle"
+        with zipfile.ZipFile(made.path) as old, zipfile.ZipFile(path, "w") as new:
+            for entry in old.infolist():
+                data = old.read(entry)
+                if entry.filename == CONTENTS:
+                    contents = json.loads(data) | fields
+                    if change is not None:
+                        change(contents)
+                    data = json.dumps(contents).encode()
+                if not any(name in entry.filename for name in drop):
+                    new.writestr(zipfile.ZipInfo(entry.filename), data)
+            for entry, data in add:
+                new.writestr(entry, data)
+        return path
+
+    return rewrite
+
+
+def entry(name, mode=0o100644, kind=zipfile.ZIP_STORED):
+    made = zipfile.ZipInfo(name)
+    made.create_system, made.external_attr, made.compress_type = 3, mode << 16, kind
+    return made
+
+
+def test_it_holds_everything_and_is_always_the_same(tiny, made, tmp_path):
+    assert [f.name for f in made.listed] == NAMES
+    assert made.releases == (tiny.release(),)
+    assert made.pythons == (PYTHON,)
+    made.check()
+    again = create([tiny.release()], tmp_path / "again.bundle", [PYTHON], tmp_path / "other", silent)
+    assert again.path.read_bytes() == made.path.read_bytes()
+    assert not list(tmp_path.glob("maker/bundles/packages/files/*/tiny*"))
+
+
+def test_it_is_installed_where_nothing_answers(tiny, index, made, tmp_path, monkeypatch):
+    index.asked.clear()
+    monkeypatch.setenv("PACELINE_OFFLINE", "1")
+    store = Store(tiny.home)
+
+    runtime = install(made.releases[0], store, tiny.engine, supply=made)
+
+    assert store.selected("tiny") == runtime
+    assert index.asked == []
+    assert not list(tiny.cache.glob("packages/files/*/tiny*"))
+    store.remove(runtime, force=True)
+    made.path.unlink()
+    install(made.releases[0], store, tiny.engine)  # the cache has it now
+    assert index.asked == []
+
+
+def test_a_release_for_other_machines(tiny, index, file_server, tmp_path):
+    """Wheels of another platform and of two Pythons, as their tags say; this machine can run none of them."""
+    names = [f"far-1.0-cp3{n}-cp3{n}-macosx_14_0_arm64.whl" for n in (12, 13, 14)]
+    for name in names:
+        tiny.write_wheel(tmp_path / name, "far", {"far.py": f"NAME = {name!r}\n"}, "1.0")
+        file_server.add_file(name, (tmp_path / name).read_bytes())
+    file_server.publish("far", dict.fromkeys(names, "2030-01-01"))
+    file_server.publish("tinydep", {NAMES[1]: "2030-01-01"})
+    packages = (
+        Package("far", "1.0", tuple(sorted(file_server.sha256(name) for name in names))),
+        Package("tinydep", "1.0.0", (file_server.sha256(NAMES[1]),), marker="python_version >= '3.13'"),
+    )
+    mac = Requirements(os="macos", arch="arm64", min_os_version="14.0")
+    release = replace(tiny.release(), platform="mac-arm64", requires=mac, recipe=Recipe(packages))
+
+    def listed(*pythons):
+        return [f.name for f in create([release], tmp_path / "mac.bundle", pythons, tmp_path / "maker", silent).listed]
+
+    assert listed("3.12") == names[:1]
+    assert listed("3.12", "3.13") == [*names[:2], NAMES[1]]
+    with pytest.raises(InstallError, match="far"):
+        listed("3.11")
+    other = replace(release, recipe=Recipe((replace(packages[0], sha256=("0" * 64,)),)))
+    with pytest.raises(InstallError, match=r"no file of far 1\.0 for Python 3\.12 on mac-arm64"):
+        create([other], tmp_path / "other.bundle", ["3.12"], tmp_path / "maker", silent)
+    assert not (tmp_path / "other.bundle").exists()
+
+
+def test_what_has_no_hash_cannot_be_bundled(tiny, index, tmp_path):
+    release = replace(tiny.release(), recipe=Recipe((Package("a", "1", index="https://a.example"),)))
+    with pytest.raises(InstallError, match="cannot be bundled: nothing published says which files of a are"):
+        create([release], tmp_path / "b", [PYTHON], tmp_path / "maker", silent)
+
+
+def test_offline_none_is_made(tiny, index, tmp_path, monkeypatch):
+    monkeypatch.setenv("PACELINE_OFFLINE", "1")
+    with pytest.raises(OfflineError, match="was not made"):
+        create([tiny.release()], tmp_path / "tiny.bundle", [PYTHON], tmp_path / "maker", silent)
+
+
+class TestAttacks:
+    @pytest.mark.parametrize("end", [0, 10, 1000, -1, -30])
+    def test_truncated(self, made, end):
+        made.path.write_bytes(made.path.read_bytes()[:end])
+        with pytest.raises(ArchiveError, match=r"cannot be used|copy it again"):
+            read_bundle(made.path).check()
+
+    def test_any_flipped_byte_is_found_or_changes_nothing(self, tiny, made):
+        """Bits that nobody reads (a date, a version) may differ; what is read then is what was written."""
+        whole = made.path.read_bytes()
+        for place in [*range(0, 120, 7), *range(120, len(whole), 211), *range(len(whole) - 120, len(whole), 7)]:
+            data = bytearray(whole)
+            data[place] ^= 0x10
+            made.path.write_bytes(data)
+            try:
+                found = read_bundle(made.path)
+                found.check()
+            except (ArchiveError, RegistryError):
+                continue
+            assert (found.listed, found.releases) == (made.listed, made.releases)
+
+    @pytest.mark.parametrize("name", ["../escaped", "/escaped", "files/../../escaped", "C:/x", "a\\b", "files/extra"])
+    def test_entries_that_nobody_listed(self, broken, name):
+        with pytest.raises(ArchiveError, match=r"leads elsewhere|absolute path|other files than"):
+            read_bundle(broken(add=[(entry(name), b"x")]))
+
+    @pytest.mark.parametrize("mode", [0o120777, 0o060666, 0o010666, 0o104755])
+    def test_links_devices_and_rights(self, broken, mode):
+        with pytest.raises(ArchiveError, match="is no ordinary file"):
+            read_bundle(broken(add=[(entry("files/extra", mode), b"/etc/passwd")]))
+
+    def test_a_bomb(self, broken):
+        with pytest.raises(ArchiveError, match="is compressed"):
+            read_bundle(broken(add=[(entry("files/extra", kind=zipfile.ZIP_DEFLATED), b"\0" * 10_000_000)]))
+
+    def test_a_size_that_is_a_lie(self, broken):
+        path = broken(add=[(entry("files/extra"), b"12345")])
+        data = path.read_bytes()
+        start = data.rindex(b"PK\x01\x02")
+        path.write_bytes(data[: start + 20] + struct.pack("<II", 1 << 30, 1 << 30) + data[start + 28 :])
+        with pytest.raises(ArchiveError, match="lie over one another"):
+            read_bundle(path)
+
+    @pytest.mark.filterwarnings("ignore:Duplicate name")
+    def test_two_entries_of_one_name(self, broken, made):
+        with pytest.raises(ArchiveError, match="two entries of one name"):
+            read_bundle(broken(add=[(entry(f"files/{made.listed[0].sha256}/{NAMES[0]}"), b"other")]))
+
+    def test_a_file_that_is_another_one(self, broken, made, tmp_path):
+        file = made.listed[1]
+        other = b"x" * file.size
+        path = broken(drop=[NAMES[1]], add=[(entry(f"files/{file.sha256}/{file.name}"), other)])
+        found = read_bundle(path)
+        with pytest.raises(ArchiveError, match=f"{NAMES[1]} in it is not what it should be"):
+            found.check()
+        with pytest.raises(ArchiveError, match=f"{NAMES[1]} in it is not what it should be"):
+            found.bring(file, tmp_path / "out" / file.name, lambda *_: None)
+        assert list((tmp_path / "out").iterdir()) == []
+
+    def test_a_file_that_is_missing(self, broken):
+        with pytest.raises(ArchiveError, match="other files than"):
+            read_bundle(broken(drop=[NAMES[1]]))
+
+    @pytest.mark.parametrize("name", ["../../a-1.0.tar.gz", "a-1.0.tar.gz/../b-1.0.tar.gz", "nonsense", "", 7, None])
+    def test_names_in_the_contents(self, broken, name):
+        def change(contents):
+            contents["files"][0]["name"] = name
+
+        with pytest.raises(ArchiveError, match="is wrong"):
+            read_bundle(broken(change))
+
+    @pytest.mark.parametrize(
+        "fields", [{"format": 2}, {"format": None}, {"files": 7}, {"files": [7]}, {"pythons": 7}, {"registry": {}}]
+    )
+    def test_contents_that_are_none(self, broken, fields):
+        with pytest.raises((ArchiveError, RegistryError)):
+            read_bundle(broken(**fields))
+
+    def test_no_contents(self, broken, tmp_path):
+        with pytest.raises(ArchiveError, match=f"has no {CONTENTS}"):
+            read_bundle(broken(drop=[CONTENTS]))
+        (tmp_path / "page").write_text("<html>404</html>")
+        with pytest.raises(ArchiveError, match="no bundle, or a damaged one"):
+            read_bundle(tmp_path / "page")
+
+    def test_a_hostile_package_with_the_right_hash(self, tiny, index, made, tmp_path):
+        """Who makes the bundle's registry also writes its hashes; the packages are looked at all the same."""
+        name = "tinydep-1.0.0-py3-none-any.whl"
+        with zipfile.ZipFile(tmp_path / name, "w") as wheel:
+            wheel.writestr("../../escaped.py", "")
+        content = (tmp_path / name).read_bytes()
+        index.add_file(name, content)
+        index.publish("tinydep", {name: "2030-01-01"})
+        package = Package("tinydep", "1.0.0", (hashlib.sha256(content).hexdigest(),))
+        release = replace(tiny.release(), recipe=Recipe((package,)))
+        with pytest.raises(ArchiveError, match=r"its file '../../escaped.py' has a name that leads elsewhere"):
+            create([release], tmp_path / "b", [PYTHON], tmp_path / "maker", silent)
+
+
+class TestTheCommand:
+    @pytest.fixture
+    def other(self, tiny, tmp_path):
+        """Runs `paceline` as on another machine: with a home and a cache of its own."""
+
+        def run(*arguments, **variables):
+            place = {
+                "PACELINE_HOME": str(tmp_path / "other" / "home"),
+                "PACELINE_CACHE": str(tmp_path / "other" / "cache"),
+            }
+            return tiny.paceline("bundle", *map(str, arguments), **place, **variables)
+
+        return run
+
+    @pytest.fixture
+    def web(self, index):
+        """What lets `tiny.paceline` ask the index."""
+        return {"UV_NO_INDEX": "0", "UV_FIND_LINKS": "", "UV_DEFAULT_INDEX": index.index, "PIP_FIND_LINKS": ""}
+
+    def test_from_one_machine_to_another(self, tiny, index, web, other, tmp_path):
+        file = tmp_path / "carried.bundle"
+        done = tiny.paceline("bundle", "create", "tiny", "-o", str(file), "--json", **web)
+        assert done.returncode == 0, done.stderr
+        said = json.loads(done.stdout)
+        assert said["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+        assert [r["id"] for r in said["releases"]] == ["tiny-any-cpu@1.0.0"]
+
+        index.asked.clear()
+        listed = other("ls", file, "--json", **web)
+        assert json.loads(listed.stdout)["releases"][0]["verdict"]["status"] == "compatible", listed.stderr
+        assert NAMES[2] in other("ls", file, **web).stdout
+        installed = other("install", file, **web)
+        assert installed.stdout == "Installed tiny-any-cpu@1.0.0, selected for TINY\n", installed.stderr
+        assert index.asked == []
+
+    def test_made_for_other_machines_is_refused(self, tiny, index, tmp_path, other):
+        far = replace(tiny.release(), platform="windows", requires=Requirements(os="windows"))
+        recipe = Recipe((Package("tinydep", "1.0.0", (tiny.hash(NAMES[1]),)),))
+        file = create([replace(far, recipe=recipe)], tmp_path / "far", [PYTHON], tmp_path / "maker", silent).path
+        done = other("install", file)
+        assert (done.returncode, done.stdout) == (3, "")
+        assert (
+            "holds nothing that runs on this machine: tiny-windows@1.0.0 needs Windows; this machine runs"
+            in done.stderr
+        )
+        assert "incompatiblePlatform" in other("ls", file).stdout
+
+        old = create([tiny.release()], tmp_path / "old", ["3.9"], tmp_path / "maker", silent).path
+        done = other("install", old)
+        assert done.returncode == 3
+        assert f"is for Python 3.9; runtimes are built on Python {PYTHON} here" in done.stderr
+
+    def test_wrong_wishes(self, tiny, tmp_path):
+        file = str(tmp_path / "b")
+        for arguments, status, said in [
+            (["create", "tiny", "-o", file, "--platform", "moon"], 3, "no release matches 'tiny' for moon"),
+            (["create", "tiny", "-o", file, "--python", "three"], 2, "no version of Python"),
+            (["install", file], 1, "does not exist"),
+        ]:
+            done = tiny.paceline("bundle", *arguments)
+            assert (done.returncode, said in done.stderr) == (status, True), done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGKILL there")
+def test_a_kill_while_it_is_installed(tiny, made):
+    """At each step of bringing files and of uv's runs; the next try succeeds, without a network."""
+    code = (
+        "import os, signal, sys\nfrom pathlib import Path\n"
+        "from paceline import paths, plugins\nfrom paceline.manager.bundles import read_bundle\n"
+        "from paceline.manager.installation import install\nfrom paceline.store import Store, transaction\n"
+        "left = int(sys.argv[2])\n"
+        "def at(step, path):\n    global left\n    left -= 1\n"
+        "    if left < 0: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "bundle = read_bundle(Path(sys.argv[1]))\nengine = plugins.load().engine('tiny')\n"
+        "with transaction.observed(at):\n"
+        "    install(bundle.releases[0], Store(paths.home()), engine, supply=bundle)\n"
+    )
+    for step in (5, 8, 11, 14, 17, 20, 25, 30):
+        tiny.python("-c", code, str(made.path), str(step), PACELINE_OFFLINE="1")
+        assert Store(tiny.home).runtimes() == ()
+    done = tiny.python("-c", code, str(made.path), "1000000", PACELINE_OFFLINE="1")
+    assert done.returncode == 0, done.stderr
+    assert [r.id for r in Store(tiny.home).runtimes()] == ["tiny-any-cpu@1.0.0"]
+    Depot(tiny.cache).clear()
+    assert not list(tiny.cache.glob("packages/files/*/*.[wgd]*"))
