@@ -20,15 +20,17 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from uv import find_uv_bin
+
 from machine import describe_machine
-from paceline.packages.environment import make_environment
+from paceline.packages.environment import base_interpreter, make_environment, uv_environment
 from paceline.packages.indexes import Indexes
 from paceline.paths import cache
 from paceline.progress import silent
 from paceline.registry import read_registry
 from paceline.store import Store, health
-from paceline.store.manifest import FILES, MANIFEST
-from paceline.types import Runtime
+from paceline.store.manifest import FILES, MANIFEST, python_of
+from paceline.types import Release, Runtime
 from report import percentile
 
 LISTED, CHECKED = 50, 10
@@ -97,11 +99,50 @@ def added_by_a_second_version(folder: Path, name: str) -> tuple[int, int]:
     return sizes[0], sizes[1]
 
 
+def beside_bare_uv(folder: Path, name: str, runs: int) -> tuple[list[float], list[float]]:
+    """Seconds to make the environment of the release called `name` from a full cache: ours, and by uv alone.
+
+    uv alone makes an empty environment and syncs the same lock into it, with the same cache, byte code and hashes.
+    One after the other, in turns, so that both meet the same machine.
+    """
+    release = next(r for r in read_registry(Path(__file__).parents[1] / "registry.json") if r.name == name)
+    environment = uv_environment(os.environ)
+    ours, bare = [], []
+    for n in range(runs + 1):
+        made = folder / f"ours{n}"
+        made.mkdir(parents=True)
+        started = time.perf_counter()
+        make_environment(made, release.recipe, cache=cache(), supply=Indexes(cache()), progress=silent)
+        ours.append(time.perf_counter() - started)
+        alone = folder / f"bare{n}"
+        sync: list[str | Path] = [
+            "pip",
+            "sync",
+            made / "requirements.txt",
+            "--python",
+            python_of(alone),
+            "--require-hashes",
+        ]
+        sync += ["--compile-bytecode", "--offline", "--cache-dir", cache() / "uv", *settings_of(release)]
+        started = time.perf_counter()
+        empty: list[str | Path] = ["venv", "--no-project", "--python", base_interpreter(), alone]
+        for arguments in (empty, sync):
+            subprocess.run([find_uv_bin(), "-q", *arguments], env=environment, check=True)
+        bare.append(time.perf_counter() - started)
+    return ours[1:], bare[1:]
+
+
+def settings_of(release: Release) -> list[str]:
+    """The settings of builds, by which uv finds what it built."""
+    settings = release.recipe.config_settings.items()
+    return [f"--config-settings-package={name}:{k}={v}" for name, values in settings for k, v in values.items()]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Time the store of installed runtimes.")
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--like", type=Path, metavar="HOME", help="Take the number of files from a real home.")
-    parser.add_argument("--release", metavar="NAME", help="Also install this release's packages twice and weigh them.")
+    parser.add_argument("--release", metavar="NAME", help="Also weigh and time environments of this release.")
     options = parser.parse_args(argv)
     for name, value in describe_machine().items():
         print(f"- {name}: {value}")
@@ -141,6 +182,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.release:
             first, second = added_by_a_second_version(Path(folder) / "weighed", options.release)
             print(f"\n{options.release}: {first / 1e6:.1f} MB, and {second / 1e6:.1f} MB more for a second one")
+            ours, bare = beside_bare_uv(Path(folder) / "timed", options.release, options.runs)
+            ratios = [a / b for a, b in zip(ours, bare, strict=True)]
+            print(
+                f"its environment from a full cache: {statistics.median(ours):.2f} s, by uv alone "
+                f"{statistics.median(bare):.2f} s; ratio {statistics.median(ratios):.2f} "
+                f"({min(ratios):.2f} to {max(ratios):.2f}, {options.runs} pairs)"
+            )
     return 0
 
 

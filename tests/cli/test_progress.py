@@ -23,11 +23,11 @@ def test_lines(capsys):
     lines(Phase.DONE, message="installed")
 
     said = capsys.readouterr().err.splitlines()
-    assert said[:2] == ["downloading 0 B of 2.0 MB", "downloading 200.0 KB of 2.0 MB"]
+    assert said[:2] == ["fetching 0 B of 2.0 MB", "fetching 200.0 KB of 2.0 MB"]
     assert said[10:13] == [
-        "downloading 2.0 MB of 2.0 MB",
-        "downloading",
-        "downloading: a.whl: the server answered 503; trying again in 3 s",
+        "fetching 2.0 MB of 2.0 MB",
+        "fetching",
+        "fetching: a.whl: the server answered 503; trying again in 3 s",
     ]
     assert said[13:] == [f"compiling {n}/100: a" for n in range(0, 100, 10)]
 

@@ -10,23 +10,32 @@ has, and what was wrong afterwards, which must be nothing.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
 import signal
 import sys
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import file_server
 import store_world
+import tiny_engine
 
 from paceline.engine import Engine
 from paceline.errors import PacelineError
+from paceline.manager.bundles import CONTENTS, read_bundle
 from paceline.manager.cleanup import clean_up
 from paceline.manager.installation import install, repair
+from paceline.packages.depot import Depot
+from paceline.packages.download import download
+from paceline.packages.gathering import gather
+from paceline.progress import silent
 from paceline.store import Store, health, transaction
-from paceline.types import Recipe, Release, Requirements, WorkerSpec
+from paceline.types import Package, Recipe, Release, Requirements, WorkerSpec
 
 REFUSED, CRASHED = 10, 11
 _WORKER = """
@@ -137,7 +146,51 @@ class Prune(Select):
         return [r.version for r in store.runtimes()] == ["1.0"] and store.incomplete() == ()
 
 
+class Download(Install):
+    """Of a file that this process serves, which every child asks for."""
+
+    content = bytes(range(256)) * 1000
+
+    def prepare(self, store):
+        super().prepare(store)
+        self.server = file_server.FileServer()
+        self.server.files["/file"] = self.content, "application/octet-stream"
+
+    def run(self, store):
+        sha256 = hashlib.sha256(self.content).hexdigest()
+        download(f"{self.server.url}/file", store.home / "fetched" / "file", sha256=sha256)
+
+    def done(self, store):
+        return (store.home / "fetched" / "file").read_bytes() == self.content
+
+
+class TakeFromABundle(Install):
+    """A wheel, out of a bundle and into the folder that uv installs from."""
+
+    def prepare(self, store):
+        super().prepare(store)
+        wheel = store.home / "a-1.0-py3-none-any.whl"
+        tiny_engine.write_wheel(wheel, "a", {"a.py": "X = 1\n"}, "1.0")
+        self.wheel = wheel.read_bytes()
+        self.sha256 = hashlib.sha256(self.wheel).hexdigest()
+        file = {"name": wheel.name, "sha256": self.sha256, "size": len(self.wheel)}
+        contents = {"format": 1, "pythons": [], "registry": {"schema_version": 1, "releases": []}, "files": [file]}
+        with zipfile.ZipFile(store.home / "bundle", "w") as archive:
+            archive.writestr(CONTENTS, json.dumps(contents))
+            archive.writestr(f"files/{self.sha256}/{wheel.name}", self.wheel)
+
+    def run(self, store):
+        bundle = read_bundle(store.home / "bundle")
+        gather([Package("a", "1.0", (self.sha256,))], Depot(store.home / "cache"), bundle, silent)
+
+    def done(self, store):
+        depot = Depot(store.home / "cache")
+        return depot.index and depot.path(read_bundle(store.home / "bundle").listed[0]).read_bytes() == self.wheel
+
+
 OPERATIONS = {
+    "download": Download(),
+    "take from a bundle": TakeFromABundle(),
     "install": Install(),
     "select": Select(),
     "rollback": Rollback(),
@@ -267,4 +320,5 @@ health._starts = lambda python, manifest: []
 if __name__ == "__main__":
     where = Path(sys.argv[1])
     where.mkdir(parents=True, exist_ok=True)
-    print(json.dumps(survive(where, sys.argv[2], sys.argv[3])))
+    print(json.dumps(survive(where, sys.argv[2], sys.argv[3])), flush=True)
+    os._exit(0)  # whatever server still runs

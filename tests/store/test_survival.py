@@ -15,7 +15,17 @@ import pytest
 from paceline.store import Store, health
 
 SURVIVOR = Path(__file__).with_name("survivor.py")
-OPERATIONS = ["install", "select", "rollback", "remove", "repair", "repair in two renames", "prune"]
+OPERATIONS = [
+    "download",
+    "take from a bundle",
+    "install",
+    "select",
+    "rollback",
+    "remove",
+    "repair",
+    "repair in two renames",
+    "prune",
+]
 STEPS = dict(
     line.strip("| \n").split(" | ")[:2]
     for line in (Path(__file__).parents[2] / "docs" / "reliability.md").read_text().splitlines()

@@ -132,19 +132,17 @@ def _release(query: str, for_platform: str | None) -> Release:
 
 def _that_run_here(found: Bundle, allow_incompatible: bool) -> list[Release]:
     """Raises IncompatibleError that says why, when the bundle was made for other machines."""
+    judged = _judged(found)
+    releases = [r for r in found.releases if allow_incompatible or dict(judged)[r.id].ok]
+    if not releases:
+        first = judged[0][1]
+        reasons = "; ".join(verdict.message for _, verdict in judged)
+        raise IncompatibleError(f"{found.path} holds nothing that runs on this machine: {reasons}", help=first.help)
     if _python() not in found.pythons:
         raise IncompatibleError(
             f"{found.path} is for Python {', '.join(found.pythons)}; runtimes are built on Python {_python()} here",
             help=f"run Paceline with such a Python, or make the bundle with `--python {_python()}`",
         )
-    judged = _judged(found)
-    if allow_incompatible:
-        return list(found.releases)
-    releases = [release for release in found.releases if dict(judged)[release.id].ok]
-    if not releases:
-        first = judged[0][1]
-        reasons = "; ".join(verdict.message for _, verdict in judged)
-        raise IncompatibleError(f"{found.path} holds nothing that runs on this machine: {reasons}", help=first.help)
     return releases
 
 

@@ -22,7 +22,7 @@ _WORDS = {
     Phase.SEARCH: "searching",
     Phase.WAIT: "waiting",
     Phase.ENVIRONMENT: "environment",
-    Phase.DOWNLOAD: "downloading",
+    Phase.DOWNLOAD: "fetching",
     Phase.PACKAGES: "packages",
     Phase.BUILD: "compiling",
     Phase.CHECK: "checking",
