@@ -10,7 +10,7 @@ import click
 
 from paceline import network, paths
 from paceline.cli import output
-from paceline.cli.matching import known_releases, nothing_fits_is_3
+from paceline.cli.matching import nothing_fits_is_3
 from paceline.errors import AmbiguousError, IncompatibleError, NotFoundError, UsageError
 from paceline.store import Store
 
@@ -112,11 +112,13 @@ def install(file: Path, allow_incompatible: bool, as_json: bool) -> None:
 
 def _release(query: str, for_platform: str | None) -> Release:
     """The one release that a query means, of a platform or for this machine."""
+    from paceline import plugins
     from paceline.manager.policy import choose
+    from paceline.registry import load_registry
     from paceline.survey import take_survey
     from paceline.verdict import rank
 
-    matching = known_releases().match(query)
+    matching = load_registry(plugins.load(), home=paths.home()).match(query)
     if for_platform is not None:
         matching = [r for r in matching if r.platform == for_platform]
     if not matching:
