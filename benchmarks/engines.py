@@ -65,5 +65,5 @@ _MLX_SAMPLE = "sample-16-bit"
 
 ENGINES = {
     "llama.cpp": Engine(LLAMA_SERVER, ("Q8_0", "F16", "Q4_K_M"), "sample", _gguf, peer.version),
-    "mlx": Engine(MLX_SERVER, ("4-bit", "8-bit", "16-bit"), _MLX_SAMPLE, _mlx, mlx_peer.version),
+    "mlx": Engine(MLX_SERVER, ("16-bit", "8-bit", "4-bit"), _MLX_SAMPLE, _mlx, mlx_peer.version),
 }
