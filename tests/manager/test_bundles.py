@@ -30,7 +30,7 @@ def index(tiny, file_server, monkeypatch):
         file_server.add_file(file.name, file.read_bytes())
         file_server.publish(file.name.partition("-")[0], {file.name: "2030-01-01"})
     monkeypatch.delenv("UV_FIND_LINKS")
-    monkeypatch.delenv("UV_NO_INDEX")
+    monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.setenv("UV_DEFAULT_INDEX", file_server.index)
     return file_server
 
@@ -252,7 +252,7 @@ class TestTheCommand:
     @pytest.fixture
     def web(self, index):
         """What lets `tiny.paceline` ask the index."""
-        return {"UV_NO_INDEX": "0", "UV_FIND_LINKS": "", "UV_DEFAULT_INDEX": index.index, "PIP_FIND_LINKS": ""}
+        return {"PIP_NO_INDEX": "0", "UV_FIND_LINKS": "", "UV_DEFAULT_INDEX": index.index, "PIP_FIND_LINKS": ""}
 
     def test_from_one_machine_to_another(self, tiny, index, web, other, tmp_path):
         file = tmp_path / "carried.bundle"
@@ -293,6 +293,7 @@ class TestTheCommand:
             (["create", "tiny", "-o", file, "--platform", "moon"], 3, "no release matches 'tiny' for moon"),
             (["create", "tiny", "-o", file, "--python", "three"], 2, "no version of Python"),
             (["install", file], 1, "does not exist"),
+            (["install", str(tmp_path)], 1, "it is a folder"),
         ]:
             done = tiny.paceline("bundle", *arguments)
             assert (done.returncode, said in done.stderr) == (status, True), done.stderr
