@@ -23,8 +23,9 @@ from pathlib import Path
 from uv import find_uv_bin
 
 from machine import describe_machine
-from paceline.packages.environment import base_interpreter, make_environment, uv_environment
+from paceline.packages.environment import make_environment
 from paceline.packages.indexes import Indexes
+from paceline.packages.uv import base_interpreter, uv_environment
 from paceline.paths import cache
 from paceline.progress import silent
 from paceline.registry import read_registry

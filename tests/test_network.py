@@ -110,7 +110,7 @@ ENDLESS = {("serve",)}
 """`serve` goes on until it is ended. What it asks for at its start is `runtime update`'s."""
 
 RUN = """
-import json, sys
+import json, os, sys
 from paceline.errors import PacelineError
 
 reached = []
@@ -122,6 +122,7 @@ sys.addaudithook(watch)
 import click
 from paceline.cli import cli
 
+os.chdir(sys.argv[2])
 said = {}
 for argv in json.loads(sys.argv[1]):
     try:
@@ -155,7 +156,7 @@ def every_command(registry):
 @pytest.fixture
 def world(tiny, file_server, tmp_path, monkeypatch):
     """One process that runs many commands, and a server that is its package index and its every proxy."""
-    monkeypatch.delenv("UV_NO_INDEX")
+    monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.delenv("UV_FIND_LINKS")
     registry = tmp_path / "registry.json"
     registry.write_text(
@@ -167,8 +168,8 @@ def world(tiny, file_server, tmp_path, monkeypatch):
     def run(options, argvs):
         proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy"), file_server.url)
         variables = {**tiny.environment(), **proxies, "UV_DEFAULT_INDEX": file_server.index, "UV_HTTP_RETRIES": "0"}
-        variables |= {"UV_NO_INDEX": "0", "UV_FIND_LINKS": "", "NO_PROXY": ""}
-        done = tiny.python("-c", f"OPTIONS = {options!r}\n{RUN}", json.dumps(argvs), **variables)
+        variables |= {"PIP_NO_INDEX": "0", "UV_FIND_LINKS": "", "NO_PROXY": ""}
+        done = tiny.python("-c", f"OPTIONS = {options!r}\n{RUN}", json.dumps(argvs), str(tmp_path), **variables)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
 

@@ -55,7 +55,7 @@ class TinyWorld:
             "PACELINE_PLUGINS": "tiny",
             "PYTHONPATH": str(self._plugin),
             "UV_FIND_LINKS": str(self.index),
-            "UV_NO_INDEX": "1",
+            "PIP_NO_INDEX": "1",
         }
 
     def release(self, version: str = VERSION, **settings: str) -> Release:

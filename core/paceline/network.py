@@ -27,7 +27,11 @@ HELP = f"leave out --offline, or unset {OFFLINE}; offline, only what the cache h
 
 def is_offline(environ: Mapping[str, str] | None = None) -> bool:
     """Whether no request may leave this machine."""
-    value = (os.environ if environ is None else environ).get(OFFLINE, "")
+    return is_on((os.environ if environ is None else environ).get(OFFLINE, ""))
+
+
+def is_on(value: str) -> bool:
+    """What the value of a variable that switches something means: on, but for nothing, 0, false, no and off."""
     return value.strip().lower() not in ("", "0", "false", "no", "off")
 
 

@@ -66,7 +66,7 @@ def index(tiny, file_server, tmp_path):
     recipe = Recipe((package,), roots=("tinyengine==1.0",))
     requires = Requirements(os="linux", arch="x86_64", min_glibc="2.28")
     tiny.offer(replace(tiny.release("1.0"), recipe=recipe, requires=requires))
-    variables = {"UV_DEFAULT_INDEX": file_server.index, "UV_NO_INDEX": "", "UV_FIND_LINKS": ""}
+    variables = {"UV_DEFAULT_INDEX": file_server.index, "PIP_NO_INDEX": "", "UV_FIND_LINKS": ""}
     done = tiny.paceline("runtime", "get", "tiny", **variables)
     assert done.returncode == 0, done.stderr
     return variables

@@ -120,7 +120,7 @@ def test_unpinned_packages_are_asked_for(tiny):
     assert "no hashes are published for tinyengine 1.0.0" in refused.stderr
     assert "--allow-unpinned" in refused.stderr
     assert "needs --allow-unpinned" in ok(tiny.paceline("runtime", "get", "--list"))
-    assert "Installed" in ok(tiny.paceline("runtime", "get", "--allow-unpinned", UV_NO_INDEX="0"))
+    assert "Installed" in ok(tiny.paceline("runtime", "get", "--allow-unpinned", PIP_NO_INDEX="0"))
 
 
 def test_the_survey_shows_facts_with_sources_and_a_verdict_per_release(tiny):

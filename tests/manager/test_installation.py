@@ -20,7 +20,8 @@ import pytest
 from paceline import processor
 from paceline.errors import BuildError, InstallError, SmokeTestError, StoreError
 from paceline.manager.installation import install, repair
-from paceline.packages.environment import lock_text, uv_environment
+from paceline.packages.environment import lock_text
+from paceline.packages.uv import uv_environment
 from paceline.progress import Phase, silent
 from paceline.store import Store, health
 from paceline.types import Package, Requirements
@@ -170,7 +171,7 @@ def web(tiny, monkeypatch):
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        monkeypatch.delenv("UV_NO_INDEX")
+        monkeypatch.delenv("PIP_NO_INDEX")
         monkeypatch.delenv("UV_FIND_LINKS")
         monkeypatch.setenv("UV_DEFAULT_INDEX", f"http://127.0.0.1:{server.server_port}/")
         yield server
@@ -383,7 +384,7 @@ def test_what_has_no_hash_is_never_installed_silently(tiny, store, monkeypatch):
     release = tiny.release()
     package = Package("tinyengine", "1.0.0", index=tiny.simple_index())
     unpinned = replace(release, recipe=replace(release.recipe, packages=(release.recipe.packages[0], package)))
-    monkeypatch.delenv("UV_NO_INDEX")
+    monkeypatch.delenv("PIP_NO_INDEX")
 
     with pytest.raises(InstallError, match="no hashes are published") as caught:
         install(unpinned, store, tiny.engine)

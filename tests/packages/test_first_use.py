@@ -35,7 +35,7 @@ def page(tiny, file_server, tmp_path, monkeypatch):
     other = "tinyengine-1.0.0-cp39-cp39-win_amd64.whl"
     links = "".join(f'<a href="{name}">{name}</a>' for name in (NAME, other))
     file_server.files["/whl/tinyengine/"] = f"<html><body>{links}</body></html>".encode(), "text/html"
-    monkeypatch.delenv("UV_NO_INDEX")
+    monkeypatch.delenv("PIP_NO_INDEX")
     put.first = put("first")
     return put
 
@@ -147,7 +147,7 @@ def at_a_terminal(tiny, typed):
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "paceline", "runtime", "get"],
-        env={**os.environ, **tiny.environment(), "UV_NO_INDEX": ""},
+        env={**os.environ, **tiny.environment(), "PIP_NO_INDEX": ""},
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,

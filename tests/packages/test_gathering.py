@@ -28,7 +28,7 @@ def index(tiny, file_server, monkeypatch):
     for file in tiny.index.iterdir():
         file_server.add_file(file.name, file.read_bytes())
         file_server.publish(file.name.partition("-")[0], {file.name: "2030-01-01"})
-    monkeypatch.delenv("UV_NO_INDEX")
+    monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.delenv("UV_FIND_LINKS")
     monkeypatch.setenv("UV_DEFAULT_INDEX", file_server.index)
     monkeypatch.setenv("UV_HTTP_RETRIES", "0")

@@ -28,7 +28,7 @@ def site(tiny, file_server, tmp_path, monkeypatch):
     uploads = dict.fromkeys(("alpha-1.0-py3-none-any.whl", "alpha-2.0-py3-none-any.whl"), "2030-01-01")
     file_server.publish("alpha", uploads)
     file_server.publish("beta", {"beta-1.5-py3-none-any.whl": "2030-01-01"})
-    monkeypatch.delenv("UV_NO_INDEX")
+    monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.delenv("UV_FIND_LINKS")
     monkeypatch.setenv("UV_DEFAULT_INDEX", file_server.index)
     return file_server

@@ -41,7 +41,7 @@ class Index:
 
 @pytest.fixture
 def index(tiny, file_server, tmp_path, monkeypatch):
-    monkeypatch.delenv("UV_NO_INDEX")
+    monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.delenv("UV_FIND_LINKS")
     monkeypatch.setenv("UV_DEFAULT_INDEX", file_server.index)
     return Index(file_server, tmp_path, tiny)
@@ -143,7 +143,7 @@ class TestTheCommand:
 
     @staticmethod
     def run(tiny, index, *arguments, **more):
-        variables = {"UV_DEFAULT_INDEX": index.url, "UV_NO_INDEX": "", "UV_FIND_LINKS": "", **more}
+        variables = {"UV_DEFAULT_INDEX": index.url, "PIP_NO_INDEX": "", "UV_FIND_LINKS": "", **more}
         return tiny.paceline("runtime", *arguments, **variables)
 
     @pytest.mark.usefixtures("installed")

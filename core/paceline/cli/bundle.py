@@ -115,7 +115,7 @@ def _release(query: str, for_platform: str | None) -> Release:
     from paceline import plugins
     from paceline.manager.policy import choose
     from paceline.registry import load_registry
-    from paceline.survey import take_survey
+    from paceline.survey import known_survey
     from paceline.verdict import rank
 
     matching = load_registry(plugins.load(), home=paths.home()).match(query)
@@ -129,7 +129,7 @@ def _release(query: str, for_platform: str | None) -> Release:
     if for_platform is not None:
         names = ", ".join(sorted({r.name for r in matching}))
         raise AmbiguousError(f"{query!r} means several releases for {for_platform}: {names}", help="name one of them")
-    return choose(rank(matching, take_survey())).release
+    return choose(rank(matching, known_survey())).release
 
 
 def _that_run_here(found: Bundle, allow_incompatible: bool) -> list[Release]:
@@ -149,10 +149,10 @@ def _that_run_here(found: Bundle, allow_incompatible: bool) -> list[Release]:
 
 
 def _judged(found: Bundle) -> list[tuple[str, Verdict]]:
-    from paceline.survey import take_survey
+    from paceline.survey import known_survey
     from paceline.verdict import rank
 
-    return [(release.id, verdict) for release, verdict in rank(found.releases, take_survey())]
+    return [(release.id, verdict) for release, verdict in rank(found.releases, known_survey())]
 
 
 def _described(found: Bundle, verdicts: dict[str, Verdict]) -> dict[str, Any]:

@@ -21,8 +21,9 @@ from paceline import paths
 from paceline.errors import InstallError, PacelineError, SmokeTestError, UnpinnedError
 from paceline.manager.diskspace import check_space
 from paceline.packages import first_use, native_builds
-from paceline.packages.environment import PACKAGES, base_interpreter, make_environment
+from paceline.packages.environment import PACKAGES, make_environment
 from paceline.packages.indexes import Indexes
+from paceline.packages.uv import base_interpreter
 from paceline.progress import Phase, silent
 from paceline.store import health, transaction
 from paceline.store.manifest import FILES, MANIFEST, SCHEMA_VERSION, python_of, read_json

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from paceline.errors import BuildError
 from paceline.packages import native_builds, wheel_records
 from paceline.packages.depot import Depot
 from paceline.packages.gathering import gather
+from paceline.packages.uv import base_interpreter, uv_command, uv_environment
 from paceline.progress import Phase
 from paceline.store import transaction
 from paceline.store.manifest import python_of
@@ -102,59 +102,17 @@ def prune_cache(cache: Path) -> str:
     folder = cache / "uv"
     lines: list[str] = []
     if folder.is_dir():
-        argv: list[str | Path] = [_program(), "cache", "prune", "--cache-dir", folder]
-        if child.run(argv, env=uv_environment(os.environ), cwd=cache, on_line=lines.append):
+        argv: list[str | Path] = ["cache", "prune", "--cache-dir", folder]
+        environment = uv_environment(os.environ)
+        if child.run(uv_command(argv, environment), env=environment, cwd=cache, on_line=lines.append):
             raise BuildError(f"uv could not clean its cache {folder}:\n{''.join(lines)}")
     said = lines[-1].strip() if lines else "nothing to delete" if folder.is_dir() else "the cache is empty"
     return "; ".join(filter(None, [left, said]))
 
 
-def base_interpreter() -> str:
-    """The Python that runtimes are built on: the one below any virtual environment this process runs in."""
-    return getattr(sys, "_base_executable", None) or sys.executable
-
-
 def lock_text(packages: Iterable[Package]) -> str:
     """Packages as a requirements file with hashes."""
     return "".join(_requirement(package) + "\n" for package in packages)
-
-
-def uv_environment(environ: Mapping[str, str], *, pinned: bool = True) -> dict[str, str]:
-    """What uv and the compilers it starts get to see of `environ`.
-
-    Kept are the system's own variables, proxies, certificates, the settings of the package index and of compilers.
-    Everything that could change what is installed, or how, stays out. Where only pip is told of an index, uv is told
-    the same; pip's way to treat several indexes as one is safe to follow when every package is pinned by hash.
-    """
-    kept = {name: value for name, value in environ.items() if _KEPT.fullmatch(name.upper())}
-    if network.is_offline(environ):
-        kept["UV_OFFLINE"] = "1"
-    for theirs, ours in _OF_PIP.items():
-        if environ.get(theirs) and not any(name in kept for name in ours):
-            kept[ours[0]] = environ[theirs]
-            if theirs == "PIP_EXTRA_INDEX_URL" and pinned:
-                kept.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")
-    return kept
-
-
-_KEPT = re.compile(
-    r"PATH|HOME|USER|LOGNAME|LANG|LC_\w+|TZ|TMPDIR|TEMP|TMP|XDG_\w+|NETRC"
-    r"|USERPROFILE|APPDATA|LOCALAPPDATA|PROGRAMDATA|PROGRAMFILES.*|SYSTEMROOT|SYSTEMDRIVE|WINDIR|COMSPEC|PATHEXT"
-    r"|INCLUDE|LIB|LIBPATH|VS\w+|VC\w+|NUMBER_OF_PROCESSORS|PROCESSOR_\w+"
-    r"|(HTTP|HTTPS|ALL|NO|FTP)_PROXY|SSL_CERT_(FILE|DIR)|SSL_CLIENT_CERT"
-    r"|UV_(INDEX|INDEX_\w+|DEFAULT_INDEX|EXTRA_INDEX_URL|FIND_LINKS|NO_INDEX|KEYRING_PROVIDER|INSECURE_HOST|OFFLINE)"
-    r"|UV_(CONFIG_FILE|NO_CONFIG|HTTP_\w+|REQUEST_TIMEOUT|NATIVE_TLS|SYSTEM_CERTS|CONCURRENT_\w+|LINK_MODE|LOCK_TIMEOUT)"
-    r"|CC|CXX|CFLAGS|CXXFLAGS|CPPFLAGS|LDFLAGS|AR|LD|LIBRARY_PATH|CPATH|PKG_CONFIG_PATH|MAKEFLAGS"
-    r"|CMAKE_(BUILD_PARALLEL_LEVEL|GENERATOR|PREFIX_PATH|CUDA_ARCHITECTURES)|SDKROOT|DEVELOPER_DIR"
-    r"|MACOSX_DEPLOYMENT_TARGET|CUDACXX|CUDAHOSTCXX|CUDA_(HOME|PATH)\w*|NVCC_\w+"
-)
-_OF_PIP = {
-    "PIP_INDEX_URL": ("UV_DEFAULT_INDEX", "UV_INDEX_URL"),
-    "PIP_EXTRA_INDEX_URL": ("UV_EXTRA_INDEX_URL", "UV_INDEX"),
-    "PIP_FIND_LINKS": ("UV_FIND_LINKS",),
-    "PIP_NO_INDEX": ("UV_NO_INDEX",),
-    "PIP_CERT": ("SSL_CERT_FILE",),
-}
 
 
 class _Installer:
@@ -282,8 +240,8 @@ class _Uv:
             wanted = Path(folder) / "wanted.txt"
             wanted.write_text(lock_text(packages), encoding="utf-8")
             done = subprocess.run(
-                [_program(), *arguments, "--dry-run", "-r", wanted],
-                env=self._environment_for(arguments),
+                uv_command([*arguments, "--dry-run", "-r", wanted], self._env),
+                env=self._env,
                 cwd=self._folder,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
@@ -294,22 +252,15 @@ class _Uv:
         return not done.returncode and "Would download" not in done.stderr
 
     def run(self, arguments: Sequence[str | Path]) -> None:
-        program = _program()
+        command = uv_command(arguments, self._env)
         transaction.step("run uv", self._folder)
         self._log.write(f"$ uv {' '.join(map(str, arguments))}\n")
-        status = child.run(
-            [program, *arguments], env=self._environment_for(arguments), cwd=self._folder, on_line=self._line
-        )
+        status = child.run(command, env=self._env, cwd=self._folder, on_line=self._line)
         if status:
             raise BuildError(
                 f"uv {arguments[0]} failed with status {status}:\n{self._quote()}",
                 help=network.HELP if network.is_offline() else None,
             )
-
-    def _environment_for(self, arguments: Sequence[str | Path]) -> dict[str, str]:
-        """A user's "no index" means the network; the depot is an index of files here."""
-        here = "--offline" in arguments
-        return {name: value for name, value in self._env.items() if not (here and name == "UV_NO_INDEX")}
 
     def _line(self, line: str) -> None:
         self._log.write(line)
@@ -332,15 +283,6 @@ class _Uv:
 
     def _quote(self) -> str:
         return "\n".join(f"  {line}" for line in self._tail[-_TAIL_LINES:])
-
-
-def _program() -> str:
-    from uv import find_uv_bin
-
-    try:
-        return find_uv_bin()
-    except FileNotFoundError:
-        raise BuildError("uv, which makes the environments, is missing", help="reinstall Paceline") from None
 
 
 def _prune(environment: Path, paths: Iterable[str]) -> None:

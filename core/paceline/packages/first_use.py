@@ -106,21 +106,19 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _seen(package: Package, cache: Path) -> tuple[str, ...]:
-    from uv import find_uv_bin
-
-    from paceline.packages.environment import base_interpreter, uv_environment
+    from paceline.packages.uv import base_interpreter, uv_command, uv_environment
 
     lines: list[str] = []
     transaction.step("run uv", cache)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "roots.in").write_text(f"{package.name}=={package.version}\n", encoding="utf-8")
-        command: list[str | Path] = [find_uv_bin(), "pip", "compile", "roots.in", "--no-deps", "--no-header", "-q"]
+        command: list[str | Path] = ["pip", "compile", "roots.in", "--no-deps", "--no-header", "-q"]
         command += ["--index", package.index or "", "--only-binary", package.name]
         command += ["--python", base_interpreter(), "--no-python-downloads", "--cache-dir", cache / "uv"]
         command += ["--format", "pylock.toml", "--output-file", "pylock.toml"]
         environment = uv_environment(os.environ, pinned=False)
-        if child.run(command, env=environment, cwd=folder, on_line=lines.append):
+        if child.run(uv_command(command, environment), env=environment, cwd=folder, on_line=lines.append):
             said = "".join(lines[-_TOLD:]).strip()
             raise BuildError(f"{package.name} {package.version} cannot be fetched from {package.index}: {said}")
         entries = tomllib.loads((folder / "pylock.toml").read_text(encoding="utf-8"))["packages"]

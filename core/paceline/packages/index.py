@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paceline import child
-from paceline.packages.environment import uv_environment
+from paceline.packages.uv import uv_command, uv_environment
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,15 +19,13 @@ _TIMEOUT_S = "10"
 
 def why_unreachable(environ: Mapping[str, str]) -> str | None:
     """Uv's own reason why it got no answer, None when it got one. Uses no cache; takes some seconds at most."""
-    from uv import find_uv_bin
-
     said: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         wanted = Path(folder, "wanted.in")
         wanted.write_text(f"{ASKED_FOR}\n")
-        argv: list[str | Path] = [find_uv_bin(), "pip", "compile", wanted, "--no-deps", "--no-header"]
+        argv: list[str | Path] = ["pip", "compile", wanted, "--no-deps", "--no-header"]
         argv += ["--cache-dir", Path(folder, "cache")]
         env = {**uv_environment(environ, pinned=False), "UV_HTTP_TIMEOUT": _TIMEOUT_S, "UV_HTTP_RETRIES": "0"}
-        status = child.run(argv, env=env, cwd=Path(folder), on_line=said.append)
+        status = child.run(uv_command(argv, env), env=env, cwd=Path(folder), on_line=said.append)
     told = [line.strip(" ×╰─▶│\n") for line in said if line.strip(" ×╰─▶│\n")]
     return " ".join(told)[-400:] or f"uv ended with status {status}" if status else None

@@ -11,9 +11,9 @@ from paceline import network
 from paceline.errors import ArchiveError, InstallError
 from paceline.packages.credentials import Credentials
 from paceline.packages.download import download
-from paceline.packages.environment import uv_environment
 from paceline.packages.resolution import Resolver
 from paceline.packages.source_archives import check_package
+from paceline.packages.uv import uv_environment
 from paceline.store import transaction
 from paceline.types import Requirements
 

@@ -22,7 +22,7 @@ from packaging.version import InvalidVersion, Version
 
 from paceline import child, network
 from paceline.errors import BuildError, InstallError
-from paceline.packages.environment import uv_environment
+from paceline.packages.uv import uv_command, uv_environment
 from paceline.store import transaction
 
 if TYPE_CHECKING:
@@ -181,8 +181,6 @@ def _line(package: Locked) -> str:
 
 def _uv(arguments: Sequence[str | Path], folder: Path, environment: Mapping[str, str]) -> str | None:
     """Run uv; None when it succeeds, else the last it said."""
-    from uv import find_uv_bin
-
     lines: list[str] = []
-    status = child.run([find_uv_bin(), *arguments], env=environment, cwd=folder, on_line=lines.append)
+    status = child.run(uv_command(arguments, environment), env=environment, cwd=folder, on_line=lines.append)
     return ("".join(lines[-_TOLD:]).strip() or f"uv ended with status {status}") if status else None

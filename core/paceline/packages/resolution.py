@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 from paceline import child, network
 from paceline.errors import InstallError
 from paceline.packages.depot import PackageFile
-from paceline.packages.environment import base_interpreter, uv_environment
+from paceline.packages.uv import base_interpreter, uv_command, uv_environment
 from paceline.types import Package
 
 if TYPE_CHECKING:
@@ -114,8 +114,6 @@ class Resolver:
         return Package(name, version, tuple(sorted(hashes)), source=source)
 
     def _compile(self, roots: Sequence[str], pins: Sequence[str], python: str, *options: str) -> list[dict[str, Any]]:
-        from uv import find_uv_bin
-
         lines: list[str] = []
         self._cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as name:
@@ -123,12 +121,13 @@ class Resolver:
             (folder / "roots.in").write_text("\n".join(roots), encoding="utf-8")
             (folder / "pins.txt").write_text("\n".join(pins), encoding="utf-8")
             lock = folder / "pylock.toml"
-            command = [find_uv_bin(), "pip", "compile", "roots.in", "--constraints", "pins.txt", "-q", "--no-header"]
+            command: list[str | Path] = ["pip", "compile", "roots.in", "--constraints", "pins.txt", "-q", "--no-header"]
             command += ["--python-version", python, "--output-file", "pylock.toml", "--format", "pylock.toml"]
             # Named, because uv would otherwise look through the machine for an interpreter of that version.
             command += ["--python", base_interpreter(), "--no-python-downloads"]
             command += ["--cache-dir", str(self._cache), *self._options, *options]
-            status = child.run(command, env=self._environment, cwd=folder, on_line=lines.append)
+            called = uv_command(command, self._environment)
+            status = child.run(called, env=self._environment, cwd=folder, on_line=lines.append)
             if status:
                 said = "".join(lines[-_TOLD:]).strip() or f"uv ended with status {status}"
                 raise InstallError(
