@@ -59,6 +59,12 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return world
 
 
+@pytest.fixture(scope="session")
+def tiny_engine() -> ModuleType:
+    """The module of `tiny`, for tests that make their own world with it."""
+    return _module("tiny_engine")
+
+
 @pytest.fixture
 def file_server() -> Iterator[Any]:
     """`tests/file_server.py`: an HTTP server and package index over loopback, with nothing in it yet."""

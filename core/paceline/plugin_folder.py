@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from paceline import refusals
 from paceline.errors import PluginError
 
 SCHEMA_VERSION = 1
@@ -91,7 +92,7 @@ def read_state(home: Path) -> State:
     except FileNotFoundError:
         return State()
     except (OSError, ValueError) as error:
-        raise _unreadable(file, str(error)) from None
+        raise _unreadable(file, error) from None
     try:
         if data["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"schema_version {data['schema_version']!r} is not {SCHEMA_VERSION}")
@@ -102,7 +103,7 @@ def read_state(home: Path) -> State:
             tuple(_held(each) for each in data["packages"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _unreadable(file, f"{type(error).__name__}: {error}") from None
+        raise _unreadable(file, ValueError(f"{type(error).__name__}: {error}")) from None
 
 
 def to_json(state: State) -> dict[str, Any]:
@@ -114,8 +115,8 @@ def _held(data: dict[str, Any]) -> Held:
     return Held(**{**data, "sha256": tuple(data["sha256"]), "engines": tuple(engines) if engines is not None else None})
 
 
-def _unreadable(file: Path, reason: str) -> PluginError:
+def _unreadable(file: Path, error: Exception) -> PluginError:
     return PluginError(
-        f"{file} cannot be read, so that the plugins it lists are left out: {reason}",
-        help="delete it and install the plugins again with `paceline plugins install`",
+        f"{file} cannot be read, so that the plugins it lists are left out: {refusals.words(error)}",
+        help=refusals.way_out(error, file) or "delete it and install the plugins again with `paceline plugins install`",
     )

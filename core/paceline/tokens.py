@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from paceline import refusals
 from paceline.errors import AmbiguousError, NotFoundError, StoreError
 from paceline.store import Store, transaction
 from paceline.store.manifest import read_json
@@ -71,8 +72,9 @@ class Tokens:
             return ()
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(
-                f"the tokens {self.file} cannot be read: {error}",
-                help="delete the file, which revokes them all, and create new ones with `paceline tokens create`",
+                f"the tokens {self.file} cannot be read: {refusals.words(error)}",
+                help=refusals.way_out(error, self.file)
+                or "delete the file, which revokes them all, and create new ones with `paceline tokens create`",
             ) from None
         return self._read[1]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import dataclass, replace
 
 import pytest
@@ -10,7 +12,7 @@ from paceline.errors import SmokeTestError
 from paceline.manager import updating
 from paceline.manager.installation import install
 from paceline.plugins import Plugins
-from paceline.store import Store
+from paceline.store import Store, transaction
 
 
 @dataclass
@@ -88,6 +90,21 @@ def test_an_update_that_does_not_start_changes_nothing(tiny, store, plugins, ins
 
     assert store.selection().formats == {"tiny": installed.id}
     assert [r.id for r in store.runtimes()] == [installed.id]
+
+
+def test_what_the_index_has_and_cannot_be_remembered_is_a_problem(tiny, store, plugins, installed, monkeypatch):
+    recipe = replace(tiny.release().recipe, roots=("tinyengine==1.0.0",))
+    tiny.offer(replace(tiny.release("1.0"), recipe=recipe))
+    monkeypatch.setattr(updating.upstream, "newest", lambda *_, **__: tiny.release("2.0"))
+
+    def full(step, path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    with transaction.observed(full):
+        (problem,) = find(store, plugins, updating.PackageIndex(plugins, store)).problems
+
+    assert problem.failure is updating.Failure.UNANSWERED
+    assert "upstream.json: No space left" in problem.message
 
 
 def test_the_policy_decides(tiny, store, plugins, installed):

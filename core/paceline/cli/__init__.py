@@ -9,7 +9,7 @@ from typing import NoReturn
 import click
 
 import paceline
-from paceline import network
+from paceline import network, refusals
 from paceline.errors import PacelineError
 
 # name -> (module, attribute, help line). The help line is repeated here so that `--help` imports no command.
@@ -70,6 +70,12 @@ def main() -> NoReturn:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(141)
+    except OSError as error:
+        refused = refusals.refusal(error)
+        if refused is None:
+            raise
+        _complain(refused)
+        sys.exit(refused.exit_status)
     sys.exit(status if isinstance(status, int) else 0)
 
 

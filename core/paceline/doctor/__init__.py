@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from paceline import refusals
 from paceline.doctor import installed, machine, surroundings
 from paceline.doctor.finding import Finding, Patient, Status
 from paceline.errors import PacelineError
@@ -40,11 +41,11 @@ def examine(patient: Patient, checks: Iterable[str] = tuple(CHECKS)) -> Iterator
             yield from CHECKS[name](patient)
         except PacelineError as error:
             yield Finding(name, Status.PROBLEM, error.message, error.help)
+        except OSError as error:
+            refused = refusals.refusal(error)
+            yield Finding(name, Status.PROBLEM, refused.message, refused.help) if refused else _failed(name, error)
         except Exception as error:
-            yield Finding(
-                *(name, Status.PROBLEM, f"this check failed itself: {type(error).__name__}: {error}"),
-                "report it, with this line",
-            )
+            yield _failed(name, error)
 
 
 def mend(patient: Patient) -> int:
@@ -54,3 +55,8 @@ def mend(patient: Patient) -> int:
         with patient.store.installing():
             patient.store.forget_ended_uses()
     return found
+
+
+def _failed(name: str, error: Exception) -> Finding:
+    said = f"this check failed itself: {type(error).__name__}: {error}"
+    return Finding(name, Status.PROBLEM, said, "report it, with this line")

@@ -15,7 +15,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from paceline import paths, plugins
+from paceline import paths, plugins, refusals
 from paceline.errors import PacelineError, SmokeTestError
 from paceline.manager import inventory, updating
 from paceline.manager.installation import install
@@ -44,6 +44,12 @@ def main(text: str) -> int:
         result = ERRANDS[request["do"]](Store(paths.home()), plugins.load(), **request["arguments"])
     except PacelineError as error:
         _write({"error": describe(error)})
+        return 1
+    except OSError as error:
+        refused = refusals.refusal(error)
+        if refused is None:
+            raise
+        _write({"error": describe(refused)})
         return 1
     except KeyboardInterrupt:
         return 130

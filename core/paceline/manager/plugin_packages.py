@@ -162,7 +162,8 @@ def _changing(store: Store) -> Iterator[tuple[State, Path]]:
     """Hold the lock of the plugins, over what is in force and an empty staging folder."""
     from filelock import FileLock
 
-    with FileLock(store.lock_file("plugins")), transaction.explained("changing the plugins", store.home):
+    path = store.lock_file("plugins")
+    with transaction.explained("changing the plugins", store.home), FileLock(path):
         folder = generation(store.home, 0).parent
         for leftover in folder.glob("staging.*"):
             transaction.discard(leftover)

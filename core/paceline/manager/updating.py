@@ -18,6 +18,7 @@ from paceline.manager.installation import install
 from paceline.manager.updates import Kept, Update, plan_updates
 from paceline.progress import silent
 from paceline.registry import found_file, upstream
+from paceline.store import transaction
 from paceline.types import Release, Runtime
 
 if TYPE_CHECKING:
@@ -130,7 +131,11 @@ class PackageIndex:
             if newest is not None:
                 found.append(newest)
         if found:
-            upstream.remember(found_file(self.store.home), found)
+            try:
+                with transaction.explained("remembering what the package index has", self.store.home):
+                    upstream.remember(found_file(self.store.home), found)
+            except PacelineError as error:
+                problems.append(self._unanswered(error.message))
         return Answer(tuple(found), tuple(problems))
 
     def _unanswered(self, message: str) -> Problem:

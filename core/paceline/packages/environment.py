@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 from packaging.markers import Marker
 
-from paceline import child, network
+from paceline import child
 from paceline.errors import BuildError
 from paceline.packages import native_builds, wheel_records
 from paceline.packages.depot import Depot
 from paceline.packages.gathering import gather
-from paceline.packages.uv import base_interpreter, uv_command, uv_environment
+from paceline.packages.uv import base_interpreter, uv_command, uv_environment, way_out
 from paceline.progress import Phase
 from paceline.store import transaction
 from paceline.store.manifest import python_of
@@ -257,10 +257,8 @@ class _Uv:
         self._log.write(f"$ uv {' '.join(map(str, arguments))}\n")
         status = child.run(command, env=self._env, cwd=self._folder, on_line=self._line)
         if status:
-            raise BuildError(
-                f"uv {arguments[0]} failed with status {status}:\n{self._quote()}",
-                help=network.HELP if network.is_offline() else None,
-            )
+            said = self._quote()
+            raise BuildError(f"uv {arguments[0]} failed with status {status}:\n{said}", help=way_out(said))
 
     def _line(self, line: str) -> None:
         self._log.write(line)

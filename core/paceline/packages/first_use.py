@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paceline import child
+from paceline import child, refusals
 from paceline.errors import BuildError, StoreError
 from paceline.store import transaction
 
@@ -101,7 +101,7 @@ def _read(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(
             f"the hashes that were seen on first use cannot be read from {file}: {error!r}",
-            help="mend the file; deleting it accepts whatever is published now",
+            help=refusals.way_out(error, file) or "mend the file; deleting it accepts whatever is published now",
         ) from None
 
 

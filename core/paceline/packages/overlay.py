@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
-from paceline import child, network
+from paceline import child
 from paceline.errors import BuildError, InstallError
-from paceline.packages.uv import uv_command, uv_environment
+from paceline.packages.uv import uv_command, uv_environment, way_out
 from paceline.store import transaction
 
 if TYPE_CHECKING:
@@ -86,9 +86,8 @@ def resolve(
     if said is not None:
         raise InstallError(
             f"{', '.join(requirements)} cannot be installed beside this Paceline: {said}",
-            help=network.HELP
-            if network.is_offline()
-            else "its own packages stay as they are; ask the plugin's author for a version that fits them",
+            help=way_out(said)
+            or "its own packages stay as they are; ask the plugin's author for a version that fits them",
         )
     transaction.delete(stubs)
     entries = tomllib.loads((folder / LOCK).read_text(encoding="utf-8")).get("packages", [])
@@ -110,9 +109,7 @@ def install(packages: Sequence[Locked], target: Path, *, cache: Path) -> None:
     said = _uv(arguments, target.parent, uv_environment(os.environ))
     if said is not None:
         names = ", ".join(f"{p.name} {p.version}" for p in packages)
-        raise BuildError(
-            f"{names} could not be fetched: {said}", help=network.HELP if network.is_offline() else "try again"
-        )
+        raise BuildError(f"{names} could not be fetched: {said}", help=way_out(said) or "try again")
 
 
 def taken_modules(distributions: Iterable[metadata.Distribution], ours: Path) -> list[tuple[str, str, str]]:

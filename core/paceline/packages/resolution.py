@@ -13,10 +13,11 @@ from urllib.parse import unquote, urlsplit
 from packaging.markers import Marker
 from packaging.utils import canonicalize_name
 
-from paceline import child, network
+from paceline import child, refusals
 from paceline.errors import InstallError
 from paceline.packages.depot import PackageFile
-from paceline.packages.uv import base_interpreter, uv_command, uv_environment
+from paceline.packages.uv import base_interpreter, uv_command, uv_environment, way_out
+from paceline.store import transaction
 from paceline.types import Package
 
 if TYPE_CHECKING:
@@ -115,7 +116,8 @@ class Resolver:
 
     def _compile(self, roots: Sequence[str], pins: Sequence[str], python: str, *options: str) -> list[dict[str, Any]]:
         lines: list[str] = []
-        self._cache.mkdir(parents=True, exist_ok=True)
+        with transaction.explained("resolving packages", self._cache, refusals.CACHE):
+            self._cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             (folder / "roots.in").write_text("\n".join(roots), encoding="utf-8")
@@ -132,9 +134,8 @@ class Resolver:
                 said = "".join(lines[-_TOLD:]).strip() or f"uv ended with status {status}"
                 raise InstallError(
                     f"{', '.join(roots)} cannot be resolved for Python {python}: {said}",
-                    help=network.HELP
-                    if network.is_offline()
-                    else "check the network and the package index that UV_INDEX_URL or PIP_INDEX_URL names",
+                    help=way_out(said)
+                    or "check the network and the package index that UV_INDEX_URL or PIP_INDEX_URL names",
                 )
             return list(tomllib.loads(lock.read_text(encoding="utf-8"))["packages"])
 

@@ -6,7 +6,7 @@ import re
 import sys
 from typing import TYPE_CHECKING
 
-from paceline import network
+from paceline import network, refusals
 from paceline.errors import BuildError
 
 if TYPE_CHECKING:
@@ -48,6 +48,16 @@ def uv_command(arguments: Sequence[str | Path], environment: Mapping[str, str]) 
     asks = arguments[0] in ("pip", "build") and "--offline" not in arguments
     alone = asks and network.is_on(environment.get("PIP_NO_INDEX", ""))
     return [program, *arguments, *(["--no-index"] if alone else [])]
+
+
+def way_out(said: str) -> str | None:
+    """What to do when uv failed, from what it said: about a file it was refused, about being offline, or None."""
+    refused = refusals.told_by_program(said)
+    if refused is not None:
+        where = refused.filename or "the home and the cache"
+        if help := refusals.way_out(refused, where, refusals.EITHER):
+            return help
+    return network.HELP if network.is_offline() else None
 
 
 def base_interpreter() -> str:

@@ -7,6 +7,7 @@ known here is made of; but a signed registry may add the hashes that a known rel
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -135,7 +136,7 @@ def found_file(home: Path) -> Path:
 
 def found_upstream(file: Path | None) -> tuple[Release, ...]:
     """The releases that were found in package indexes and written to `file`; none when it does not exist."""
-    if file is None or not file.exists():
+    if file is None or not os.path.lexists(file):
         return ()
     return read_registry(file, way_out=f"delete {file}: `paceline runtime update --check` makes it again")
 

@@ -20,6 +20,7 @@ from packaging.markers import InvalidMarker, Marker
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
+from paceline import refusals
 from paceline.errors import RegistryError
 from paceline.types import GpuRequirement, Package, Recipe, Release, Requirements
 
@@ -36,7 +37,9 @@ def read_registry(file: Path, *, way_out: str = "reinstall Paceline") -> tuple[R
     try:
         data = file.read_bytes()
     except OSError as error:
-        raise RegistryError(f"the registry {file} cannot be read: {error.strerror}", help=way_out) from None
+        raise RegistryError(
+            f"the registry {file} cannot be read: {error.strerror}", help=refusals.way_out(error, file) or way_out
+        ) from None
     mend = f"{way_out}, or mend the file at that place"
     return parse_registry(data, f"the registry {file}", way_out=way_out, mend=mend)
 

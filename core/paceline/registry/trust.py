@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from paceline import refusals
 from paceline.errors import NotFoundError, RegistryError, UsageError
 from paceline.registry.reading import parse_registry
 from paceline.registry.writing import registry_value
@@ -76,7 +77,7 @@ def trusted(home: Path) -> tuple[TrustedRegistry, ...]:
     brought = [Path(p).expanduser() for p in os.environ.get(FOLDERS, "").split(os.pathsep) if p]
     found: dict[str, TrustedRegistry] = {}
     for folder in (*brought, own):
-        here = [_read(file, own) for file in folder.glob("*.json")]
+        here = [_read(file, own) for file in _files(folder)]
         for registry in sorted(here, key=lambda r: (r.trusted_at, r.name)):
             found.setdefault(registry.name, registry)
     return tuple(found.values())
@@ -154,8 +155,8 @@ def verified(registry: TrustedRegistry) -> VerifiedRegistry | None:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RegistryError(
-            f"what was verified of the registry {registry.name} cannot be read from {file}: {error}",
-            help=f"paceline registry refresh {registry.name}",
+            f"what was verified of the registry {registry.name} cannot be read from {file}: {refusals.words(error)}",
+            help=refusals.way_out(error, file) or f"paceline registry refresh {registry.name}",
         ) from None
 
 
@@ -195,6 +196,16 @@ def _releases(registry: TrustedRegistry, data: bytes) -> tuple[Release, ...]:
     )
 
 
+def _files(folder: Path) -> list[Path]:
+    try:
+        return list(folder.glob("*.json"))
+    except OSError as error:  # a folder that is not there has no files, and is no error
+        raise RegistryError(
+            f"the trusted registries in {folder} cannot be read: {refusals.words(error)}",
+            help=refusals.way_out(error, folder),
+        ) from None
+
+
 def _folders(file: Path) -> list[Path]:
     """Whatever was remembered of a registry of this name, with whichever root."""
     wanted = re.compile(re.escape(file.stem) + "-[0-9a-f]{16}")
@@ -213,7 +224,8 @@ def _read(file: Path, own: Path) -> TrustedRegistry:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RegistryError(
             f"{file} does not say which registry is trusted: {error!r}",
-            help="delete it, and trust the registry again: paceline registry trust URL --root FILE",
+            help=refusals.way_out(error, file)
+            or "delete it, and trust the registry again: paceline registry trust URL --root FILE",
         ) from None
 
 

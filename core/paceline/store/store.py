@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paceline import query
+from paceline import query, refusals
 from paceline.errors import AmbiguousError, InUseError, NotFoundError, StoreError
 from paceline.progress import Phase, silent
 from paceline.store import health, selection, transaction, uses
@@ -123,8 +123,9 @@ class Store:
             return Selection()
         except (OSError, ValueError, KeyError) as error:
             raise StoreError(
-                f"the selection {self._selection_file} cannot be read: {error}",
-                help="delete the file and choose again with `paceline runtime select`",
+                f"the selection {self._selection_file} cannot be read: {refusals.words(error)}",
+                help=refusals.way_out(error, self._selection_file)
+                or "delete the file and choose again with `paceline runtime select`",
             ) from None
 
     def selected(self, model_format: str, model_id: str | None = None) -> Runtime | None:
@@ -378,7 +379,10 @@ class Store:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise StoreError(f"{self.folder} cannot be read: {error.strerror}", help="check its permissions") from None
+            raise StoreError(
+                f"{self.folder} cannot be read: {error.strerror}",
+                help=refusals.way_out(error, self.folder) or "see that it is a folder",
+            ) from None
 
     def _uses(self, runtime_id: str) -> Path:
         return self.home / "uses" / runtime_id

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from paceline import refusals
 from paceline.errors import StoreError
 
 if TYPE_CHECKING:
@@ -204,15 +205,18 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def explained(doing: str, folder: Path) -> Iterator[None]:
-    """Turn an OSError into a StoreError that says what could not be done, where and why."""
+def explained(doing: str, folder: Path, variable: str = refusals.HOME) -> Iterator[None]:
+    """Turn an OSError into a StoreError that says what could not be done, where and why.
+
+    `folder` is what the environment variable `variable` could name instead.
+    """
     try:
         yield
     except OSError as error:
         where = error.filename or folder
         raise StoreError(
             f"{doing} failed at {where}: {error.strerror or error}",
-            help=f"make {folder} writable and see that its disk has room, or set PACELINE_HOME to another folder",
+            help=refusals.way_out(error, folder, variable) or f"see to {folder}, or set {variable} to another folder",
         ) from error
 
 

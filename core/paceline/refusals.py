@@ -1,0 +1,58 @@
+"""What the system refuses: that a file is read or written, for want of a right or of room, or because a disk fails.
+
+Nobody's mistake in Paceline makes these errors, so whoever meets one is told what to do, and not where in the code.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from typing import TYPE_CHECKING
+
+from paceline.errors import StoreError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+HOME, CACHE = "PACELINE_HOME", "PACELINE_CACHE"
+EITHER = f"{HOME} or {CACHE}"
+
+
+def way_out(error: Exception, path: Path | str, variable: str = HOME) -> str | None:
+    """What to do when `error` kept Paceline from `path`; None for an error that is no refusal of the system.
+
+    `variable` is the one that names another place.
+    """
+    match _number(error):
+        case errno.ENOSPC | errno.EDQUOT:
+            mend = f"make room on the disk of {path}: `paceline runtime prune --cache` deletes what nobody needs"
+        case errno.EACCES | errno.EPERM:
+            mend = f"give yourself the right to read and write {path}"
+        case errno.EROFS:
+            mend = f"make {path} writable"
+        case errno.EIO:
+            mend = f"see to the disk of {path}, which fails"
+        case _:
+            return None
+    return f"{mend}; or set {variable} to another folder"
+
+
+def refusal(error: OSError) -> StoreError | None:
+    """The same for people, when nobody nearer to it has said what was going on; None where the system names no file."""
+    help = way_out(error, error.filename, EITHER) if error.filename is not None else None
+    return StoreError(f"{error.filename}: {error.strerror}", help=help) if help is not None else None
+
+
+def words(error: Exception) -> str:
+    """What an error says, without the path and the number that the system's errors bring."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
+def told_by_program(said: str) -> OSError | None:
+    """The refusal that a program written in Rust, such as uv, met and told of; None when it told of none."""
+    found = re.search(r"\(os error (\d+)\)(?: at path \"(.*?)\")?", said)
+    return OSError(number := int(found[1]), "", found[2], number) if found else None
+
+
+def _number(error: Exception) -> int | None:
+    return error.errno if isinstance(error, OSError) else None
