@@ -6,6 +6,7 @@ import hashlib
 import pytest
 
 from paceline.packages.wheel_records import damaged
+from paceline.store.digests import Digests
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def environment(tmp_path):
 
 
 def test_packages_as_recorded_are_whole(environment):
-    assert damaged(environment) == {}
+    assert damaged(environment, Digests()) == {}
 
 
 @pytest.mark.parametrize("text", ["A = 2\n", "", None])
@@ -30,11 +31,11 @@ def test_a_changed_or_missing_file_is_named_with_its_package(environment, text):
     (file,) = environment.rglob("module.py")
     file.write_text(text) if text is not None else file.unlink()
 
-    assert damaged(environment) == {"some-package": "module.py"}
+    assert damaged(environment, Digests()) == {"some-package": "module.py"}
 
 
 def test_what_has_no_hash_says_nothing(environment):
     (file,) = environment.rglob("made_here.py")
     file.write_text("B = 2\n")
 
-    assert damaged(environment) == {}
+    assert damaged(environment, Digests()) == {}

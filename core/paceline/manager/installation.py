@@ -199,7 +199,7 @@ def _make(
             progress(Phase.CHECK, message="starting the engine once")
             info = start_once(_runtime(release, staged), engine)
             progress(Phase.CHECK, message="hashing the files")
-            files = health.describe_files(staged)
+            files = health.describe_files(staged, made.digests)
             transaction.write_json(staged / FILES, files)
             manifest = _manifest(release, staged, files, info, cache, made.build_s)
             transaction.write_json(staged / MANIFEST, manifest | {"unpinned": sorted(unpinned)})

@@ -21,6 +21,7 @@ from paceline.packages.gathering import gather
 from paceline.packages.uv import base_interpreter, uv_command, uv_environment, way_out
 from paceline.progress import Phase
 from paceline.store import transaction
+from paceline.store.digests import Digests
 from paceline.store.manifest import python_of
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class Environment:
     """Its interpreter."""
     build_s: float | None
     """How long was compiled; None when nothing was."""
+    digests: Digests
+    """Knows the files that were read to check them."""
 
 
 def make_environment(folder: Path, recipe: Recipe, *, cache: Path, supply: Supply, progress: Progress) -> Environment:
@@ -63,17 +66,17 @@ def make_environment(folder: Path, recipe: Recipe, *, cache: Path, supply: Suppl
         uv = _Uv(log, folder, recipe, progress)
         progress(Phase.ENVIRONMENT, message="making the environment")
         uv.run(["venv", "--relocatable", "--no-project", "--python", base_interpreter(), environment])
-        python = python_of(environment)
+        python, digests = python_of(environment), Digests()
         if recipe.packages:
             if foreign := native_builds.foreign(cache, recipe):
                 uv.run(["cache", "clean", *foreign, "--cache-dir", cache / "uv"])
             installer = _Installer(uv, recipe, python, cache, supply, progress)
             installer.install()
-            if damaged := wheel_records.damaged(environment):
-                installer.install_anew(damaged, environment)
+            if damaged := wheel_records.damaged(environment, digests):
+                digests = installer.install_anew(damaged, environment)
             native_builds.note(cache, recipe, uv.built)
     _prune(environment, recipe.prune)
-    return Environment(python, uv.build_s)
+    return Environment(python, uv.build_s, digests)
 
 
 def build_wheel(folder: Path, name: str, recipe: Recipe, into: Path, *, cache: Path, progress: Progress) -> Path:
@@ -143,13 +146,15 @@ class _Installer:
             self._uv.run([*arguments, *(self._from_here() if brought is not None else ())])
             self._depot.drop(brought or ())
 
-    def install_anew(self, damaged: Mapping[str, str], environment: Path) -> None:
-        """Install packages again whose copies in the cache were damaged, without those copies."""
+    def install_anew(self, damaged: Mapping[str, str], environment: Path) -> Digests:
+        """Install packages again whose copies in the cache were damaged, without those copies; what they are now."""
         self._uv.run(["cache", "clean", *damaged, "--cache-dir", self._cache / "uv"])
         self.install("--reinstall")
-        if still := wheel_records.damaged(environment):
+        digests = Digests()
+        if still := wheel_records.damaged(environment, digests):
             files = ", ".join(f"{file} of {package}" for package, file in still.items())
             raise BuildError(f"what was installed is not what its packages record: {files}")
+        return digests
 
     def _missing(self, options: Sequence[str]) -> list[Package]:
         """The packages that uv could not install without a network, with those that building them takes."""

@@ -11,34 +11,50 @@ from __future__ import annotations
 
 import base64
 import csv
-import hashlib
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from paceline.store.digests import Digests
 
-def damaged(environment: Path) -> dict[str, str]:
-    """By package, the first file in a virtual environment that is missing or not what its RECORD says."""
+
+def damaged(environment: Path, digests: Digests) -> dict[str, str]:
+    """By package, the first file in a virtual environment that is missing or not what its RECORD says.
+
+    `digests` reads the files, and then knows them.
+    """
     found: dict[str, str] = {}
     for packages in (*environment.glob("lib/python*/site-packages"), *environment.glob("Lib/site-packages")):
-        for record in sorted(packages.glob("*.dist-info/RECORD")):
-            if (file := next(_wrong_files(record), None)) is not None:
+        recorded = {record: dict(_recorded(record)) for record in sorted(packages.glob("*.dist-info/RECORD"))}
+        here = {path: status for files in recorded.values() for path in files if (status := _status(packages, path))}
+        hashed = digests.of({f"{packages}/{path}": status for path, status in here.items()})
+        for record, files in recorded.items():
+            wrong = (path for path, told in files.items() if _as_told(hashed.get(f"{packages}/{path}")) != told)
+            if (file := next(wrong, None)) is not None:
                 found[record.parent.name.partition("-")[0].replace("_", "-")] = file
     return found
 
 
-def _wrong_files(record: Path) -> Iterator[str]:
-    root = record.parents[1]
+def _recorded(record: Path) -> Iterator[tuple[str, str]]:
+    """The files that have a hash there, by their path from the packages' folder."""
     with record.open(encoding="utf-8", newline="") as lines:
         for row in csv.reader(lines):
             if len(row) == 3 and row[1].startswith("sha256="):
-                try:
-                    with (root / row[0]).open("rb") as file:
-                        digest = hashlib.file_digest(file, "sha256").digest()
-                except OSError:
-                    yield row[0]
-                    continue
-                if base64.urlsafe_b64encode(digest).rstrip(b"=").decode() != row[1].removeprefix("sha256="):
-                    yield row[0]
+                yield row[0], row[1]
+
+
+def _status(packages: Path, path: str) -> os.stat_result | None:
+    try:
+        return os.stat(f"{packages}/{path}")  # noqa: PTH116 - thousands of files, and Path costs more than stat
+    except (OSError, ValueError):
+        return None
+
+
+def _as_told(sha256: str | None) -> str | None:
+    """A hash as a RECORD writes it; None for that of a file that is not there."""
+    if sha256 is None:
+        return None
+    return "sha256=" + base64.urlsafe_b64encode(bytes.fromhex(sha256)).rstrip(b"=").decode()

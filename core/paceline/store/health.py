@@ -14,9 +14,11 @@ import sys
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
+from stat import S_ISLNK
 from typing import TYPE_CHECKING, Any
 
 from paceline import processor
+from paceline.store.digests import Digests, files_below
 from paceline.store.manifest import FILES, MANIFEST, python_of, read_json, read_runtime
 from paceline.versions import numbers
 
@@ -59,13 +61,21 @@ def full(folder: Path) -> Health:
     return _check(folder, _all_files)
 
 
-def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of every regular file, and the target of every link, by path below `folder`."""
-    from concurrent.futures import ThreadPoolExecutor
+def describe_files(folder: Path, digests: Digests | None = None) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of every regular file, and the target of every link, by path below `folder`.
 
-    found = sorted(p for p in folder.rglob("*") if p.is_symlink() or p.is_file())
-    with ThreadPoolExecutor() as pool:
-        return {p.relative_to(folder).as_posix(): entry for p, entry in zip(found, pool.map(_hash, found), strict=True)}
+    What `digests` knows is not read again.
+    """
+    root, found = os.fspath(folder), files_below(folder)
+    paths = {name: f"{root}/{name}" for name in found}
+    regular = {paths[name]: status for name, status in found.items() if not S_ISLNK(status.st_mode)}
+    hashed = (digests or Digests()).of(regular)
+    return {
+        name: {"size": status.st_size, "sha256": hashed[paths[name]]}
+        if paths[name] in hashed
+        else {"link": os.readlink(paths[name])}  # noqa: PTH115 - the path is text
+        for name, status in found.items()
+    }
 
 
 def quick_part(files: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
@@ -228,10 +238,3 @@ def _starts(python: Path, manifest: Mapping[str, Any]) -> list[str]:
     if built and now.split(".")[:2] != built.split(".")[:2]:
         return [f"it was built on Python {built}, and its base is Python {now} now"]
     return []
-
-
-def _hash(path: Path) -> dict[str, Any]:
-    if path.is_symlink():
-        return {"link": str(path.readlink())}
-    with path.open("rb") as file:
-        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
