@@ -15,7 +15,7 @@ from packaging.markers import Marker
 
 from paceline import child
 from paceline.errors import BuildError
-from paceline.packages import native_builds, wheel_records
+from paceline.packages import byte_code, native_builds, wheel_records
 from paceline.packages.depot import Depot
 from paceline.packages.gathering import gather
 from paceline.packages.uv import base_interpreter, uv_command, uv_environment, way_out
@@ -75,7 +75,8 @@ def make_environment(folder: Path, recipe: Recipe, *, cache: Path, supply: Suppl
             if damaged := wheel_records.damaged(environment, digests):
                 digests = installer.install_anew(damaged, environment)
             native_builds.note(cache, recipe, uv.built)
-    _prune(environment, recipe.prune)
+            _prune(environment, recipe.prune)
+            byte_code.bring(environment, cache, digests)
     return Environment(python, uv.build_s, digests)
 
 
@@ -100,8 +101,8 @@ def build_wheel(folder: Path, name: str, recipe: Recipe, into: Path, *, cache: P
 
 def prune_cache(cache: Path) -> str:
     """Delete from `cache` what nothing refers to; returns what was done. Raises BuildError when uv cannot."""
-    freed = Depot(cache).clear()
-    left = f"{freed / 1e6:.1f} MB of broken-off downloads deleted" if freed else None
+    freed = {"broken-off downloads": Depot(cache).clear(), "unused byte code": byte_code.clear(cache)}
+    left = [f"{size / 1e6:.1f} MB of {what} deleted" for what, size in freed.items() if size]
     folder = cache / "uv"
     lines: list[str] = []
     if folder.is_dir():
@@ -110,7 +111,7 @@ def prune_cache(cache: Path) -> str:
         if child.run(uv_command(argv, environment), env=environment, cwd=cache, on_line=lines.append):
             raise BuildError(f"uv could not clean its cache {folder}:\n{''.join(lines)}")
     said = lines[-1].strip() if lines else "nothing to delete" if folder.is_dir() else "the cache is empty"
-    return "; ".join(filter(None, [left, said]))
+    return "; ".join([*left, said])
 
 
 def lock_text(packages: Iterable[Package]) -> str:
@@ -192,7 +193,7 @@ def _install_options(recipe: Recipe, python: Path, cache: Path) -> list[str | Pa
     for name, settings in recipe.config_settings.items():
         for key, value in settings.items():
             arguments += ["--config-settings-package", f"{name}:{key}={value}"]
-    return [*arguments, "--cache-dir", cache / "uv", "--compile-bytecode", "--no-progress", "-v"]
+    return [*arguments, "--cache-dir", cache / "uv", "--no-progress", "-v"]
 
 
 def _applies(package: Package) -> bool:
