@@ -111,7 +111,18 @@ async def _end(process: asyncio.subprocess.Process, grace_s: float) -> None:
             # Read on: who cannot write does not end.
             await asyncio.wait_for(process.stdout.read(), grace_s)
     process.stdin.close()
-    await process.wait()
+    await ended(process)
+
+
+async def ended(process: asyncio.subprocess.Process) -> int:
+    """The exit status of `process` once it has ended, whether or not its pipes have.
+
+    `Process.wait` also waits for the ends of its pipes in Python before 3.12.5 and 3.13 (python/cpython#119710): for
+    ever when nobody reads what it left in them, and as long as a child of its own holds one.
+    """
+    while process.returncode is None:
+        await asyncio.sleep(0.005)
+    return process.returncode
 
 
 def _guarded(argv: Sequence[str | Path]) -> list[str]:

@@ -211,6 +211,7 @@ class Server:
 
     def _run(self) -> None:
         async def serve() -> None:
+            self._loop = asyncio.get_running_loop()
             serving = asyncio.create_task(self._server.serve())
             while not self._server.started and not serving.done():
                 await asyncio.sleep(0.01)
@@ -228,7 +229,7 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self._server.should_exit = True
         self._thread.join(30)
-        assert not self._thread.is_alive()
+        assert not self._thread.is_alive(), f"still running: {asyncio.all_tasks(self._loop)}"
 
 
 @pytest.fixture(scope="session")

@@ -118,6 +118,26 @@ def test_a_cancelled_request_leaves_no_answer_behind():
     assert run(scenario) == ["0", "1", "2", "3", "4"]
 
 
+def test_a_request_cancelled_in_the_middle_of_a_long_answer_ends():
+    """Whatever of the answer is still in the pipe and in the buffers."""
+    long = model("{{ 'x' * 8000000 }}")
+
+    async def scenario(renderer):
+        turns = 0
+        while True:
+            await renderer.start()
+            task = asyncio.create_task(renderer.prompt(long, MESSAGES))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            if task.done():
+                return len(await task)
+            task.cancel()
+            await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), 20)
+            turns += max(1, turns // 4)
+
+    assert run(scenario) == 8000000
+
+
 @pytest.mark.skipif(not TEMPLATES.is_dir(), reason="the collection of published templates is not beside the checkout")
 def test_published_templates():
     """Each renders a plain conversation, or refuses it in its own words."""

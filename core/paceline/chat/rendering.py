@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from paceline.chat.child import HEADER, TIME_LIMIT_S
+from paceline.child import ended
 from paceline.errors import TemplateError
 
 if TYPE_CHECKING:
@@ -121,4 +122,6 @@ class _Child:
 
     async def end(self) -> None:
         self._requests.close()
-        await self._process.wait()
+        # What nobody reads would keep the pipe open.
+        await self._answers.read()
+        await ended(self._process)

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from paceline.child import ended
 from paceline.errors import WorkerError
 from paceline.types import WorkerSpec
 
@@ -146,7 +147,7 @@ class _ProcessChannel:
         return "\n".join(text.splitlines()[-lines:])
 
     async def wait(self) -> Exit:
-        code = await self._process.wait()
+        code = await ended(self._process)
         # The last words may still be in the pipe; a grandchild that holds it open must not keep us.
         await asyncio.wait([self._log_task], timeout=1.0)
         return Exit(code=code) if code >= 0 else Exit(signal=-code)
@@ -155,7 +156,7 @@ class _ProcessChannel:
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:
-            await asyncio.wait_for(self._process.wait(), grace_s)
+            await asyncio.wait_for(ended(self._process), grace_s)
         except TimeoutError:
             with suppress(ProcessLookupError):
                 self._process.kill()
