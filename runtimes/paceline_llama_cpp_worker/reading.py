@@ -2,14 +2,15 @@
 
 Decoding wants values cached in BF16, reading a prompt wants them in F16: only then does llama.cpp's attention compute
 tiles of 64 tokens, which is faster in long contexts (docs/decisions/batches-and-bits.md). So a long prompt is read in a
-context with F16 values, which lasts as long as the reading, and its state is handed over to the one that decodes. Tiles
-give the same bits however a prompt is cut into them, so an answer does not depend on what was computed beside it.
+context with F16 values, which lasts as long as the reading, and its state is handed over to the one that decodes. The
+last token is read there too, so that the first of the answer waits for no further batch. A row of a tile has the same
+bits whatever else is in it, so an answer does not depend on what was computed beside it.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -22,10 +23,14 @@ if TYPE_CHECKING:
     from paceline_llama_cpp_worker.options import ContextOptions
 
 TILE = 64
-"""llama.cpp's attention computes tiles for so many tokens and more (`ggml_fa_tile_config::Q`)."""
+"""llama.cpp's attention computes tiles for so many tokens of one sequence in a batch and more
+(`ggml_fa_tile_config::Q`); one that is not full is filled up, which changes nothing in the others."""
 
-WORTH_READING = 8 * TILE
+WORTH_READING = 4 * TILE
 """Fewer tokens are read where they are decoded: making a context and handing over would take what tiles gain."""
+
+_LEAST_ROOM = 2 * TILE
+"""Of a batch: a prompt can be cut into such in equal parts that all fill a tile."""
 
 _PAD = 256
 """llama.cpp rounds the size of a context up to a multiple of it."""
@@ -40,10 +45,11 @@ class Reader:
         self._target, self._model = context, model
         self._options, self._batch, self._threads = replace(options, type_v=state.F16), batch, threads
         by_choice = options.type_v is not None or options.type_k is not None
-        self._works = not by_choice and context.type_v == state.BF16 and model.caches_all_tokens
+        self._works = (
+            not by_choice and context.type_v == state.BF16 and model.caches_all_tokens and batch >= _LEAST_ROOM
+        )
         self._context: Context | None = None
         self._lane: int | None = None
-        self._end = 0
         self._done = 0
 
     def progress(self, lane: int) -> int | None:
@@ -55,23 +61,32 @@ class Reader:
 
         Not while that context waits for a batch to change its cells.
         """
-        return self._works and _tiled(tokens, held) >= WORTH_READING and not self._target.is_changing
+        return self._works and len(tokens) - held >= WORTH_READING and not self._target.is_changing
 
-    def read(self, lane: int, tokens: Sequence[int], held: int, room: int) -> int:
+    def read(
+        self, lane: int, tokens: Sequence[int], held: int, room: int, begin: Callable[[Context, int], None]
+    ) -> int:
         """Compute a prompt's next tokens, about `room`, if no other prompt is under way.
 
-        Returns how many tokens the lane holds now: `held` until all that is read here was handed over.
+        Returns how many tokens the lane holds now: `held` until all were read and handed over. Then `begin` is called
+        with the output of the last.
         """
         if self.progress(lane) is None and not self._begin(lane, tokens, held):
             return held
         context = self._context
         assert context is not None
-        count = min(max(room // TILE, 1) * TILE, self._end - self._done)
+        count = _equal_part(len(tokens) - self._done, max(room, _LEAST_ROOM))
         context.batch.clear()
-        context.batch.add(0, tokens[self._done : self._done + count], self._done, outputs=1)
+        last = context.batch.add(0, tokens[self._done : self._done + count], self._done, outputs=1)
         context.decode()
         self._done += count
-        return held if self._done < self._end else self._hand_over(context, lane)
+        if self._done < len(tokens):
+            return held
+        held = self._hand_over(context, lane)
+        if held:
+            begin(context, last)
+        self.close()
+        return held
 
     def forget(self, lane: int) -> None:
         """The prompt of `lane`, if it is under way, is no longer wanted."""
@@ -88,9 +103,9 @@ class Reader:
         """Take a prompt on; False when that cannot be done now."""
         if self._context is not None or self._target.is_changing:
             return False
-        self._done, self._end, self._lane = held, held + _tiled(tokens, held), lane
+        self._done, self._lane = held, lane
         try:
-            self._context = self._begun(held)
+            self._context = self._begun(held, len(tokens))
         except (Fault, state.Unreadable) as error:
             self._give_up(error)
         return self._works
@@ -106,13 +121,12 @@ class Reader:
             self._target.forget(lane)
             held = 0
             self._give_up(error)
-        self.close()
         return held
 
-    def _begun(self, held: int) -> Context:
+    def _begun(self, held: int, end: int) -> Context:
         context = Context(
             self._model,
-            n_ctx=-(-self._end // _PAD) * _PAD,
+            n_ctx=-(-end // _PAD) * _PAD,
             n_seq=1,
             n_batch=self._batch,
             n_outputs=1,
@@ -135,6 +149,7 @@ class Reader:
         sys.stderr.write(f"long prompts are no longer read in a context of their own: {error}\n")
 
 
-def _tiled(tokens: Sequence[int], held: int) -> int:
-    """How many tokens after the first `held` fill whole tiles, the last token, whose logits are wanted, left out."""
-    return (len(tokens) - 1 - held) // TILE * TILE
+def _equal_part(left: int, room: int) -> int:
+    """How many of `left` tokens to read now, to read them in as few batches as `room` allows, all about as large: a
+    small last one would compute its tokens at a fraction of the speed."""
+    return -(-left // -(-left // room))

@@ -14,6 +14,7 @@ Caches of other kinds (sliding window, recurrent) write something else and are n
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -87,13 +88,20 @@ def _stream(source: _Source, cells: int, type_v: int) -> list[Bytes]:
 def _retyped(values: Bytes, kind: int, wanted: int) -> Bytes:
     if kind == wanted:
         return values
-    if (kind, wanted) == (F16, BF16):
-        bits: Any = values.copy().view(np.float16).astype(np.float32).view(np.uint32)
-        return _bytes(((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16))
-    if (kind, wanted) == (BF16, F16):
-        wide: Any = values.copy().view(np.uint16).astype(np.uint32) << 16
-        return _bytes(wide.view(np.float32).astype(np.float16))
+    if {kind, wanted} == {F16, BF16}:
+        return _bytes(_table(kind)[values.copy().view(np.uint16)])
     raise Unreadable(f"values of type {kind}")
+
+
+@cache
+def _table(kind: int) -> Any:
+    """Each of the 65,536 values of `kind` in the other type, shape (65536,), as 16 bits without sign."""
+    every: Any = np.arange(1 << 16, dtype=np.uint32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if kind == BF16:
+            return (every << 16).view(np.float32).astype(np.float16).view(np.uint16)
+        bits = every.astype(np.uint16).view(np.float16).astype(np.float32).view(np.uint32)
+        return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
 def _u32(*numbers: int) -> Bytes:

@@ -6,7 +6,7 @@ A new engine implements these over its own library; `stepping`, `drafting` and `
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ class Model(Protocol):
 
 ContextT = TypeVar("ContextT", bound=Context)
 ModelT = TypeVar("ModelT", bound=Model)
+ReadT = TypeVar("ReadT", covariant=True)
 SampledT = TypeVar("SampledT", contravariant=True)
 
 
@@ -131,7 +132,7 @@ class Samplers(ABC, Generic[SampledT]):
         """Free what the engine holds for them."""
 
 
-class Reader(Protocol):
+class Reader(Protocol[ReadT]):
     """Reads long prompts apart from the context that decodes, one at a time."""
 
     def progress(self, lane: int) -> int | None:
@@ -140,10 +141,11 @@ class Reader(Protocol):
     def takes(self, tokens: Sequence[int], held: int) -> bool:
         """Whether a prompt of which the context that decodes holds `held` tokens should be read here, now or later."""
 
-    def read(self, lane: int, tokens: Sequence[int], held: int, room: int) -> int:
+    def read(self, lane: int, tokens: Sequence[int], held: int, room: int, begin: Callable[[ReadT, int], None]) -> int:
         """Compute a prompt's next tokens, about `room`, if no other prompt is under way.
 
-        Returns how many tokens the lane holds now: `held` until all that is read here was handed over.
+        Returns how many tokens the lane holds now: `held` until all were read and handed over. Then `begin` is called
+        with the context and the index of the output of the last token.
         """
 
     def forget(self, lane: int) -> None:

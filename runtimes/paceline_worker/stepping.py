@@ -42,7 +42,7 @@ class Stepper(Generic[ContextT, ModelT]):
         *,
         context_length: int,
         chunk: int = CHUNK,
-        reader: Reader | None = None,
+        reader: Reader[ContextT] | None = None,
     ) -> None:
         """`context_length`: tokens of one generation; `chunk`: prompt tokens of one step."""
         self.main = main
@@ -176,15 +176,22 @@ class Stepper(Generic[ContextT, ModelT]):
 
     def _is_read_apart(self, sequence: _Sequence) -> bool:
         """Whether the next part of a prompt is the reader's, also if it has to wait for the prompt before it."""
-        held = self.main.length(sequence.lane)
-        return self._reader is not None and self._reader.takes(sequence.tokens, held)
+        lane, reader = sequence.lane, self._reader
+        if reader is None:
+            return False
+        return reader.progress(lane) is not None or reader.takes(sequence.tokens, self.main.length(lane))
 
     def _read_apart(self, sequence: _Sequence, count: int) -> None:
         assert self._reader is not None
         lane, before = sequence.lane, self.main.length(sequence.lane)
-        held = self._reader.read(lane, sequence.tokens, before, count)
+        prompt = sequence.tokens[:]
+
+        def begin(context: ContextT, last: int) -> None:
+            sequence.begin(*sequence.outputs(context, last))
+
+        held = self._reader.read(lane, prompt, before, count, begin)
         if held != before:
-            self.main.hold(lane, sequence.tokens[:held])
+            self.main.hold(lane, prompt[:held])
         done = self._reader.progress(lane)
         sequence.prompt_done = max(sequence.prompt_done, min(held if done is None else done, sequence.prompt_tokens))
 
