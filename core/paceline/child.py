@@ -7,42 +7,15 @@ import os
 import subprocess
 import sys
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-    from pathlib import Path
 
     import psutil
 
-# A guard between us and the command. It leads a session of its own, so the terminal's Ctrl-C does not reach it, and
-# reads a pipe whose other end only we hold: end of file, also the one our SIGKILL causes, kills the whole session.
-_GUARD = """
-import os, signal, subprocess, sys, threading
-
-def watch(child):
-    sys.stdin.buffer.read()
-    if os.name == "nt":
-        subprocess.run(["taskkill", "/T", "/F", "/PID", str(child.pid)], capture_output=True)
-        os._exit(1)
-    os.killpg(0, signal.SIGKILL)
-
-child, asked = None, []
-
-def end(*_):
-    asked.append(True)
-    if child is not None:
-        child.terminate()
-
-signal.signal(signal.SIGTERM, end)
-child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
-if asked:
-    child.terminate()
-threading.Thread(target=watch, args=(child,), daemon=True).start()
-status = child.wait()
-sys.stdout.flush()
-os._exit(status if status >= 0 else 128 - status)
-"""
+_GUARD = str(Path(__file__).with_name("guard.py"))
 
 
 def run(
@@ -51,7 +24,7 @@ def run(
     """Run `argv` to its end and return its exit status (128 + the signal's number for one that was killed).
 
     Every line of its output and error stream is given to `on_line`. When that raises, or on Ctrl-C, the command is
-    killed with all its children before the exception goes on.
+    killed with everything that it started before the exception goes on.
     """
     process = subprocess.Popen(
         _guarded(argv),
@@ -84,7 +57,8 @@ async def running(
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """Run `argv` beside an event loop; its output and error stream come from `stdout`, lines of at most 1 MiB.
 
-    When the block is left, what still runs is asked to end and, after `grace_s` seconds, killed with all its children.
+    When the block is left, what still runs is asked to end and, after `grace_s` seconds, killed with everything that it
+    started.
     """
     process = await asyncio.create_subprocess_exec(
         *_guarded(argv),
@@ -126,24 +100,22 @@ async def ended(process: asyncio.subprocess.Process) -> int:
 
 
 def _guarded(argv: Sequence[str | Path]) -> list[str]:
-    return [sys.executable, "-I", "-S", "-c", _GUARD, *map(str, argv)]
+    return [sys.executable, "-I", "-S", _GUARD, *map(str, argv)]
 
 
 def pause(pid: int) -> None:
-    """Let everything below the guard `pid` (see `running`) stand still until `resume`. Does nothing on Windows.
+    """Let everything below the guard `pid` (see `running`) stand still until `resume`.
 
     Guards are left running: they must notice when their parents end.
     """
     import psutil
 
-    if os.name == "nt":
-        return
     paused: set[int] = set()
     while new := [p for p in _below(pid) if p.pid not in paused]:  # what was started meanwhile, too
         for process in new:
             paused.add(process.pid)
-            with suppress(psutil.Error, OSError):
-                if os.getsid(process.pid) != process.pid:
+            with suppress(psutil.Error):
+                if _GUARD not in process.cmdline():
                     process.suspend()
 
 
