@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class LoraAdapter:
-    """A LoRA adapter's file, and how much of it is added to the weights."""
+    """A LoRA adapter's file or folder, and how much of it is added to the weights."""
 
     path: Path
     scale: float = 1.0

@@ -44,6 +44,9 @@ def estimate(folder: Path, config: LoadConfig) -> MemoryEstimate:
     context = config.context_length or min(trained, DEFAULT_CONTEXT)
     slots = config.parallel or max(1, min(DEFAULT_SLOTS, DEFAULT_POOL // context))
     cache = shape.cache(context, slots, _number_bytes(list(tensors.values())), config)
+    for adapter in config.lora or ():
+        if (file := adapter.path / "adapters.safetensors").is_file():
+            tensors |= read_safetensors(file)  # a full fine-tuning's replace the model's own
     weights = sum(tensor.size_bytes for tensor in tensors.values())
     return MemoryEstimate(weights, cache, None, context_length=context, parallel=slots)
 

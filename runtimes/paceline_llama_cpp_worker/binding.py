@@ -17,7 +17,8 @@ import numpy as np
 from llama_cpp import _ggml
 from llama_cpp import llama_cpp as ll
 
-from paceline_llama_cpp_worker.options import CACHE_TYPES, Adapter, ContextOptions, Placement
+from paceline_llama_cpp_worker.options import CACHE_TYPES, ContextOptions, Placement
+from paceline_worker.adapters import Adapter
 from paceline_worker.options import invalid
 from paceline_worker.protocol import Fault
 

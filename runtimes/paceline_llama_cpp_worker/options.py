@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from paceline_worker.options import Options, invalid, is_finite
+from paceline_worker.adapters import Adapter, read_adapters
+from paceline_worker.options import Options, invalid
 
 CACHE_TYPES = {
     "f32": 0,
@@ -56,14 +57,6 @@ class ContextOptions:
 
 
 @dataclass(frozen=True)
-class Adapter:
-    """A LoRA adapter's file, and how much of it is added to the weights."""
-
-    path: str
-    scale: float = 1.0
-
-
-@dataclass(frozen=True)
 class LoadOptions:
     placement: Placement
     context: ContextOptions
@@ -81,7 +74,7 @@ def read_options(given: Mapping[str, Any], role: str, gpus: Sequence[str]) -> Lo
     return LoadOptions(
         placement=_placement(options, role, gpus),
         context=_context(options),
-        adapters=_adapters(options),
+        adapters=read_adapters(options),
         batch=options.whole("eval_batch_size", least=1, most=16384),
         parallel=options.whole("parallel", least=1, most=64),
         embedding=options.flag("embedding") or False,
@@ -119,17 +112,3 @@ def _context(options: Options) -> ContextOptions:
         type_k=None if type_k is None else CACHE_TYPES[type_k],
         type_v=None if type_v is None else CACHE_TYPES[type_v],
     )
-
-
-def _adapters(options: Options) -> tuple[Adapter, ...]:
-    found = []
-    for i, given in enumerate(options.objects("lora")):
-        path, scale = given.get("path"), given.get("scale", 1.0)
-        if not isinstance(path, str) or not path:
-            raise invalid("lora", f"lora[{i}].path must be the path of a file, not {path!r}")
-        if not is_finite(scale):
-            raise invalid("lora", f"lora[{i}].scale must be a number, not {scale!r}")
-        if unknown := sorted(given.keys() - {"path", "scale"}):
-            raise invalid("lora", f"lora[{i}] has no {unknown[0]!r}; it has path and scale")
-        found.append(Adapter(path, float(scale)))
-    return tuple(found)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from paceline_mlx_worker import binding
+from paceline_mlx_worker import adapters, binding
 from paceline_mlx_worker.context import Context
 from paceline_mlx_worker.memory import memory_of
 from paceline_mlx_worker.sampler import Samplers
 from paceline_worker import grammar
+from paceline_worker.adapters import read_adapters
 from paceline_worker.backend import LoadRequest
 from paceline_worker.lanes import Lanes
 from paceline_worker.options import Options, invalid
@@ -27,8 +28,8 @@ _CACHE_OPTIONS = ("cache_type_k", "cache_type_v")
 class MlxBackend(PairBackend[Context, binding.Model]):
     engine = "mlx"
     version = binding.VERSION
-    features = ("generate", "draft", "lookup", "overflow", "tokenize", "logprobs", *grammar.FEATURES)
-    load_options = (*_CACHE_OPTIONS, "parallel", "embedding")
+    features = ("generate", "draft", "lookup", "overflow", "tokenize", "logprobs", "lora_folder", *grammar.FEATURES)
+    load_options = (*_CACHE_OPTIONS, "parallel", "embedding", "lora")
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,8 +41,9 @@ class MlxBackend(PairBackend[Context, binding.Model]):
     def load_main(self, request: LoadRequest, progress: Callable[[float], None]) -> dict[str, Any]:
         options = Options(request.options, self.load_options, "mlx")
         bits, parallel = _cache_bits(options), options.whole("parallel", least=1, most=64)
+        adapter = adapters.only(read_adapters(options))
         self.unload("main")
-        model = binding.Model(request.path, progress=progress)
+        model = binding.Model(request.path, adapter=adapter, progress=progress)
         try:
             memory = memory_of(model.net, bits)
             context_length, slots = sizes(request, model.n_ctx_train, parallel)

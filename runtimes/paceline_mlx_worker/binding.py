@@ -19,7 +19,9 @@ from mlx.utils import tree_flatten
 from mlx_lm.models import cache as caches
 from mlx_lm.utils import load, maybe_set_recommended_wired_limit
 
+from paceline_mlx_worker import adapters
 from paceline_mlx_worker.spelling import speller
+from paceline_worker.adapters import Adapter
 from paceline_worker.protocol import Fault
 
 VERSION: str = version("mlx-lm")
@@ -53,13 +55,15 @@ def devices() -> list[dict[str, Any]]:
 class Model:
     """A loaded MLX folder and its tokenizer."""
 
-    def __init__(self, path: str, *, progress: Callable[[float], None]) -> None:
+    def __init__(self, path: str, *, adapter: Adapter | None = None, progress: Callable[[float], None]) -> None:
         if not Path(path, "config.json").is_file():
             raise Fault("load_failed", f"{path} is no folder with a config.json", path=path)
         try:
             self.net, wrapper, config = load(
                 path, tokenizer_config={"trust_remote_code": False}, lazy=True, return_config=True
             )
+            if adapter is not None:
+                adapters.add(self.net, adapter)
             _read_weights(self.net, progress)
             logits = self.net(mx.array([[0]]), cache=caches.make_prompt_cache(self.net))
             mx.eval(logits)

@@ -54,7 +54,7 @@ def test_defaults_of_the_server_and_wishes_of_a_load(modest, pair):
         ("cache_type_v", "q99", "must be one of"),
         ("main_gpu", 9, "no GPU 9"),
         ("tensor_split", [0, 0], "not all of them 0"),
-        ("lora", [{"path": "/nowhere/adapter.gguf"}], "not the full path of a file"),
+        ("lora", [{"path": "/nowhere/adapter.gguf"}], "not the full path of an adapter"),
     ],
 )
 def test_what_cannot_be_loaded_is_refused_by_name(modest, pair, field, value, reason):

@@ -516,8 +516,8 @@ def test_what_an_engine_cannot_do_is_refused_by_name_and_left_out_of_defaults(ca
                 assert caught.value.param == "mlock"
                 loaded = await serving.load(model)
                 assert (loaded.context_length, loaded.config) == (256, LoadConfig(context_length=256))
-            for path in (tmp_path, tmp_path / "absent.gguf", model.path.relative_to(tmp_path)):
-                with pytest.raises(RequestError, match="not the full path of a file") as caught:
+            for path in (tmp_path / "absent.gguf", model.path.relative_to(tmp_path)):
+                with pytest.raises(RequestError, match="not the full path of an adapter") as caught:
                     await serving.load(model, config=LoadConfig(lora=(LoraAdapter(path),)))
                 assert caught.value.param == "lora"
             assert (await serving.load(model)).load_s == loaded.load_s

@@ -9,7 +9,9 @@ import sys
 import psutil
 import pytest
 
-FEATURES = {"generate", "draft", "embed", "tokenize", "logprobs", "grammar", "lookup", "overflow", "lora"}
+FEATURES = {
+    *("generate", "draft", "embed", "tokenize", "logprobs", "grammar", "lookup", "overflow", "lora", "lora_folder"),
+}
 GREEDY = {"temperature": 0}
 STOP_REASONS = {"eosFound", "stopStringFound", "maxPredictedTokensReached", "contextLengthReached", "userStopped"}
 

@@ -41,8 +41,8 @@ def check_config(model: Model, config: LoadConfig) -> None:
             param="context_length",
         )
     for adapter in config.lora or ():
-        if not adapter.path.is_absolute() or not adapter.path.is_file():
-            raise RequestError(f"{str(adapter.path)!r} is not the full path of a file", param="lora")
+        if not adapter.path.is_absolute() or not adapter.path.exists():
+            raise RequestError(f"{str(adapter.path)!r} is not the full path of an adapter", param="lora")
 
 
 def check_options(info: WorkerInfo, model: Model, config: LoadConfig) -> None:
@@ -56,6 +56,13 @@ def check_options(info: WorkerInfo, model: Model, config: LoadConfig) -> None:
             )
         if name in _GENERATING and model.facts.kind is ModelKind.EMBEDDINGS:
             raise RequestError(f"{model.id} makes embeddings, one text at a time: {name} has no use", param=name)
+    wanted = "folder" if "lora_folder" in info.features else "file"
+    for adapter in config.lora or ():
+        given = "folder" if adapter.path.is_dir() else "file"
+        if given != wanted:
+            raise RequestError(
+                f"{str(adapter.path)!r} is a {given}; for {info.engine} an adapter is a {wanted}", param="lora"
+            )
 
 
 def fitting(defaults: LoadConfig, info: WorkerInfo, model: Model) -> LoadConfig:
