@@ -36,7 +36,11 @@ from typing import ClassVar
 
 
 class PacelineError(Exception):
-    """Base of the tree. `str(error)` is the message alone; callers print `help` on a line of its own."""
+    """Base of the tree. `str(error)` is the message alone; callers print `help` on a line of its own.
+
+    `exit_status` is that of a command which the error ends: 2 for wrong usage, 3 where nothing matches or nothing that
+    does runs here, and 1 for all else.
+    """
 
     code: ClassVar[str] = "paceline_error"
     exit_status: ClassVar[int] = 1
@@ -55,6 +59,7 @@ class UsageError(PacelineError):
 
 class NotFoundError(PacelineError):
     code = "not_found"
+    exit_status = 3
 
 
 class AmbiguousError(PacelineError):
@@ -75,6 +80,7 @@ class InstallError(PacelineError):
 
 class IncompatibleError(InstallError):
     code = "incompatible"
+    exit_status = 3
 
 
 class UnpinnedError(InstallError):

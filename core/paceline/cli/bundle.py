@@ -10,7 +10,6 @@ import click
 
 from paceline import network, paths
 from paceline.cli import output
-from paceline.cli.matching import nothing_fits_is_3
 from paceline.errors import AmbiguousError, IncompatibleError, NotFoundError, UsageError
 from paceline.store import Store
 
@@ -48,8 +47,7 @@ def create(
     for python in pythons:
         if not python.startswith("3.") or not python[2:].isdigit():
             raise UsageError(f"{python!r} is no version of Python", help="give it as `--python 3.12`")
-    with nothing_fits_is_3():
-        releases = list({r.id: r for r in (_release(query, for_platform) for query in queries)}.values())
+    releases = list({r.id: r for r in (_release(query, for_platform) for query in queries)}.values())
     with shown() as progress:
         made = write(releases, file, pythons or (_python(),), paths.cache(), progress)
     described = {"file": file, "size_bytes": file.stat().st_size, "sha256": _sha256(file), **_described(made, {})}
@@ -94,8 +92,7 @@ def install(file: Path, allow_incompatible: bool, as_json: bool) -> None:
     network.go_offline()
     found = read_bundle(file)
     found.check()
-    with nothing_fits_is_3():
-        releases = _that_run_here(found, allow_incompatible)
+    releases = _that_run_here(found, allow_incompatible)
     loaded, store = plugins.load(), Store(paths.home())
     done = []
     for release in releases:

@@ -8,7 +8,6 @@ import click
 
 from paceline import paths
 from paceline.cli import output
-from paceline.cli.matching import nothing_fits_is_3
 from paceline.store import Store
 
 
@@ -31,12 +30,11 @@ def link(name: str, path: Path, engine: str | None, as_json: bool) -> None:
     from paceline.manager.linking import link as make_link
 
     store, loaded = Store(paths.home()), plugins.load()
-    with nothing_fits_is_3():
-        if engine is not None:
-            loaded.engine(engine)
-        taken = {release.name for release in inventory.known(store, loaded).releases}
-        with shown() as progress:
-            linked = make_link(name, path, store, loaded.engines, progress, engine=engine, taken=taken)
+    if engine is not None:
+        loaded.engine(engine)
+    taken = {release.name for release in inventory.known(store, loaded).releases}
+    with shown() as progress:
+        linked = make_link(name, path, store, loaded.engines, progress, engine=engine, taken=taken)
     version = store.manifest(linked)["linked"]["version"]
     selected = store.selection().formats_of(linked.id)
     if as_json:

@@ -13,7 +13,6 @@ import click
 from paceline import paths
 from paceline.cli import output
 from paceline.cli.linking import link
-from paceline.cli.matching import nothing_fits_is_3
 from paceline.cli.selecting import hold, pin, rollback, select, unhold, unpin, unselect
 from paceline.cli.survey import survey
 from paceline.cli.update import update
@@ -112,21 +111,20 @@ def get(
     store = Store(paths.home())
     with ExitStack() as kept:
         wheel = None
-        with nothing_fits_is_3():
-            ranked = inventory.ranked(store, loaded, query, tell=_note)
-            if source is not None:
-                ranked, wheel = kept.enter_context(taken_from(source, ranked))
-            if as_list:
-                _print_list(ranked, store, as_json)
-                return
-            held = () if query and "@" in query else store.selection().holds
-            try:
-                choice = choose(ranked, allow_incompatible=allow_incompatible, allow_unpinned=allow_unpinned, held=held)
-            except UnpinnedError as error:
-                if dry_run or as_json or not _accepts(error):
-                    raise
-                allow_unpinned = True
-                choice = choose(ranked, allow_incompatible=allow_incompatible, allow_unpinned=True, held=held)
+        ranked = inventory.ranked(store, loaded, query, tell=_note)
+        if source is not None:
+            ranked, wheel = kept.enter_context(taken_from(source, ranked))
+        if as_list:
+            _print_list(ranked, store, as_json)
+            return
+        held = () if query and "@" in query else store.selection().holds
+        try:
+            choice = choose(ranked, allow_incompatible=allow_incompatible, allow_unpinned=allow_unpinned, held=held)
+        except UnpinnedError as error:
+            if dry_run or as_json or not _accepts(error):
+                raise
+            allow_unpinned = True
+            choice = choose(ranked, allow_incompatible=allow_incompatible, allow_unpinned=True, held=held)
         release = choice.release
         for remark in choice.remarks:
             click.echo(remark, err=True)
@@ -141,9 +139,8 @@ def install_best(loaded: Plugins, store: Store, model_format: str) -> Runtime:
     """Install the best release for this machine that serves `model_format`, showing its progress."""
     from paceline.manager.policy import choose
 
-    with nothing_fits_is_3():
-        ranked = [(r, v) for r, v in inventory.ranked(store, loaded, tell=_note) if model_format in r.formats]
-        choice = choose(ranked, held=store.selection().holds)
+    ranked = [(r, v) for r, v in inventory.ranked(store, loaded, tell=_note) if model_format in r.formats]
+    choice = choose(ranked, held=store.selection().holds)
     for remark in choice.remarks:
         click.echo(remark, err=True)
     plan = _plan(choice.release, store)

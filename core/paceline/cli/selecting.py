@@ -8,7 +8,6 @@ import click
 
 from paceline import paths
 from paceline.cli import output
-from paceline.cli.matching import nothing_fits_is_3
 from paceline.errors import AmbiguousError, NotFoundError, UsageError
 from paceline.manager import inventory
 from paceline.store import Store
@@ -33,20 +32,19 @@ def select(query: str | None, latest: bool, model: str | None, dry_run: bool, as
     `--latest` passes over versions that are held or broken and, without QUERY, leaves pinned selections.
     """
     store = Store(paths.home())
-    with nothing_fits_is_3():
-        if query is None:
-            if not latest or model is not None:
-                raise UsageError("a QUERY is missing", help="name a runtime: `paceline runtime ls` lists them")
-            _select_latest(store, dry_run, as_json)
-            return
-        chosen = _newest(store, query) if latest else store.get(query)
-        if model is not None:
-            _select_for_model(store, chosen, model, dry_run, as_json)
-            return
-        before = store.selection()
-        changes = tuple(f for f in chosen.formats if before.formats.get(f) != chosen.id)
-        if not dry_run:
-            changes = store.select(chosen)
+    if query is None:
+        if not latest or model is not None:
+            raise UsageError("a QUERY is missing", help="name a runtime: `paceline runtime ls` lists them")
+        _select_latest(store, dry_run, as_json)
+        return
+    chosen = _newest(store, query) if latest else store.get(query)
+    if model is not None:
+        _select_for_model(store, chosen, model, dry_run, as_json)
+        return
+    before = store.selection()
+    changes = tuple(f for f in chosen.formats if before.formats.get(f) != chosen.id)
+    if not dry_run:
+        changes = store.select(chosen)
     if as_json:
         output.as_json_text({"runtime": chosen.id, "selected": changes, "dry_run": dry_run})
         return
@@ -68,10 +66,9 @@ def unselect(model_format: str | None, model: str | None, dry_run: bool, as_json
     chosen = store.selection()
     name = model if model is not None else str(model_format).lower()
     taken = (chosen.models if model is not None else chosen.formats).get(name)
-    with nothing_fits_is_3():
-        if taken is None:
-            what = f"model {name} has no runtime of its own" if model is not None else f"nothing is selected for {name}"
-            raise NotFoundError(what, help="`paceline runtime ls --json` shows what is selected")
+    if taken is None:
+        what = f"model {name} has no runtime of its own" if model is not None else f"nothing is selected for {name}"
+        raise NotFoundError(what, help="`paceline runtime ls --json` shows what is selected")
     if not dry_run:
         store.unselect_model(name) if model is not None else store.unselect(name)
     if as_json:
@@ -93,8 +90,7 @@ def rollback(model_format: str | None, dry_run: bool, as_json: bool) -> None:
     store = Store(paths.home())
     wanted = model_format.lower() if model_format is not None else None
     before = store.selection().formats
-    with nothing_fits_is_3():
-        found = store.rollback_targets(wanted) if dry_run else store.rollback(wanted)
+    found = store.rollback_targets(wanted) if dry_run else store.rollback(wanted)
     _print_moves(before, found, "Would return" if dry_run else "Returned", dry_run, as_json)
 
 
@@ -112,8 +108,7 @@ def _command(
     @output.json_option
     def command(query: str, dry_run: bool, as_json: bool) -> None:
         store = Store(paths.home())
-        with nothing_fits_is_3():
-            found = find(store, query)
+        found = find(store, query)
         if not dry_run:
             change(store, found)
         if as_json:

@@ -6,7 +6,6 @@ import click
 
 from paceline import paths
 from paceline.cli import output
-from paceline.cli.matching import nothing_fits_is_3
 from paceline.errors import NotFoundError
 from paceline.store import Store
 
@@ -33,11 +32,10 @@ def survey(query: str | None, refresh: bool, as_json: bool) -> None:
     matching = queries.select(query, releases) if query else releases
     installed = queries.select(query, store.runtimes()) if query else store.runtimes()
     if query and not (matching or installed):
-        with nothing_fits_is_3():
-            raise NotFoundError(
-                f"no release and no installed runtime matches {query!r}",
-                help="`paceline runtime get --list` shows every release",
-            )
+        raise NotFoundError(
+            f"no release and no installed runtime matches {query!r}",
+            help="`paceline runtime get --list` shows every release",
+        )
     facts = known_survey(refresh=refresh)
     ranked = rank(matching, facts)
     seen = [

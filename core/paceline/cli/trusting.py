@@ -10,7 +10,6 @@ import click
 
 from paceline import paths
 from paceline.cli import output
-from paceline.cli.matching import nothing_fits_is_3
 from paceline.errors import RegistryError
 
 if TYPE_CHECKING:
@@ -85,8 +84,7 @@ def refresh(names: tuple[str, ...], as_json: bool) -> int:
     from paceline.registry import trust as trusting
 
     home = paths.home()
-    with nothing_fits_is_3():
-        wanted = [trusting.get_trusted(home, name) for name in names] if names else trusting.trusted(home)
+    wanted = [trusting.get_trusted(home, name) for name in names] if names else trusting.trusted(home)
     outcomes = [signed.refresh(registry) for registry in wanted]
     if as_json:
         output.as_json_text(outcomes)
@@ -106,8 +104,7 @@ def remove(name: str, as_json: bool) -> None:
     """Trust a registry no longer. What was installed from it stays."""
     from paceline.registry import trust as trusting
 
-    with nothing_fits_is_3():
-        trusting.forget(paths.home(), name)
+    trusting.forget(paths.home(), name)
     if as_json:
         output.as_json_text({"removed": name})
     else:

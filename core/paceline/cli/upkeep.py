@@ -8,7 +8,6 @@ import click
 
 from paceline import paths
 from paceline.cli import output
-from paceline.cli.matching import nothing_fits_is_3
 from paceline.manager import inventory
 from paceline.store import Store
 
@@ -23,8 +22,7 @@ def verify(query: str | None, quick: bool, as_json: bool) -> None:
     from paceline.store import health
 
     store = Store(paths.home())
-    with nothing_fits_is_3():
-        names = inventory.installed_names(store, query)
+    names = inventory.installed_names(store, query)
     found = {name: (health.quick if quick else health.full)(store.folder / name) for name in names}
     if as_json:
         output.as_json_text([{"id": name, **output.plain(state)} for name, state in found.items()])
@@ -54,8 +52,7 @@ def repair(query: str | None, dry_run: bool, as_json: bool) -> None:
     from paceline.store import health
 
     store = Store(paths.home())
-    with nothing_fits_is_3():
-        names = to_mend(store, query)
+    names = to_mend(store, query)
     damaged = [name for name in names if not health.full(store.folder / name).ok]
     if damaged and not dry_run:
         loaded = plugins.load()
@@ -84,8 +81,7 @@ def remove(query: str, force: bool, dry_run: bool, as_json: bool) -> None:
         if not dry_run:
             store.remove_incomplete(name, force=force)
     else:
-        with nothing_fits_is_3():
-            chosen = store.get(query)
+        chosen = store.get(query)
         name, size, linked = chosen.id, store.manifest(chosen).get("size_bytes"), chosen.linked
         if not dry_run:
             store.remove(chosen, force=force)
