@@ -44,7 +44,12 @@ class _LazyGroup(click.Group):
             formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
 
 
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 nothing matches, or nothing that runs here, 130 cancelled. "
+    "Where a command has others, its help says so.",
+)
 @click.version_option(paceline.__version__, prog_name="paceline")
 @click.option("--offline", is_flag=True, help="Send no request from this machine (PACELINE_OFFLINE=1 does the same).")
 def cli(offline: bool) -> None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from paceline.types import Runtime
 
+_DONE = {"pin": "Pinned", "unpin": "No longer pinned:", "hold": "Held", "unhold": "No longer held:"}
+
 _dry_run = click.option("--dry-run", is_flag=True, help="Say what would change and change nothing.")
 
 
@@ -114,7 +116,7 @@ def _command(
         if as_json:
             output.as_json_text({"runtime": found, "change": name, "dry_run": dry_run})
         else:
-            click.echo(f"Would {name} {found}" if dry_run else f"{name}: {found}")
+            click.echo(f"Would {name} {found}" if dry_run else f"{_DONE[name]} {found}")
 
     return command
 

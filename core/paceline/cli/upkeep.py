@@ -27,6 +27,8 @@ def verify(query: str | None, quick: bool, as_json: bool) -> None:
     if as_json:
         output.as_json_text([{"id": name, **output.plain(state)} for name, state in found.items()])
     else:
+        if not found:
+            click.echo("no runtime is installed")
         for name, state in found.items():
             click.echo(f"{name}: {'whole' if state.ok else state.state}")
             for problem in state.problems:
@@ -62,6 +64,8 @@ def repair(query: str | None, dry_run: bool, as_json: bool) -> None:
     if as_json:
         output.as_json_text({"whole": [n for n in names if n not in damaged], "repaired": damaged, "dry_run": dry_run})
         return
+    if not names:
+        click.echo("no runtime is installed")
     for name in names:
         done = "is whole" if name not in damaged else "would be repaired" if dry_run else "repaired"
         click.echo(f"{name}: {done}")
