@@ -29,12 +29,15 @@ from client import Run, ask_all
 from contenders import LLAMA_SERVER, PACELINE, Contender, contenders, server_of
 from growth_models import long_pair, vocabulary_pair
 from heavy_pair import QUANTIZATIONS, sample_main
-from machine import OtherWork, describe_machine, wait_for_quiet
-from paceline.errors import PacelineError, UsageError
+from machine import OtherWork, describe_machine, measured_code, wait_for_quiet
+from paceline.errors import PacelineError
 from prompts import CODE, chat_prompt
 from report import percentile
-from sitting import end_cleanly, keep, turned
+from sitting import end_cleanly, gone_on, in_minutes, keep, turned
 from worker import Worker, selected_runtime, worker_spec
+
+ASKED_BY = ("client", "contenders", "enlarge", "growth", "growth_models", "heavy_pair", "peer", "prompts", "servers")
+"""The modules whose change means other figures."""
 
 _ROOM = 512
 """Tokens of context beside the prompt: for the answer, and for prompts that are tokenized again a little longer."""
@@ -118,19 +121,16 @@ def points(options: argparse.Namespace) -> Iterator[Point]:
 def measure(options: argparse.Namespace) -> list[Taken]:
     """What the options ask for and the file does not hold yet, until the budget is spent."""
     started = time.monotonic()
-    head = {
-        "measures": "growth",
-        "machine": describe_machine(),
-        "peer": peer.version(),
-        "measured_with": {name: getattr(options, name) for name in ("prompts", "warm_up")},
-    }
-    taken = _resumed(options.json, head)
+    head, earlier = gone_on(options.json, _head(options))
+    taken = [Taken.from_json(value) for value in earlier.get("records", [])]
     known = {(t.point, t.repeat) for t in taken}
-    for repeat, point in itertools.product(range(options.repeats), list(points(options))):
-        if (point, repeat) in known:
-            continue
-        if options.budget is not None and time.monotonic() - started > 60 * options.budget:
-            print(f"{len(known)} points are measured; the budget is spent", file=sys.stderr)
+    order = [(repeat, point) for repeat in range(options.repeats) for point in points(options)]
+    left = [(repeat, point) for repeat, point in order if (point, repeat) not in known]
+    while left:
+        repeat, point = left.pop(0)
+        spent = time.monotonic() - started
+        if options.budget is not None and spent > 60 * options.budget:
+            print(f"{len(left) + 1} of {len(order)} points are left; the budget is spent", file=sys.stderr)
             break
         field = contenders(options.contenders or AXES[point.axis].contenders)
         for contender in turned(field, repeat):
@@ -138,10 +138,23 @@ def measure(options: argparse.Namespace) -> list[Taken]:
             run = taken[-1].run
             said = f"{run.tokens_per_second:.2f} tokens/s, first token {1e3 * _first_token(run):.0f} ms"
             print(f"{point}, repeat {repeat}, {contender.name}: {said}", file=sys.stderr, flush=True)
-        known.add((point, repeat))
+        took = in_minutes(time.monotonic() - started - spent)
+        print(f"{len(order) - len(left)} of {len(order)} points; this one took {took}", file=sys.stderr)
         if options.json:
             keep(options.json, {**head, "records": [asdict(t) for t in taken]})
     return taken
+
+
+def _head(options: argparse.Namespace) -> dict[str, Any]:
+    """What all figures of one file have in common."""
+    asked = {name: getattr(options, name) for name in ("prompts", "warm_up", "learning", "contenders")}
+    return {
+        "measures": "growth",
+        "machine": describe_machine(),
+        "code": measured_code(ASKED_BY),
+        "peer": peer.version(),
+        "measured_with": asked,
+    }
 
 
 def read(path: Path) -> list[Taken]:
@@ -252,19 +265,6 @@ def _long_prompt(tokens: int, number: int) -> str:
         found = worker.call("tokenize", text=text)["tokens"]
         said: str = worker.call("detokenize", tokens=found[:tokens])["text"]
     return said
-
-
-def _resumed(path: Path | None, head: Mapping[str, Any]) -> list[Taken]:
-    """Raises UsageError for a file whose figures were taken in another way."""
-    if path is None or not path.exists():
-        return []
-    earlier = json.loads(path.read_text())
-    other = [name for name in ("measures", "peer", "measured_with") if earlier.get(name) != head[name]]
-    if earlier["machine"].get("paceline") != head["machine"]["paceline"]:
-        other.append("paceline")
-    if other:
-        raise UsageError(f"{path} was measured with other {', '.join(other)}", help="give another file to --json")
-    return read(path)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -51,28 +51,28 @@ def direct(model: Path, requests: int, tokens: int) -> Cost:
     with Worker(spec) as worker:
         worker.call("initialize", protocol=1)
         worker.call("load", role="main", path=str(model))
-        first = [worker.generate(_line(1), max_tokens=1).arrivals[0] for _ in range(requests)]
-        long = [worker.generate(_line(tokens), max_tokens=tokens) for _ in range(max(5, requests // 20))]
+        first = [worker.generate(line(1), max_tokens=1).arrivals[0] for _ in range(requests)]
+        long = [worker.generate(line(tokens), max_tokens=tokens) for _ in range(max(5, requests // 20))]
         return Cost(tuple(first), tuple((a.arrivals[-1] - a.arrivals[0]) / (len(a.tokens) - 1) for a in long))
 
 
 def relayed(model: Path, environment: Mapping[str, str], requests: int, tokens: int) -> dict[str, Cost]:
     """The same worker behind the API, by kind of request."""
-    with paceline(environment=dict(environment)) as url, _Connection(url) as connection:
+    with paceline(environment=dict(environment)) as url, Connection(url) as connection:
         return {
             kind: _asked(connection, path, {"model": model.stem}, field, requests, tokens)
-            for kind, (path, field) in _ROUTES.items()
+            for kind, (path, field) in ROUTES.items()
         }
 
 
-_ROUTES = {
+ROUTES: dict[str, tuple[str, Callable[[str], Mapping[str, Any]]]] = {
     "completion": ("/v1/completions", lambda line: {"prompt": line}),
     "chat": ("/v1/chat/completions", lambda line: {"messages": [{"role": "user", "content": line}]}),
 }
 
 
 def _asked(
-    connection: _Connection,
+    connection: Connection,
     path: str,
     body: Mapping[str, Any],
     field: Callable[[str], Mapping[str, Any]],
@@ -80,7 +80,7 @@ def _asked(
     tokens: int,
 ) -> Cost:
     def arrivals(n: int) -> list[float]:
-        return connection.stream(path, {**body, **field(_line(n)), "max_tokens": n, "stream": True})
+        return connection.stream(path, {**body, **field(line(n)), "max_tokens": n, "stream": True})
 
     arrivals(1)  # loads the model
     first = tuple(arrivals(1)[0] for _ in range(requests))
@@ -88,8 +88,8 @@ def _asked(
     return Cost(first, tuple((a[-1] - a[0]) / (tokens - 1) for a in long))
 
 
-class _Connection:
-    """One HTTP connection that is kept."""
+class Connection:
+    """One HTTP connection that is kept: a bare socket."""
 
     def __init__(self, url: str) -> None:
         place = urlsplit(url)
@@ -114,29 +114,30 @@ class _Connection:
                 arrivals.append(now)
         return arrivals
 
-    def __enter__(self) -> _Connection:
+    def __enter__(self) -> Connection:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._socket.close()
 
 
-def _line(tokens: int) -> str:
+def line(tokens: int) -> str:
     """A line that the echo engine repeats in so many tokens at least."""
     return "".join(_WORDS[i % len(_WORDS)] for i in range(tokens))
 
 
-def _prepare(folder: Path) -> tuple[Path, dict[str, str]]:
-    """A home with the echo runtime and its model; the model and the environment of a host that has the plugin."""
-    metadata = folder / "plugin" / "paceline_echo-1.0.0.dist-info"
+def prepare(folder: Path, plugin: str = "paceline_echo", *roots: Path) -> tuple[Path, dict[str, str]]:
+    """A home with the echo runtime and its model; the model and the environment of a host that has the plugin, whose
+    module lies in one of the `roots` unless it is the echo engine's own."""
+    metadata = folder / "plugin" / f"{plugin}-1.0.0.dist-info"
     metadata.mkdir(parents=True)
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: paceline-echo\nVersion: 1.0.0\n")
-    (metadata / "entry_points.txt").write_text("[paceline]\necho = paceline_echo\n")
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {plugin}\nVersion: 1.0.0\n")
+    (metadata / "entry_points.txt").write_text(f"[paceline]\necho = {plugin}\n")
     model = folder / "models" / "birds" / "parrot" / "parrot.echo"
     model.parent.mkdir(parents=True)
     facts = {"name": "parrot", "parameters": 2000, "context_length": 100_000, "vocabulary": _WORDS}
     model.write_text(json.dumps(facts))
-    path = os.pathsep.join([str(metadata.parent), str(_ECHO), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(metadata.parent), *map(str, roots), str(_ECHO), os.environ.get("PYTHONPATH", "")])
     environment = {
         "PACELINE_HOME": str(folder / "home"),
         "PACELINE_CACHE": str(folder / "cache"),
@@ -158,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"- {name}: {value}")
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        model, environment = _prepare(Path(folder))
+        model, environment = prepare(Path(folder))
         pairs = [
             (
                 direct(model, options.requests, options.tokens),
@@ -167,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for _ in range(options.repeats)
         ]
     print("\n| | worker alone | through the API | the host adds |\n| --- | --- | --- | --- |")
-    for kind in _ROUTES:
+    for kind in ROUTES:
         for name, share in (("p50", 0.5), ("p99", 0.99)):
             alone = median(percentile(d.first, share) for d, _ in pairs) * 1e3
             served = median(percentile(r[kind].first, share) for _, r in pairs) * 1e3

@@ -4,35 +4,47 @@
     python benchmarks/run.py --engine mlx --quick    the same beside mlx_lm.server
     python benchmarks/run.py                         the whole matrix; many hours on a small machine
     python benchmarks/run.py --budget 60 --json a.json      an hour of it, the most important first; again: goes on
+    python benchmarks/run.py --sweep --repeats 1 --prompts 2 --max-tokens 32 --contenders …    every cell once, cheaply
     python benchmarks/run.py --streams 8 --quantizations Q8_0 --contenders paceline llama-server
     python benchmarks/run.py --tables a.json b.json  the tables of earlier sittings
 
-Every repeat starts each contender's server anew, one at a time, so that no server computes while another is measured.
+Contenders take turns in each cell; one server at a time computes (session.py says how long each of them lives).
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from client import ask_all
-from contenders import PACELINE, Contender, Models, contenders
+from contenders import PACELINE, Contender, contenders
 from engines import ENGINES, STREAMS, TEMPERATURES, Engine
-from machine import OtherWork, describe_machine, wait_for_quiet
-from paceline.errors import PacelineError, UsageError
-from prompts import KINDS, chat_prompt
-from report import Cell, Record, coverage, tables, verdict_table
-from sitting import Round, end_cleanly, expected_s, field_of, keep, rounds, turned
+from machine import describe_machine, measured_code
+from paceline.errors import PacelineError
+from prompts import KINDS
+from report import Record, coverage, tables, verdict_table
+from session import Asking, Life, Quiet, Servers
+from sitting import Round, Taken, end_cleanly, expected_s, field_of, gone_on, in_minutes, keep, rounds, turned
 
-_UNUSED = 10_000
-"""Prompts from this one on are for warming up."""
+ASKED_BY = (
+    "client",
+    "contenders",
+    "engines",
+    "enlarge",
+    "heavy_pair",
+    "mlx_pair",
+    "mlx_peer",
+    "peer",
+    "prompts",
+    "servers",
+    "session",
+)
+"""The modules whose change means other figures."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,6 +92,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--contenders", nargs="+", help="names as contenders.py has them; `grid` is the peer's whole grid"
     )
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--sweep", action="store_true", help="begin with every cell once, starting as few servers as can be"
+    )
     parser.add_argument("--budget", type=float, metavar="MINUTES", help="begin no round that would end later")
     parser.add_argument(
         "--finalists", type=int, default=2, help="after the second repeat, the peer's fastest settings a cell; 0: all"
@@ -115,119 +130,62 @@ def _sit(options: argparse.Namespace) -> list[Record]:
     started = time.monotonic()
     engine = ENGINES[options.engine]
     field = contenders(options.contenders, engine.peer)
-    head = _head(options, engine, field)
-    records, done = _resumed(options.json, head)
-    for name, value in {**head["machine"], "peer": head["peer"]}.items():
+    asking = Asking(options.prompts, options.max_tokens, options.warm_up, options.learning, options.temperatures)
+    head, earlier = gone_on(options.json, _head(options, engine, field, asking))
+    records = [Record.from_json(value) for value in earlier.get("records", [])]
+    taken = [Taken.from_json(value) for value in earlier.get("rounds", [])]
+    for name, value in {**head["machine"], "peer": head["peer"], "code": head["code"]}.items():
         print(f"- {name}: {value}")
     print()
     repeats = range(options.first_repeat, options.first_repeat + options.repeats)
-    order = rounds(options.quantizations, options.kinds, options.streams, repeats)
-    taken: list[tuple[Round, int, float]] = []
-    for place, each in enumerate(order, 1):
-        if asdict(each) in done:
-            continue
-        taking_part = turned(field_of(each, field, records, options.finalists), each.repeat)
-        expected = expected_s(each, len(taking_part), taken)
-        spent = time.monotonic() - started
-        if options.budget is not None and spent + (expected or 0.0) > 60 * options.budget:
-            print(f"{len(done)} of {len(order)} rounds are measured; the next does not fit the budget", file=sys.stderr)
-            break
-        about = "" if expected is None else f", about {expected / 60:.0f} minutes"
-        print(f"round {place} of {len(order)}: {each}, {len(taking_part)} contenders{about}", file=sys.stderr)
-        records += _round(each, taking_part, engine, options)
-        taken.append((each, len(taking_part), time.monotonic() - started - spent))
-        done.append(asdict(each))
-        if options.json:
-            keep(options.json, {**head, "rounds": done, "records": [r.to_json() for r in records]})
+    order = rounds(options.quantizations, options.kinds, options.streams, repeats, sweep=options.sweep)
+    left = [each for each in order if each not in {t.round for t in taken}]
+    with Servers(asking) as servers:
+        while left:
+            each = left[0]
+            taking_part = turned(field_of(each, field, records, options.finalists), each.repeat)
+            expected = expected_s(each, len(taking_part), taken)
+            spent = time.monotonic() - started
+            if options.budget is not None and spent + (expected or 0.0) > 60 * options.budget:
+                print(f"{len(left)} of {len(order)} rounds are left; the next does not fit the budget", file=sys.stderr)
+                break
+            print(f"{each}: {len(taking_part)} contenders, {in_minutes(expected)}", file=sys.stderr)
+            records += _round(each, taking_part, engine, servers, options)
+            taken.append(Taken(each, len(taking_part), time.monotonic() - started - spent))
+            left.pop(0)
+            todo = in_minutes(sum(expected_s(r, len(taking_part), taken) or 0.0 for r in left))
+            print(f"{len(order) - len(left)} of {len(order)} rounds, the rest {todo}", file=sys.stderr)
+            if options.json:
+                kept = {"rounds": [t.to_json() for t in taken], "records": [r.to_json() for r in records]}
+                keep(options.json, {**head, **kept})
     return records
 
 
-def _round(each: Round, field: Sequence[Contender], engine: Engine, options: argparse.Namespace) -> list[Record]:
-    models = engine.models(each.quantization, each.kind == "adversarial")
-    cells = each.cells(options.temperatures)
+def _round(
+    each: Round, field: Sequence[Contender], engine: Engine, servers: Servers, options: argparse.Namespace
+) -> list[Record]:
+    quiet = Quiet(options.noise, options.patience, options.retries)
+    life = Life(engine.models(each.quantization, each.kind == "adversarial"), each.streams, each.repeat)
+    servers.keep(field, life)
     records = []
-    for contender in field:
-        records += _undisturbed(contender, models, cells, each.repeat, options)
-        for record in records[-len(cells) :]:
-            print(_say(record), file=sys.stderr, flush=True)
+    for place, cell in enumerate(each.cells(options.temperatures)):
+        for contender in turned(field, place):
+            records.append(servers.run(contender, cell, life, quiet))
+            print(_say(records[-1]), file=sys.stderr, flush=True)
     return records
 
 
-def _head(options: argparse.Namespace, engine: Engine, field: Sequence[Contender]) -> dict[str, Any]:
+def _head(options: argparse.Namespace, engine: Engine, field: Sequence[Contender], asking: Asking) -> dict[str, Any]:
     """What all figures of one file have in common."""
-    measures = ("prompts", "max_tokens", "warm_up", "learning", "temperatures")
     return {
         "measures": "matrix",
         "engine": options.engine,
         "machine": describe_machine(),
+        "code": measured_code(ASKED_BY),
         "peer": engine.version() if any(c.server == engine.peer for c in field) else "none",
-        "measured_with": {name: getattr(options, name) for name in measures},
+        "measured_with": asdict(asking),
         "contenders": [c.name for c in field],
     }
-
-
-def _resumed(path: Path | None, head: Mapping[str, Any]) -> tuple[list[Record], list[dict[str, Any]]]:
-    """The records of an earlier sitting's whole rounds and those rounds; a round that was broken off is done again.
-
-    Raises UsageError when the file's figures were taken with other code or in another way.
-    """
-    if path is None or not path.exists():
-        return [], []
-    earlier = json.loads(path.read_text())
-    other = [name for name in ("engine", "measured_with", "contenders", "peer") if earlier.get(name) != head[name]]
-    if earlier["machine"].get("paceline") != head["machine"]["paceline"]:
-        other.append("paceline")
-    if other:
-        raise UsageError(f"{path} was measured with other {', '.join(other)}", help="give another file to --json")
-    return read(path), earlier["rounds"]
-
-
-def _undisturbed(
-    contender: Contender, models: Models, cells: Sequence[Cell], repeat: int, options: argparse.Namespace
-) -> list[Record]:
-    """The session, done again while others disturb it; the least disturbed one when patience ends."""
-    attempts = []
-    for _ in range(1 + options.retries):
-        attempts.append(list(_session(contender, models, cells, repeat, options)))
-        if _disturbance(attempts[-1]) <= options.noise:
-            break
-    return min(attempts, key=_disturbance)
-
-
-def _disturbance(records: Sequence[Record]) -> float:
-    return max(record.other_cores for record in records)
-
-
-def _session(
-    contender: Contender, models: Models, cells: Sequence[Cell], repeat: int, options: argparse.Namespace
-) -> Iterator[Record]:
-    """One server's life: it starts, answers some requests that do not count, and then each cell's."""
-    with contender.running(models, cells[0].streams) as url:
-        body = {**contender.body(models), "max_tokens": options.max_tokens}
-        _warm_up(url, body, cells[0], options.learning if contender.learns else options.warm_up)
-        for index, cell in enumerate(cells):
-            count = max(options.prompts, cell.streams)
-            # Prompts of its own for every cell: a server that has seen one would not compute it again.
-            prompts = [chat_prompt(text) for text in _some(KINDS[cell.kind], count, first=index * count)]
-            wait_for_quiet(options.noise, options.patience)
-            others = OtherWork()
-            run = asyncio.run(ask_all(url, prompts, {**body, "temperature": cell.temperature}, cell.streams))
-            yield Record(cell, contender.name, repeat, run, others.cores())
-
-
-def _warm_up(url: str, body: dict[str, Any], cell: Cell, tokens: int) -> None:
-    """Ask until so many tokens were generated; for what no run asks."""
-    index = _UNUSED
-    while tokens > 0:
-        prompts = [chat_prompt(text) for text in _some(KINDS[cell.kind], 1, first=index)]
-        run = asyncio.run(ask_all(url, prompts, {**body, "temperature": cell.temperature}, 1))
-        tokens, index = tokens - max(1, run.tokens), index + 1
-
-
-def _some(requests: Sequence[str], count: int, *, first: int) -> list[str]:
-    """So many requests from the `first` on; when all are used up they come again, with a number, as other prompts."""
-    rounds = [divmod(i, len(requests)) for i in range(first, first + count)]
-    return [f"{requests[i]} ({again})" if again else requests[i] for again, i in rounds]
 
 
 def _say(record: Record) -> str:

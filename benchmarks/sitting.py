@@ -1,9 +1,11 @@
-"""In which order a matrix is measured, so that a sitting that ends early has measured what matters most.
+"""In which order a matrix is measured, so that a sitting that ends early has measured what matters most, and how the
+next one goes on.
 
-A round is one block of cells (a quantization, a kind of prompts, a number of streams; all temperatures) in one repeat:
-what is compared was measured within minutes. First come a few blocks that have, together, every value of every
-dimension. Then values are as important as they come early in their option, and a repeat counts as one place: the most
-important block is repeated before the least important one is measured at all.
+A round is one block of cells (a quantization, a kind of prompts, a number of streams; all temperatures) in one repeat.
+First come a few blocks that have, together, every value of every dimension. Then values are as important as they come
+early in their option, and a repeat counts as one place: the most important block is repeated before the least important
+one is measured at all. A sweep has every block once before any is repeated, and those that the same servers can answer
+one after the other.
 """
 
 from __future__ import annotations
@@ -14,12 +16,13 @@ import signal
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from contenders import PACELINE, Contender
+from paceline.errors import UsageError
 from report import Cell, Record
 
 
@@ -45,10 +48,37 @@ class Round:
         return mine == (cell.quantization, cell.kind, cell.streams, record.repeat)
 
 
+@dataclass(frozen=True)
+class Taken:
+    """What a round took with so many contenders."""
+
+    round: Round
+    contenders: int
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Taken:
+        return cls(Round(**value["round"]), value["contenders"], value["seconds"])
+
+
 def rounds(
-    quantizations: Sequence[str], kinds: Sequence[str], streams: Sequence[int], repeats: Sequence[int]
+    quantizations: Sequence[str],
+    kinds: Sequence[str],
+    streams: Sequence[int],
+    repeats: Sequence[int],
+    *,
+    sweep: bool = False,
 ) -> list[Round]:
-    """All rounds, the most telling first."""
+    """All rounds, the most telling first; in a sweep, of each repeat, the most telling quantization and streams
+    with all its kinds."""
+    if sweep:
+        order = rounds(quantizations, kinds, streams, repeats)
+        servers = list(dict.fromkeys((r.repeat, r.quantization, r.streams) for r in order))
+        servers.sort(key=lambda server: server[0])
+        return [Round(q, kind, n, repeat) for repeat, q, n in servers for kind in kinds]
     axes = (quantizations, kinds, streams, repeats)
     ranked = [
         (sum(places), Round(quantizations[places[0]], kinds[places[1]], streams[places[2]], repeats[places[3]]))
@@ -85,18 +115,42 @@ def field_of(each: Round, field: Sequence[Contender], records: Iterable[Record],
     return [c for c in field if c.name not in settings or c.name in kept]
 
 
-def expected_s(each: Round, contenders: int, taken: Sequence[tuple[Round, int, float]]) -> float | None:
-    """How long a round will take with so many contenders, by those that were `taken` (round, contenders, seconds): by
-    the latest of its own block, otherwise by the slowest of all; None before the first."""
-    costs = [(done, seconds / count) for done, count, seconds in taken]
-    block = [cost for done, cost in costs if (done.quantization, done.kind, done.streams) == _block(each)]
+def expected_s(each: Round, contenders: int, taken: Sequence[Taken]) -> float | None:
+    """How long a round will take with so many contenders, by those that were `taken`: by the latest of its own block,
+    otherwise by the slowest with as many streams, otherwise by the slowest of all; None before the first."""
+    costs = [(t.round, t.seconds / t.contenders) for t in taken]
+    block = [cost for done, cost in costs if _block(done) == _block(each)]
     if block:
         return block[-1] * contenders
-    return max(cost for _, cost in costs) * contenders if costs else None
+    alike = [cost for done, cost in costs if done.streams == each.streams] or [cost for _, cost in costs]
+    return max(alike) * contenders if alike else None
+
+
+def in_minutes(seconds: float | None) -> str:
+    """So long, in words."""
+    return "nobody knows how long" if seconds is None else f"about {seconds / 60:.1f} minutes"
 
 
 def _block(each: Round) -> tuple[str, str, int]:
     return each.quantization, each.kind, each.streams
+
+
+def gone_on(path: Path | None, head: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """The head that a file is written with from now on, and what it holds so far (nothing if there is none).
+
+    The machine is the first sitting's; `sittings` has the date and commit of each. Raises UsageError when the file's
+    figures were taken with other code, of another machine, or in another way.
+    """
+    now = {name: head["machine"].get(name) for name in ("date", "paceline")}
+    if path is None or not path.exists():
+        return {**head, "sittings": [now]}, {}
+    earlier = json.loads(path.read_text())
+    other = [name for name in head if name != "machine" and earlier.get(name) != head[name]]
+    if earlier["machine"].get("processor") != head["machine"].get("processor"):
+        other.append("processor")
+    if other:
+        raise UsageError(f"{path} was measured with other {', '.join(other)}", help="give another file to --json")
+    return {**head, "machine": earlier["machine"], "sittings": [*earlier["sittings"], now]}, earlier
 
 
 def turned(field: Sequence[Contender], repeat: int) -> Sequence[Contender]:

@@ -69,9 +69,22 @@ def test_a_field_without_scouts_takes_part_from_the_first_round_on(sitting, benc
 def test_a_round_is_expected_to_take_what_its_like_took(sitting):
     code, prose = sitting.Round("Q8_0", "code", 1, 0), sitting.Round("Q8_0", "prose", 1, 0)
     assert sitting.expected_s(code, 10, []) is None
-    taken = [(code, 10, 100.0), (prose, 5, 100.0)]
+    many = sitting.Round("Q8_0", "code", 8, 0)
+    taken = [sitting.Taken(*each) for each in ((code, 10, 100.0), (prose, 5, 100.0), (many, 1, 5.0))]
     assert sitting.expected_s(replace(code, repeat=1), 4, taken) == pytest.approx(40)
-    assert sitting.expected_s(sitting.Round("F16", "code", 8, 0), 4, taken) == pytest.approx(80)
+    assert sitting.expected_s(replace(code, quantization="F16"), 4, taken) == pytest.approx(80)
+    assert sitting.expected_s(sitting.Round("F16", "code", 8, 0), 4, taken) == pytest.approx(20)
+    assert sitting.expected_s(sitting.Round("F16", "code", 4, 0), 4, taken) == pytest.approx(80)
+
+
+def test_a_sweep_has_every_block_once_and_those_of_the_same_servers_together(sitting):
+    axes = (["Q8_0", "F16", "Q4_K_M"], ["code", "prose", "adversarial"], [1, 8, 4], range(2))
+    order = sitting.rounds(*axes, sweep=True)
+    assert sorted(order, key=str) == sorted(sitting.rounds(*axes), key=str)
+    assert [each.repeat for each in order] == [0] * 27 + [1] * 27
+    starts = [(each.quantization, each.streams) for each in order[:27:3]]
+    assert [(each.quantization, each.streams) for each in order[:27]] == [s for s in starts for _ in range(3)]
+    assert starts[:3] == [("Q8_0", 1), ("F16", 8), ("Q4_K_M", 4)]
 
 
 @pytest.fixture
@@ -80,18 +93,21 @@ def sit(bench, monkeypatch, record, tmp_path):
     run = bench("run")
     clock = [0.0]
     measured = []
+    code = ["as it was"]
 
-    def one(each, field, engine, options):
+    def one(each, field, engine, servers, options):
         clock[0] += 60 * options.minutes
         measured.append(each)
         return [record(c.name, 1.0, kind=each.kind, repeat=each.repeat) for c in field]
 
     monkeypatch.setattr(run, "_round", one)
-    monkeypatch.setattr(run, "describe_machine", lambda: {"paceline": "1"})
+    monkeypatch.setattr(run, "describe_machine", lambda: {"paceline": f"commit {len(measured)}", "date": "now"})
+    monkeypatch.setattr(run, "measured_code", lambda modules: code[0])
     monkeypatch.setattr(run.time, "monotonic", lambda: clock[0])
 
-    def start(*argv, minutes=10.0):
+    def start(*argv, minutes=10.0, measured_code="as it was"):
         measured.clear()
+        code[0] = measured_code
         wanted = ["--quantizations", "Q8_0", "--kinds", "code", "prose", "--streams", "1", "--repeats", "2"]
         options = run._arguments([*wanted, "--contenders", "paceline", "--json", str(tmp_path / "a.json"), *argv])
         records = run._sit(Namespace(**vars(options), minutes=minutes))
@@ -107,6 +123,7 @@ def test_a_budget_ends_a_sitting_between_rounds_and_the_next_goes_on(sit, tmp_pa
     assert sit() == (0, 4)
     kept = json.loads((tmp_path / "a.json").read_text())
     assert len(kept["rounds"]) == 4
+    assert len(kept["sittings"]) == 3  # the fourth had nothing to keep
     assert not (tmp_path / "a.json.part").exists()
 
 
@@ -114,6 +131,29 @@ def test_figures_taken_in_another_way_are_not_mixed(sit):
     sit("--budget", "1")
     with pytest.raises(UsageError, match="measured_with"):
         sit("--max-tokens", "7")
+
+
+def test_code_that_differs_is_refused_and_a_commit_that_changes_none_is_not(sit, tmp_path, bench):
+    sit("--budget", "1")
+    with pytest.raises(UsageError, match="other code"):
+        sit(measured_code="changed")
+    for name in ("core/a.py", "plugins/b.py", "runtimes/c.py", "benchmarks/client.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("1")
+
+    def digest():
+        return bench("machine").measured_code(["client"], tmp_path)
+
+    before = digest()
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "d.py").write_text("2")
+    (tmp_path / "benchmarks" / "report.py").write_text("2")
+    assert digest() == before
+    (tmp_path / "runtimes" / "c.py").write_text("2")
+    changed = digest()
+    assert changed != before
+    (tmp_path / "benchmarks" / "client.py").write_text("2")
+    assert digest() != changed
 
 
 def test_a_round_is_named_as_its_cells_are(sitting):
