@@ -84,7 +84,7 @@ def test_pins_and_holds(tiny, store, store_world, run):
     assert store.selection().pins == ()
     assert json.loads(run("pin", "engine", "--json")) == {"runtime": runtime.id, "change": "pin", "dry_run": False}
     assert "installed, pinned" in run("ls")
-    assert run("hold", "tiny@2.0") == "hold: tiny-any-cpu@2.0\n"  # a release that is not installed
+    assert run("hold", "tiny@2.0") == "Held tiny-any-cpu@2.0\n"  # a release that is not installed
     assert "means several versions" in run("hold", "tiny", status=1)
     assert "no installed runtime matches" in run("hold", "nothing", status=3)
 
