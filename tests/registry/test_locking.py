@@ -147,7 +147,7 @@ class TestTheCommand:
 
     def test_a_name_that_is_not_there(self, file):
         done = self.run("build", file, "nothing")
-        assert (done.returncode, "has no release named nothing" in done.stderr) == (1, True)
+        assert (done.returncode, "has no release named nothing" in done.stderr) == (3, True)
 
     def test_verify(self, file):
         listed = json.loads(self.run("verify", file, "--json").stdout)
