@@ -108,9 +108,11 @@ def test_where_orphans_are_not_adopted_the_session_ends(tmp_path, monkeypatch):
 
 
 def test_a_command_that_is_killed_takes_what_it_started_along(tmp_path):
+    others = psutil.Process().children()
+
     def kill():
-        (top,) = psutil.Process().children()[0].children()[:1]
-        top.kill()
+        (guard,) = (p for p in psutil.Process().children() if p not in others)
+        guard.children()[0].kill()
 
     heard = Until(4, kill)
     assert run(build(), tmp_path, heard) == 128 + signal.SIGKILL

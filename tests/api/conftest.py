@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
@@ -204,7 +205,9 @@ class Server:
     """An ASGI application behind uvicorn, on a free port of loopback, in a thread."""
 
     def __init__(self, app: Any) -> None:
-        config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", ws="none", lifespan="on")
+        config = uvicorn.Config(
+            app, host="127.0.0.1", port=0, log_level="critical", ws="none", lifespan="on", timeout_graceful_shutdown=5
+        )
         self._server = uvicorn.Server(config)
         self._started = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -229,7 +232,13 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self._server.should_exit = True
         self._thread.join(30)
-        assert not self._thread.is_alive(), f"still running: {asyncio.all_tasks(self._loop)}"
+        assert not self._thread.is_alive(), self._state()
+
+    def _state(self) -> str:
+        assert self._thread.ident is not None
+        stack = traceback.format_stack(sys._current_frames()[self._thread.ident])
+        open_ = [vars(c) for c in self._server.server_state.connections]
+        return f"still running: {asyncio.all_tasks(self._loop)}\nconnections: {open_}\n{''.join(stack)}"
 
 
 @pytest.fixture(scope="session")

@@ -292,7 +292,7 @@ class TestTheCommand:
         for arguments, status, said in [
             (["create", "tiny", "-o", file, "--platform", "moon"], 3, "no release matches 'tiny' for moon"),
             (["create", "tiny", "-o", file, "--python", "three"], 2, "no version of Python"),
-            (["install", file], 1, "does not exist"),
+            (["install", file], 3, "does not exist"),
             (["install", str(tmp_path)], 1, "it is a folder"),
         ]:
             done = tiny.paceline("bundle", *arguments)

@@ -159,7 +159,9 @@ def test_from_a_wheel_and_removed_without_a_network(world):
     assert world.listed()["owl"]["state"] == "active"
     assert "- seeds 1.0" in world.ok("remove", "owl", "crow", "-y")
     assert world.listed().keys() == {"llama-cpp", "mlx"}
-    assert "no plugin 'owl' was installed by Paceline (installed: none)" in world.refused("remove", "owl", "-y")
+    assert "no plugin 'owl' was installed by Paceline (installed: none)" in world.refused(
+        "remove", "owl", "-y", status=3
+    )
 
 
 def test_from_a_folder(world, tmp_path):

@@ -211,7 +211,7 @@ def test_keys_and_values_are_cached_in_the_types_asked_for(llama, options, bytes
 def test_how_weights_are_read_and_how_many_tokens_a_step_has_changes_no_answer(llama):
     request = {"prompt": "word " * 300 + prompt("close"), "max_tokens": 30, "sampling": {"temperature": 0}}
     tokens = []
-    for options in ({}, {"mmap": False}, {"mmap": True, "mlock": True}, {"eval_batch_size": 64, "gpu_layers": 0}):
+    for options in ({}, {"mmap": False}, {"mmap": True, "mlock": True}, {"eval_batch_size": 128, "gpu_layers": 0}):
         loaded = llama.call("load", role="main", path=MAIN, options=options)
         assert 0 < loaded["memory"]["weights_bytes"] < Path(MAIN).stat().st_size
         assert loaded["memory"]["compute_bytes"] > 0
