@@ -3,6 +3,7 @@
 import json
 from argparse import Namespace
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -103,7 +104,8 @@ def sit(bench, monkeypatch, record, tmp_path):
     monkeypatch.setattr(run, "_round", one)
     monkeypatch.setattr(run, "describe_machine", lambda: {"paceline": f"commit {len(measured)}", "date": "now"})
     monkeypatch.setattr(run, "measured_code", lambda modules: code[0])
-    monkeypatch.setattr(run.time, "monotonic", lambda: clock[0])
+    # A clock for that module alone: event loops of other tests go by the real one.
+    monkeypatch.setattr(run, "time", SimpleNamespace(monotonic=lambda: clock[0]))
 
     def start(*argv, minutes=10.0, measured_code="as it was"):
         measured.clear()
