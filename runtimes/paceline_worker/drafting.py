@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Generic
 
+from paceline_worker.passes import usual_seconds
 from paceline_worker.primitives import ContextT, ModelT
 
 if TYPE_CHECKING:
@@ -22,8 +23,9 @@ _CHUNK = 128
 class Drafter(Generic[ContextT, ModelT]):
     """A draft model beside a main model of `n_vocab` tokens. A sequence has the same lane in both."""
 
-    def __init__(self, lanes: Lanes[ContextT, ModelT], n_vocab: int) -> None:
+    def __init__(self, lanes: Lanes[ContextT, ModelT], n_vocab: int, context_length: int) -> None:
         self._lanes = lanes
+        self._context_length = context_length
         self._n_vocab = n_vocab
         self.n_vocab = lanes.model.n_vocab
 
@@ -43,23 +45,28 @@ class Drafter(Generic[ContextT, ModelT]):
         """Continue greedily every sequence that is worth it, all in one batch a token."""
         lanes = self._lanes
         rested = lanes.context.can_roll_back
-        evened = not lanes.context.wants_even
         while wanting := round_.wanting():
             if not rested:
                 self._rest([sequences[seat] for seat in wanting])
                 rested = True
-            if not evened:
-                self._even([sequences[seat] for seat in wanting])
-                evened = True
             lanes.begin()
+            counts = self._counts([sequences[seat] for seat in wanting])
+            seats = {sequences[seat].lane: seat for seat in wanting}
             rows = {}
-            for seat in wanting:
-                sequence = sequences[seat]
-                if self._catches_up(sequence):
-                    round_.stop(seat)
-                else:
-                    rows[seat] = lanes.add(sequence.lane, sequence.unread, outputs=1)
+            for lane, wanted in sorted(lanes.evened(counts, self._context_length, usual_seconds).items()):
+                count = counts.get(lane, 0)
+                if count:
+                    unread = sequences[seats[lane]].unread
+                    last = count == len(unread)
+                    row = lanes.add(lane, unread[:count], outputs=1 if last else 0)
+                    if last:
+                        rows[seats[lane]] = row
+                if wanted > count:
+                    lanes.fill(lane, wanted - count)
             lanes.decode()
+            for seat in wanting:
+                if seat not in rows:
+                    round_.stop(seat)  # far behind, it reads on in the next step
             for seat, row in rows.items():
                 token, probability = lanes.context.likeliest_with_probability(row)
                 if token >= self._n_vocab:
@@ -98,23 +105,14 @@ class Drafter(Generic[ContextT, ModelT]):
             if len(sequence.unread) == 1:
                 lanes.mark(sequence.lane)
 
-    def _even(self, sequences: Sequence[Decoding]) -> None:
-        """Where one has two tokens to read, after all of its draft was right, let all read two: that is one pass."""
-        if {len(s.unread) for s in sequences} == {1, 2}:
-            for sequence in sequences:
-                held = self._lanes.length(sequence.lane)
-                if len(sequence.unread) == 1 and held > 0:
-                    self._lanes.truncate(sequence.lane, held - 1)
-                    sequence.unread = sequence.tokens[held - 1 :]
-
-    def _catches_up(self, sequence: Decoding) -> bool:
-        """Far behind, on a long prompt, it reads a chunk a step and the others go on. True while it does."""
-        room = min(_CHUNK, self._lanes.left - self._lanes.count)
-        if len(sequence.unread) <= room:
-            return False
-        if room > 0:
-            self._lanes.add(sequence.lane, sequence.unread[:room], outputs=0)
-        return True
+    def _counts(self, sequences: Sequence[Decoding]) -> dict[int, int]:
+        """How many tokens each lane reads now: all it has missed, or a chunk where it is far behind a long prompt."""
+        counts = {}
+        room = self._lanes.left - len(sequences)
+        for sequence in sequences:
+            count = counts[sequence.lane] = min(len(sequence.unread), _CHUNK, 1 + room)
+            room -= count - 1
+        return counts
 
 
 def _drafts(sequence: Decoding) -> bool:

@@ -11,9 +11,10 @@ drafts that may be refused and for the next turn of a conversation, and a lane g
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeAlias
 
+from paceline_worker.passes import evened
 from paceline_worker.primitives import ContextT, ModelT
 
 _WORTH_COPYING = 64
@@ -24,6 +25,9 @@ _BEFORE_THE_END = 8
 
 _SAVED = 3
 """States that a lane keeps for later generations."""
+
+_UNNOTICED = 256
+"""llama.cpp rounds the cells that attention looks at up to a multiple of it."""
 
 _Saved: TypeAlias = tuple[int, Any]
 """How many tokens the lane held, and its state then."""
@@ -44,6 +48,8 @@ class Lanes(Generic[ContextT, ModelT]):
         self._marks: list[_Saved | None] = [None] * count
         self._busy = [False] * count
         self._used = [0] * count
+        self._filled: dict[int, int] = {}
+        """How many tokens each lane holds that was filled up in this batch, without what fills it."""
         self._clock = itertools.count(1)
 
     @property
@@ -135,15 +141,41 @@ class Lanes(Generic[ContextT, ModelT]):
         """Start a batch."""
         self.context.batch.clear()
 
+    def evened(self, rows: Mapping[int, int], longest: int, seconds: Callable[[int], float]) -> dict[int, int]:
+        """How many rows each lane should have in a batch, `rows` of them to be computed, for the least time in all.
+
+        `longest`: tokens that a lane can hold; `seconds`: of a pass over so many rows. What is more than in `rows` is
+        for `fill`. Lanes that hold much more than those to be computed are left alone: attention, for all, looks as far
+        as the longest of a pass does.
+        """
+        if not self.context.wants_even or len(rows) < 2:
+            return dict(rows)
+        held = [len(tokens) for tokens in self._tokens]
+        far = max(_UNNOTICED, *(held[lane] for lane in rows))
+        rooms = {
+            lane: longest - held[lane] for lane in range(min(rows), max(rows) + 1) if lane in rows or held[lane] < far
+        }
+        return evened(rows, rooms, self.left, seconds)
+
     def add(self, lane: int, tokens: Sequence[int], *, outputs: int) -> int:
         """Put the next tokens of a lane into the batch; returns the index of the first that gets logits."""
         index = self.context.batch.add(lane, tokens, len(self._tokens[lane]), outputs=outputs)
         self._tokens[lane].extend(tokens)
         return index
 
+    def fill(self, lane: int, count: int) -> None:
+        """Put rows into the batch that mean nothing, after the lane's own; they are forgotten when it is computed."""
+        held = self._tokens[lane]
+        self._filled[lane] = len(held)
+        self.add(lane, [held[-1] if held else 0] * count, outputs=0)
+
     def decode(self) -> None:
+        """Compute the batch."""
         if self.context.batch.size:
             self.context.decode()
+        for lane, length in self._filled.items():
+            self.truncate(lane, length)
+        self._filled.clear()
 
     def close(self) -> None:
         self.context.close()

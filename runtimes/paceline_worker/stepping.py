@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic
 from paceline_worker.chunks import draft_room, share
 from paceline_worker.decoding import Decoding, fit_prompt
 from paceline_worker.drafting import Drafter
+from paceline_worker.passes import passes, usual_seconds
 from paceline_worker.primitives import ContextT, ModelT, Reader, Sampler, Samplers
 from paceline_worker.speculation import Controller, Round
 
@@ -55,7 +56,7 @@ class Stepper(Generic[ContextT, ModelT]):
 
     def add_draft(self, lanes: Lanes[ContextT, ModelT]) -> None:
         """Have a draft model propose, too."""
-        self._drafter = Drafter(lanes, self.main.model.n_vocab)
+        self._drafter = Drafter(lanes, self.main.model.n_vocab, self.context_length)
 
     def drop_draft(self) -> None:
         """Go on without the draft model, if there is one; what verifying costs stays known."""
@@ -102,6 +103,7 @@ class Stepper(Generic[ContextT, ModelT]):
         decoding = [s for s, lag in lags if lag == 1 and s.prompt_done == s.prompt_tokens]
         decoding.sort(key=_lane)
         prompts = [(s, lag) for s, lag in lags if lag > 1 or s.prompt_done < s.prompt_tokens]
+        main.begin()
         round_ = self._plan(decoding, draft_room(main.outputs, len(decoding), len(prompts)))
         started = time.perf_counter()
         if self._drafter is not None:
@@ -111,12 +113,11 @@ class Stepper(Generic[ContextT, ModelT]):
         for sequence, proposal in zip(decoding, proposals, strict=True):
             if proposal:
                 main.mark(sequence.lane)
-        main.begin()
         room = main.left - sum(max(round_.rows, 1 + len(proposal)) for proposal in proposals)
         shares = share([lag for _, lag in prompts], min(room, _SHARED_CHUNK if decoding else self._chunk))
         chunks = [(s, n) for (s, _), n in zip(prompts, shares, strict=True) if n]
         apart = [self._is_read_apart(s) for s, _ in chunks]
-        verifying, reading = self._fill(
+        verifying, reading, made = self._fill(
             list(zip(decoding, proposals, strict=True)),
             [chunk for chunk, is_apart in zip(chunks, apart, strict=True) if not is_apart],
             round_.rows,
@@ -135,7 +136,7 @@ class Stepper(Generic[ContextT, ModelT]):
         if decoding:
             # A batch that also read prompts says nothing about what verifying costs.
             verify_s = 0.0 if prompts else time.perf_counter() - drafted
-            round_.settle(emitted, drafted - started, verify_s)
+            round_.settle(emitted, drafted - started, verify_s, made)
         for chunk, is_apart in zip(chunks, apart, strict=True):
             if is_apart:
                 self._read_apart(*chunk)
@@ -163,16 +164,19 @@ class Stepper(Generic[ContextT, ModelT]):
         apart = None if self._reader is None else self._reader.progress(sequence.lane)
         return len(sequence.tokens) - (self.main.length(sequence.lane) if apart is None else apart)
 
-    def _add_chunk(self, sequence: _Sequence, count: int) -> tuple[_Sequence, int | None]:
-        """Put the next tokens of a prompt into the batch; the index of its logits if they are the last."""
+    def _chunk_end(self, sequence: _Sequence, count: int) -> int:
+        """Where the next `count` tokens of a prompt end, or before, where its state is to be remembered."""
         start = self.main.length(sequence.lane)
         end = start + count
-        if sequence.rest is not None and start < sequence.rest < end:
-            end = sequence.rest
+        return sequence.rest if sequence.rest is not None and start < sequence.rest < end else end
+
+    def _add_chunk(self, sequence: _Sequence, end: int) -> int | None:
+        """Put a prompt's tokens up to `end` into the batch; the index of its logits if they are the last."""
         sequence.prompt_done = max(sequence.prompt_done, min(end, sequence.prompt_tokens))
         last = end == len(sequence.tokens)
-        index = self.main.add(sequence.lane, sequence.tokens[start:end], outputs=1 if last else 0)
-        return sequence, index if last else None
+        tokens = sequence.tokens[self.main.length(sequence.lane) : end]
+        index = self.main.add(sequence.lane, tokens, outputs=1 if last else 0)
+        return index if last else None
 
     def _is_read_apart(self, sequence: _Sequence) -> bool:
         """Whether the next part of a prompt is the reader's, also if it has to wait for the prompt before it."""
@@ -202,27 +206,45 @@ class Stepper(Generic[ContextT, ModelT]):
         verified: Sequence[tuple[_Sequence, Sequence[int]]],
         read: Sequence[tuple[_Sequence, int]],
         rows: int,
-    ) -> tuple[list[int], list[tuple[_Sequence, int | None]]]:
+    ) -> tuple[list[int], list[tuple[_Sequence, int | None]], tuple[int, ...] | None]:
         """Put into the batch each last token with its proposal, and so many tokens of prompts.
 
-        Returns where the outputs of each proposal begin, and of each prompt `_add_chunk`'s answer. All go in by lane,
-        and where the engine wants it each proposal is filled up to `rows`, with what is forgotten again like a refused
-        token: that makes one pass over the weights of what would be several (`Context.wants_even`).
+        Returns where the outputs of each proposal begin, of each prompt `_add_chunk`'s answer, and the rows of each
+        pass if they are known. All go in by lane, filled up where the engine wants it so that several passes over the
+        weights become one: proposals to `rows`, and whatever else saves time (`Lanes.evened`).
         """
+        main = self.main
         proposals = {s.lane: proposal for s, proposal in verified}
+        ends = {s.lane: (s, self._chunk_end(s, count)) for s, count in read}
+        wanted = {lane: end - main.length(lane) for lane, (_, end) in ends.items()}
+        for sequence, proposal in verified:
+            lane, own = sequence.lane, 1 + len(proposal)
+            fits = main.context.wants_even and main.length(lane) + rows <= self.context_length
+            wanted[lane] = max(own, rows) if fits else own
+        wanted = main.evened(wanted, self.context_length, self._seconds)
+        tokens = {s.lane: s.tokens[-1] for s, _ in verified}
         firsts: dict[int, int] = {}
         reading = []
-        for sequence, count in sorted([*((s, 0) for s, _ in verified), *read], key=lambda entry: entry[0].lane):
-            lane = sequence.lane
-            if count:
-                reading.append(self._add_chunk(sequence, count))
-                continue
-            own = [sequence.tokens[-1], *proposals[lane]]
-            firsts[lane] = self.main.add(lane, own, outputs=len(own))
-            missing = rows - len(own)
-            if missing > 0 and self.main.context.wants_even and self.main.length(lane) + missing <= self.context_length:
-                self.main.add(lane, own[-1:] * missing, outputs=0)
-        return [firsts[s.lane] for s, _ in verified], reading
+        for lane in sorted(wanted):
+            before = main.length(lane)
+            if lane in ends:
+                sequence, end = ends[lane]
+                reading.append((sequence, self._add_chunk(sequence, end)))
+            elif lane in proposals:
+                own_tokens = [tokens[lane], *proposals[lane]]
+                firsts[lane] = main.add(lane, own_tokens, outputs=len(own_tokens))
+            if missing := wanted[lane] - (main.length(lane) - before):
+                main.fill(lane, missing)
+        made = passes(wanted) if main.context.wants_even and wanted else None
+        return [firsts[s.lane] for s, _ in verified], reading, made
+
+    def _seconds(self, rows: int) -> float:
+        """What a pass takes. More rows than were ever timed are not believed to cost as little as the last ones did."""
+        verify = self._controller.costs.verify
+        if not verify.known:
+            return usual_seconds(rows)
+        known = min(rows, verify.largest)
+        return usual_seconds(rows, (known, verify.at(known)))
 
     # --- generations -----------------------------------------------------------------------------------------------
 
@@ -242,7 +264,10 @@ class Stepper(Generic[ContextT, ModelT]):
             sequence.drafted = []
             lag = 0 if self._drafter is None else self._drafter.lag(sequence)
             seats.append((sequence.stream, min(room, sequence.room), lag))
-        return self._controller.plan(seats)
+        if not self.main.context.wants_even:
+            return self._controller.plan(seats)
+        rows = self.main.evened(dict.fromkeys(map(_lane, sequences), 1), self.context_length, self._seconds)
+        return self._controller.plan(seats, passes(rows))
 
     def _verify(self, sequence: _Sequence, proposal: Sequence[int], first: int, *, looked_up: bool) -> list[int]:
         """Commit what the main model says from output `first` on, and take the rest out of the caches."""

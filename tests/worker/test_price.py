@@ -15,7 +15,7 @@ def price(steps, occupancy, rate, draft_step=0.1, run=0.7):
     table = [0.0]
     for step in steps:
         table.append(table[-1] + step)
-    return Price(table, occupancy, rate, draft_step, run), table
+    return Price(table, (occupancy,), occupancy, rate, draft_step, run), table
 
 
 def falling(chances):

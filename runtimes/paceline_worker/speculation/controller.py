@@ -58,13 +58,15 @@ class Controller:
         """A sequence begins. `model`: a draft model can draft for it; `lookup`: propose from its own tokens too."""
         return Stream(knobs, prompt, model=model, lookup=lookup)
 
-    def plan(self, seats: Sequence[tuple[Stream, int, int]]) -> Round:
+    def plan(self, seats: Sequence[tuple[Stream, int, int]], plain_passes: Sequence[int] = ()) -> Round:
         """One decode step of all sequences of a batch.
 
         Each seat is the stream, its room (most drafted tokens that could be used: bounded by the output's and the
         context's end) and its lag (committed tokens that the draft model has yet to read; 1 or 2 while it follows).
+        `plain_passes`: the rows of each pass that a step without a draft takes; one with a row for each, if not given.
         """
-        return Round(self._experience, self._pace(len(seats)), seats)
+        passes = plain_passes or (max(len(seats), 1),)
+        return Round(self._experience, self._pace(len(seats)), seats, passes)
 
     def _pace(self, occupancy: int) -> Pace:
         """What drafting has been worth with that many sequences in a batch."""

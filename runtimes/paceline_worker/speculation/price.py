@@ -15,15 +15,26 @@ _AHEAD = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 24, 32, 48, 64)
 class Price:
     """The prices of one step.
 
-    `verify[n]`: seconds of a pass over n rows. `occupancy`: sequences in the batch. `rate`: tokens per second.
+    `verify[n]`: seconds of a pass over n rows. `plain_passes`: the rows of each pass of a step without drafted tokens,
+    which are more than the `occupancy` sequences where lanes between them are filled up. `rate`: tokens per second.
     `draft_step`: seconds. `run`: by what factor the chance of a drafted token falls with each one after it.
     """
 
-    def __init__(self, verify: Sequence[float], occupancy: int, rate: float, draft_step: float, run: float) -> None:
+    def __init__(
+        self,
+        verify: Sequence[float],
+        plain_passes: Sequence[int],
+        occupancy: int,
+        rate: float,
+        draft_step: float,
+        run: float,
+    ) -> None:
         self._verify = verify
+        self._plain_passes = plain_passes
         self._occupancy = occupancy
         self.rate = rate
-        self.plain = verify[occupancy]
+        self._levels = levels(verify, plain_passes)
+        self.plain = self._levels[0]
         """Seconds of a step without drafted tokens."""
         self.step = rate * draft_step
         """Tokens that a draft step, of all sequences, must gain."""
@@ -31,19 +42,19 @@ class Price:
 
     def level(self, depth: int) -> float:
         """Tokens that must be gained for every sequence to verify so many drafted tokens."""
-        return self.rate * (self._verify[self._occupancy * (1 + depth)] - self.plain)
+        return self.rate * (self._levels[depth] - self.plain)
 
     def worth(self, survivals: Sequence[float]) -> float:
         """Tokens that the most valuable beginning of a draft gains if all sequences verify as many; 0 if none pays.
 
         `survivals`: for each token the probability that it and all before it are accepted.
         """
-        table, m, plain = self._verify, self._occupancy, self.plain
-        share = self.rate / m
+        table, plain = self._levels, self.plain
+        share = self.rate / self._occupancy
         best = gain = 0.0
         for depth, survival in enumerate(survivals, 1):
             gain += survival
-            value = gain - share * (table[m + m * depth] - plain)
+            value = gain - share * (table[depth] - plain)
             if value > best:
                 best = value
         return best
@@ -66,11 +77,14 @@ class Price:
         is cheaper (one pass), or what is longer than the shortest is computed apart.
         """
         longest, shortest = 1 + max(drafted), 1 + min(drafted)
-        even = len(drafted) * longest
+        even = tuple(rows * longest for rows in self._plain_passes)
         if longest == shortest:
-            return (even,)
-        apart = (len(drafted) * shortest, *(1 + n - shortest for n in drafted if 1 + n > shortest))
-        return (even,) if self._verify[even] <= self.seconds(apart) else apart
+            return even
+        apart = (
+            *(rows * shortest for rows in self._plain_passes),
+            *(1 + n - shortest for n in drafted if 1 + n > shortest),
+        )
+        return even if self.seconds(even) <= self.seconds(apart) else apart
 
     def seconds(self, passes: Sequence[int]) -> float:
         """What passes of so many rows take."""
@@ -82,15 +96,19 @@ class Price:
         `depth`: tokens drafted for each sequence so far; `expected`: the sum of the probabilities that the next ones
         will be accepted; `room`: most of them for each.
         """
-        table, rate, step, m = self._verify, self.rate, self.step, self._occupancy
-        rows = m + m * depth
-        here = table[rows]
+        table, rate, step = self._levels, self.rate, self.step
+        here = table[depth]
         for ahead, growth in self._growth:
             if ahead > room:
                 return False
-            if expected * growth - ahead * step - rate * (table[rows + m * ahead] - here) > short:
+            if expected * growth - ahead * step - rate * (table[depth + ahead] - here) > short:
                 return True
         return False
+
+
+def levels(verify: Sequence[float], plain_passes: Sequence[int]) -> list[float]:
+    """The seconds of a step by how many drafted tokens all sequences verify, as far as `verify` goes."""
+    return [sum(parts) for parts in zip(*(verify[rows::rows] for rows in plain_passes), strict=False)]
 
 
 @cache

@@ -37,19 +37,25 @@ class Round:
     With one sequence `offer`'s answer is enough: `on = round.wants()`, `while on: on = round.offer(token, confidence)`.
     """
 
-    def __init__(self, known: Experience, pace: Pace, seats: Sequence[tuple[Stream, int, int]]) -> None:
-        """`pace`: of so many sequences in a batch; each seat: the stream, its room and its lag (`Controller.plan`)."""
+    def __init__(
+        self, known: Experience, pace: Pace, seats: Sequence[tuple[Stream, int, int]], plain_passes: Sequence[int]
+    ) -> None:
+        """`pace`: of so many sequences in a batch; the others as in `Controller.plan`."""
         self._known = known
         self._pace = pace
         self._occupancy = occupancy = len(seats)
+        self._width = width = max(plain_passes, default=0)
+        """Rows of the largest pass for each token of all sequences."""
         self._seats = [Seat(stream, room, lag) for stream, room, lag in seats]
         most = max((seat.limit for seat in self._seats), default=0)
-        table = known.costs.verify.table(occupancy * (1 + most))
-        rate = pace.rate(table[occupancy], occupancy)
-        self._price = Price(table, occupancy, rate, known.costs.draft_step(occupancy), known.calibration.run)
+        table = known.costs.verify.table(width * (1 + most))
+        rate = pace.rate(sum(table[rows] for rows in plain_passes), occupancy)
+        step = known.costs.draft_step(occupancy)
+        self._price = Price(table, plain_passes, occupancy, rate, step, known.calibration.run)
         self._best = 0.0
         """The largest surplus of a beginning of the drafts."""
-        self._passes: tuple[int, ...] = (occupancy,)
+        self._plain_passes = plain_passes
+        self._passes = tuple(plain_passes)
         self._probing = False
         self._proposals: list[list[int]] | None = None
         self._begin()
@@ -101,17 +107,28 @@ class Round:
     def rows(self) -> int:
         """To how many rows each sequence is to be filled up, its last token among them, so that all are computed in one
         pass; 0 when they are not to be."""
-        return self._passes[0] // self._occupancy if len(self._passes) == 1 and self._occupancy > 1 else 0
+        longest = 1 + max((seat.keep for seat in self._seats), default=0)
+        even = tuple(rows * longest for rows in self._plain_passes)
+        return longest if self._occupancy > 1 and self._passes == even else 0
 
     def looked_up(self, seat: int = 0) -> bool:
         """Whether a seat's proposal is prompt lookup's, not the draft model's."""
         return self._seats[seat].looked_up
 
-    def settle(self, emitted: Sequence[Sequence[int]], draft_seconds: float, verify_seconds: float) -> None:
+    def settle(
+        self,
+        emitted: Sequence[Sequence[int]],
+        draft_seconds: float,
+        verify_seconds: float,
+        passes: Sequence[int] | None = None,
+    ) -> None:
         """Learn from the step: what each seat committed (accepted tokens and the main model's own), and the times.
 
-        Seconds that were not measured, or of a batch that also carried prompt chunks, are given as 0.
+        Seconds that were not measured, or of a batch that also carried prompt chunks, are given as 0. `passes`: the
+        rows of each pass that was made, where that is known better than here.
         """
+        if passes is not None:
+            self._passes = tuple(passes)
         extended = any(self.proposals())
         costs = self._known.costs
         costs.observe_verify(verify_seconds, self._passes)
@@ -135,7 +152,9 @@ class Round:
             seat.look_up(known.lookup_calibration)
             seat.drafting = seat.exact and seat.able
         curve = known.costs.verify
-        ready = (curve.count(occupancy) >= _PLAIN_STEPS or curve.spans(occupancy)) and not pace.wants_plain
+        ready = not pace.wants_plain and all(
+            curve.count(rows) >= _PLAIN_STEPS or curve.spans(rows) for rows in self._plain_passes
+        )
         if not ready or known.account.empty:
             for seat in self._seats:
                 if not seat.exact:
@@ -153,14 +172,14 @@ class Round:
         if sum(pace.value[seat.stream.last] for seat in able) > 0.0:
             for seat in able:
                 if occupancy > 1:  # what was never measured is tried a level at a time: a wrong guess costs all of them
-                    seat.limit = min(seat.limit, max(curve.largest // occupancy, 1))
+                    seat.limit = min(seat.limit, max(curve.largest // self._width, 1))
                 seat.drafting = self._worth_starting(seat)
         if pace.may_probe(self._price.step / occupancy) and not any(seat.drafting for seat in able):
             price = self._price.step + sum(self._reading(seat) for seat in able if seat.lag > 2)
             if pace.probing or known.account.can_pay(price):  # a burst that has begun goes on
                 self._probing = True
                 for seat in able:
-                    seat.limit = seat.limit if occupancy == 1 else min(seat.limit, max(curve.largest // occupancy, 1))
+                    seat.limit = seat.limit if occupancy == 1 else min(seat.limit, max(curve.largest // self._width, 1))
                     seat.drafting = True
 
     def _worth_starting(self, seat: Seat) -> bool:
