@@ -169,10 +169,14 @@ KNOBS = st.builds(
 )
 
 
+PASSES = st.lists(st.integers(1, 200), min_size=1, max_size=4)
+
+
 def play_a_round(controller, streams, data) -> None:
-    """One step with arbitrary rooms, confidences, outcomes and times; checks every bound on the way."""
+    """One step with arbitrary rooms, passes, confidences, outcomes and times; checks every bound on the way."""
     rooms = [data.draw(st.integers(-2, 70)) for _ in streams]
-    step = controller.plan([(s, room, data.draw(st.integers(0, 3000))) for s, room in zip(streams, rooms, strict=True)])
+    seats = [(s, room, data.draw(st.integers(0, 3000))) for s, room in zip(streams, rooms, strict=True)]
+    step = controller.plan(seats, data.draw(st.just(()) | PASSES))
     offered = [[] for _ in streams]
     confident = data.draw(st.lists(CONFIDENCES, min_size=1, max_size=9))
     turn = itertools.cycle(confident)
@@ -198,7 +202,7 @@ def play_a_round(controller, streams, data) -> None:
         emitted.append([*proposal[: data.draw(st.integers(0, len(proposal)))], WRONG])
         for token in emitted[-1]:
             stream.extend(token)
-    step.settle(emitted, data.draw(SECONDS), data.draw(SECONDS))
+    step.settle(emitted, data.draw(SECONDS), data.draw(SECONDS), data.draw(st.none() | PASSES))
     assert LEAST_CREDIT <= controller.account.credit <= MOST_CREDIT
 
 

@@ -131,13 +131,15 @@ class Round:
             self._passes = tuple(passes)
         extended = any(self.proposals())
         costs = self._known.costs
+        usual = sum(map(costs.verify.at, self._passes))
         costs.observe_verify(verify_seconds, self._passes)
         worked = [seat for seat in self._seats if seat.steps]
         steps = max((seat.steps for seat in worked), default=0)
         lag = max((seat.lag for seat in worked), default=0)
         costs.observe_draft(draft_seconds, steps, len(worked), lag)
         self._judge(len(worked), extended=extended)
-        self._account(sum(map(len, emitted)), steps, lag, draft_seconds, verify_seconds, extended=extended)
+        usual += steps * costs.draft_step(self._occupancy) + (costs.draft_read(lag) if lag > 2 else 0.0)
+        self._account(sum(map(len, emitted)), steps, usual, draft_seconds, verify_seconds, extended=extended)
         for seat, tokens in zip(self._seats, emitted, strict=True):
             if self._probing and seat.tokens[:1] == list(tokens[:1]):
                 self._pace.hit()
@@ -260,16 +262,14 @@ class Round:
                 self._pace.judge(seat.stream.last, value, probing=self._probing)
 
     def _account(
-        self, tokens: int, steps: int, lag: int, draft_seconds: float, verify_seconds: float, *, extended: bool
+        self, tokens: int, steps: int, usual: float, draft_seconds: float, verify_seconds: float, *, extended: bool
     ) -> None:
-        """Update the rate and the credit."""
+        """Update the rate and the credit. `usual`: seconds that such a step was expected to take."""
         known, plain = self._known, self._price.plain
         if not plain or not 0.0 < verify_seconds < math.inf:
             return
-        normal = self._price.seconds(self._passes) + steps * known.costs.draft_step(self._occupancy)
-        normal += known.costs.draft_read(lag) if lag > 2 else 0.0
         spent = verify_seconds + (draft_seconds if 0.0 < draft_seconds < math.inf else 0.0)
-        spent = min(spent, 3.0 * normal)  # a hiccup of the machine is nobody's fault
+        spent = min(spent, 3.0 * usual)  # a hiccup of the machine is nobody's fault
         self._pace.add(tokens, spent)
         if any(seat.exact for seat in self._seats):
             return
