@@ -136,7 +136,7 @@ def measure(options: argparse.Namespace) -> list[Taken]:
         for contender in turned(field, repeat):
             taken.append(_taken(point, contender, repeat, options))
             run = taken[-1].run
-            said = f"{run.tokens_per_second:.2f} tokens/s, first token {1e3 * _first_token(run):.0f} ms"
+            said = f"{run.tokens_per_second:.2f} tokens/s, first token {1e3 * first_token(run):.0f} ms"
             print(f"{point}, repeat {repeat}, {contender.name}: {said}", file=sys.stderr, flush=True)
         took = in_minutes(time.monotonic() - started - spent)
         print(f"{len(order) - len(left)} of {len(order)} points; this one took {took}", file=sys.stderr)
@@ -187,16 +187,16 @@ def _table(axis: str, taken: Sequence[Taken]) -> str:
     )
     lines = []
     for (value, name), mine in sorted(runs.items(), key=lambda item: (item[0][0], item[0][1].partition("+")[2])):
-        theirs = runs.get((value, _counterpart(name)), {})
+        theirs = runs.get((value, counterpart(name)), {})
         smallest = runs.get((least, name), {})
         figures = [
             f"{median(r.tokens_per_second for r in mine.values()):.2f}",
             _ratio(mine, theirs, _speed),
-            f"{1e3 * median(map(_first_token, mine.values())):.0f}",
-            _ratio(mine, theirs, _first_token),
-            f"{1e3 * median(_gap(r) for r in mine.values()):.1f}",
+            f"{1e3 * median(map(first_token, mine.values())):.0f}",
+            _ratio(mine, theirs, first_token),
+            f"{1e3 * median(token_gap(r) for r in mine.values()):.1f}",
             f"{1e3 * median(percentile(r.gaps_s, 0.99) for r in mine.values()):.1f}",
-            _ratio(mine, smallest, _gap),
+            _ratio(mine, smallest, token_gap),
             str(len(mine)),
             f"{others[value, name]:.2f}",
         ]
@@ -204,7 +204,7 @@ def _table(axis: str, taken: Sequence[Taken]) -> str:
     return head + "".join(lines)
 
 
-def _counterpart(name: str) -> str:
+def counterpart(name: str) -> str:
     """Whom a contender is compared with."""
     return LLAMA_SERVER if name.endswith("+auto") else name.replace(server_of(name), LLAMA_SERVER, 1)
 
@@ -218,11 +218,11 @@ def _speed(run: Run) -> float:
     return run.tokens_per_second
 
 
-def _first_token(run: Run) -> float:
+def first_token(run: Run) -> float:
     return median(run.first_token_s) if run.first_token_s else math.nan
 
 
-def _gap(run: Run) -> float:
+def token_gap(run: Run) -> float:
     return percentile(run.gaps_s, 0.5)
 
 

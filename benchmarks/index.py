@@ -145,8 +145,10 @@ def tables(content: Mapping[str, Any]) -> str:
 
 def _said(cost: Cost) -> str:
     each = cost.pairs or cost.models
-    unit = "pair" if cost.pairs else "model"
-    return f"{cost.cpu_s * 1e3:,.0f} ms ({cost.cpu_s / each * 1e6:,.1f} µs a {unit})"
+    unit, share = "pair" if cost.pairs else "model", cost.cpu_s / each
+    return (
+        f"{cost.cpu_s * 1e3:,.0f} ms ({f'{share * 1e3:.1f} ms' if share > 1e-3 else f'{share * 1e6:.1f} µs'} a {unit})"
+    )
 
 
 def read(path: Path) -> dict[str, Any]:

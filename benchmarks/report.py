@@ -124,7 +124,7 @@ def verdicts(records: Iterable[Record]) -> dict[Cell, list[Verdict]]:
         cells[record.cell][record.contender][record.repeat] = record.run
     found: dict[Cell, list[Verdict]] = {}
     for cell, runs in sorted(cells.items()):
-        plain, auto, other = runs.get(PACELINE), runs.get(f"{PACELINE}+auto"), runs.get(_peer_of(runs))
+        plain, auto, other = runs.get(PACELINE), runs.get(f"{PACELINE}+auto"), runs.get(peer_of(runs))
         best = runs.get(_best_of_peer(runs))
         bars: list[tuple[str, float | None, float | None, _Runs | None, _Runs | None, Callable[[Run], float]]] = [
             ("auto over the peer's best", 1.0, None, auto, best, _speed),
@@ -182,7 +182,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 def _row(name: str, runs: Mapping[str, Mapping[int, Run]], other_cores: float) -> Row:
     mine = runs[name]
     speeds = [run.tokens_per_second for run in mine.values()]
-    server, peer = server_of(name), _peer_of(runs)
+    server, peer = server_of(name), peer_of(runs)
     best = _best_of_peer(runs)
     reference = runs.get(peer) or next(iter(runs.values()))
     drafted = sum(a.drafted for run in mine.values() for a in run.answers)
@@ -222,7 +222,7 @@ def _ratios(mine: Mapping[int, Run], other: Mapping[int, Run] | None, of: Callab
     return [of(mine[repeat]) / of(other[repeat]) for repeat in mine if repeat in other] if other else []
 
 
-def _peer_of(contenders: Iterable[str]) -> str:
+def peer_of(contenders: Iterable[str]) -> str:
     """The server among them that is not Paceline; empty if there is none."""
     return next((server for name in contenders if (server := server_of(name)) != PACELINE), "")
 
@@ -240,7 +240,7 @@ def _same_text(mine: Mapping[int, Run], reference: Mapping[int, Run]) -> tuple[i
 
 
 def _table(found: Sequence[Row]) -> str:
-    peer = _peer_of(row.contender for row in found) or "the peer"
+    peer = peer_of(row.contender for row in found) or "the peer"
     head = (
         f"| contender | tokens/s | over {peer} | over its best | over own no draft | first token ms |"
         f" over {peer} | gap p50 ms | gap p99 ms | accepted | same text | fastest/slowest | others' cores |\n"

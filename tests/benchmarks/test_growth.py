@@ -51,7 +51,7 @@ def test_a_contender_is_compared_with_the_peer_and_with_itself_at_the_least(grow
     ],
 )
 def test_with_a_draft_the_peer_has_the_same(growth, name, other):
-    assert growth._counterpart(name) == other
+    assert growth.counterpart(name) == other
 
 
 def test_figures_survive_their_file(growth, taken):
@@ -99,10 +99,33 @@ def test_tables_are_written_between_their_markers_and_a_section_before_the_older
     assert "prompt of 512 tokens" in new
     assert new.endswith("words\n")
     assert page.written(new, tmp_path) == new
+    again = page.with_section(new, "Older", "a.json", tmp_path)
+    assert (again.count("## Older"), again.count("figures: a.json")) == (1, 1)
+    assert "[Every figure](a.json)" in again
+    assert again.endswith("words\n")
     added = page.with_section(new, "Newer", "a.json", tmp_path)
     assert added.index("## Newer") < added.index("## Older")
     assert "2026, P, M, 1, commit c." in added
     assert page.written(added, tmp_path) == added
+
+
+def test_what_the_sections_compare_is_summed_up_at_the_top(bench, growth, taken, tmp_path):
+    page = bench("page")
+    kept(growth, taken, tmp_path)
+    content = json.loads((tmp_path / "a.json").read_text())
+    runs = [taken(512, "llama-server", 0.08), taken(8192, "paceline", 0.1), taken(8192, "llama-server", 0.2)]
+    content["records"] += [asdict(each) for each in runs]
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    text = "<!-- standing -->\n<!-- /standing -->\n## Long, *prompts*\n<!-- figures: a.json -->\n<!-- /figures -->\n"
+    rows = [line.split(" | ") for line in page.written(text, tmp_path).splitlines() if "the peer's |" in line]
+    assert rows[0][:5] == [
+        "| [Long, *prompts*](#long-prompts)",
+        "first token over the peer's",
+        "≤ 1.00x",
+        "2 of 2",
+        "0",
+    ]
+    assert rows[1][3:] == ["1 of 2", "0", "0.88x", "1.25x: prompt of 512 tokens, no draft |"]
 
 
 def test_a_file_without_figures_is_refused(bench, tmp_path):

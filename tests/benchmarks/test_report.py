@@ -213,6 +213,24 @@ def test_the_peer_is_built_as_the_runtime_was(bench):
     assert bench("peer").source_of(release) == bench("peer").Source(package, {"GGML_NATIVE": "ON"})
 
 
+def test_one_row_says_how_a_cell_stands(bench, record):
+    standing = bench("standing")
+    walls = {"paceline": 2.02, "llama-server": 2.0, "llama-server+n3p0": 1.0, "paceline+auto": 1.25}
+    records = [record(name, 0, wall) for name, wall in walls.items()]
+    cells = [c.strip() for c in standing.cell_table(records).splitlines()[2].strip("|").split("|")]
+    assert cells[4:7] == ["50.0", "49.5", "0.99x"]
+    assert cells[8:13] == ["100.0", "n3p0", "80.0", "1.62x", "**0.80x**"]
+
+
+def test_bars_are_counted_and_the_worst_place_is_named(bench, record):
+    standing = bench("standing")
+    by_bar = {s.bar: s for s in standing.of_matrix([record("paceline", 0, 2.02), record("llama-server", 0, 2.0)])}
+    speed = by_bar["speed over the peer, no draft"]
+    assert (speed.held, speed.close, speed.worst) == (0, 1, "F16, code, 1 stream, temperature 0")
+    upwards = standing.Standing("first token", None, 1.0, {"a": 0.9, "b": 1.1, "c": 1.01})
+    assert (upwards.held, upwards.close, upwards.worst) == (1, 1, "b")
+
+
 def test_a_runtime_that_was_not_built_here_has_no_peer(bench):
     package = Package("llama-cpp-python", "0.3.36", ("00",))
     release = Release("llama.cpp", "0.3.36", "any-cpu", ("gguf",), Requirements(), Recipe((package,)))
