@@ -173,6 +173,7 @@ class _Attention:
         self._reserve(new)
         batch = self._batch
         self._buffers = [batch.write(b, n, self._ring) for b, n in zip(self._buffers, new, strict=True)]
+        mx.async_eval(self._buffers)  # layers below are computed while the model's code builds those above
         columns = self._columns()
         return self._unpack([batch.read(buffer, columns) for buffer in self._buffers])
 
