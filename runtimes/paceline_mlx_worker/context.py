@@ -20,7 +20,9 @@ CHUNK = 512
 """Most tokens of a sequence, or of all together, computed in one pass."""
 
 _FEW = 32
-"""Up to so many tokens it costs less to compute their unused logits than to run the model twice."""
+"""Up to so many tokens it costs less to compute their unused logits than a pass for the last token alone."""
+_FEW_BESIDE_OTHERS = 4
+"""The same where the last token is computed in a pass with other sequences' tokens."""
 
 _PASS_WORTH = {mx.gpu: 32, mx.cpu: 2}
 """Padding tokens that are computed rather than starting another pass."""
@@ -32,6 +34,10 @@ class _Entry:
     start: int
     tokens: Sequence[int]
     outputs: int
+
+    def part(self, first: int, last: int, *, outputs: int = 0) -> _Entry:
+        """Its tokens from `first` up to `last`."""
+        return _Entry(self.lane, self.start + first, self.tokens[first:last], outputs)
 
 
 class Batch:
@@ -87,19 +93,22 @@ class Context:
 
     def decode(self) -> None:
         """Compute the batch; its outputs' logits can be read until the next one."""
-        rest = []
+        few = _FEW_BESIDE_OTHERS if sum(entry.outputs > 0 for entry in self.batch.entries) > 1 else _FEW
+        silent, rest = [], []
         for entry in self.batch.entries:
             self._held[entry.lane] = entry.start + len(entry.tokens)
-            silent = len(entry.tokens) - entry.outputs
-            if silent > _FEW or not entry.outputs:
-                self._read(entry, silent)
-            else:
-                silent = 0
+            count = len(entry.tokens) - entry.outputs
+            if entry.outputs and count <= few:
+                rest.append(entry)
+                continue
+            silent.append(entry.part(0, count))
             if entry.outputs:
-                rest.append(_Entry(entry.lane, entry.start + silent, entry.tokens[silent:], entry.outputs))
+                rest.append(entry.part(count, len(entry.tokens), outputs=entry.outputs))
+        self._read(silent)
         found: dict[int, Any] = {}
         for group in self._groups(rest):
             logits = self._run(group)
+            self._memory.leave()
             for row, entry in zip(logits, group, strict=True):
                 found[entry.lane] = row[len(entry.tokens) - entry.outputs : len(entry.tokens)]
         parts = [found[entry.lane] for entry in rest]
@@ -167,15 +176,14 @@ class Context:
         gc.collect()
         mx.clear_cache()
 
-    def _read(self, entry: _Entry, count: int) -> None:
-        """Compute the first tokens of an entry, without logits."""
-        for first in range(0, count, CHUNK):
-            tokens = entry.tokens[first : min(first + CHUNK, count)]
-            self._model.net(
-                mx.array([tokens]), cache=self._memory.caches((entry.lane,), (entry.start + first,), len(tokens))
-            )
-            mx.eval(self._memory.leave())
+    def _read(self, entries: Sequence[_Entry]) -> None:
+        """Compute tokens whose logits nobody wants."""
+        while entries:
+            for group in self._groups([entry.part(0, CHUNK) for entry in entries]):
+                self._run(group)
+                mx.eval(self._memory.leave())
             mx.clear_cache()
+            entries = [entry.part(CHUNK, len(entry.tokens)) for entry in entries if len(entry.tokens) > CHUNK]
 
     def _groups(self, entries: Sequence[_Entry]) -> list[list[_Entry]]:
         """What to compute together: entries of one length, or padded to one where that costs less than a pass."""
@@ -199,6 +207,4 @@ class Context:
         size = max(len(entry.tokens) for entry in group)
         tokens = [[*entry.tokens, *[entry.tokens[-1]] * (size - len(entry.tokens))] for entry in group]
         lanes, starts = [entry.lane for entry in group], [entry.start for entry in group]
-        logits = self._model.net(mx.array(tokens), cache=self._memory.caches(lanes, starts, size))
-        self._memory.leave()
-        return logits
+        return self._model.net(mx.array(tokens), cache=self._memory.caches(lanes, starts, size))
