@@ -53,7 +53,11 @@ class LlamaCppCuda(LlamaCpp):
         spec = super().worker(runtime)
         environment = runtime.python.parent.parent
         libraries = sorted(str(p) for p in environment.glob("lib/python*/site-packages/nvidia/*/lib"))
-        return replace(spec, env={**spec.env, "LD_LIBRARY_PATH": os.pathsep.join(libraries)}) if libraries else spec
+        if not libraries:
+            return spec
+        if others := os.environ.get("LD_LIBRARY_PATH"):
+            libraries.append(others)
+        return replace(spec, env={**spec.env, "LD_LIBRARY_PATH": os.pathsep.join(libraries)})
 
 
 def _waiting() -> dict[str, str]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import permutations
 from pathlib import Path
 
@@ -188,11 +190,26 @@ def test_the_worker_runs_in_its_runtime(tmp_path, monkeypatch):
     assert LlamaCpp().worker(runtime).env == {"GGML_NO_BACKTRACE": "1", "OMP_WAIT_POLICY": "ACTIVE"}
 
 
-def test_the_cuda_worker_finds_the_libraries_of_its_runtime(tmp_path):
-    packages = tmp_path / "env/lib/python3.12/site-packages/nvidia"
-    for name in ("cublas", "cuda_runtime"):
-        (packages / name / "lib").mkdir(parents=True)
+@pytest.mark.skipif(sys.platform != "linux", reason="LD_LIBRARY_PATH is Linux's")
+@pytest.mark.parametrize("folder", ["cuda_runtime", "cu13"], ids=["the packages of CUDA 12", "of CUDA 13"])
+def test_the_cuda_worker_finds_the_libraries_of_its_runtime(tmp_path, monkeypatch, folder):
+    def library(path, value, *needed):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        source = tmp_path / f"{value}.c"
+        source.write_text(f"int figure_{value}(void) {{ return {value}; }}\n")
+        linked = [f"-L{path.parent}" for path in needed] + [f"-l:{path.name}" for path in needed]
+        subprocess.run(["cc", "-shared", "-fPIC", "-o", path, source, "-Wl,--no-as-needed", *linked], check=True)
+        return path
+
+    packages = tmp_path / "env/lib/python3.12/site-packages"
+    cudart = library(packages / "nvidia" / folder / "lib/libcudart.so.99", 1)
+    driver = library(tmp_path / "drivers/libcuda.so.99", 2)
+    ggml = library(packages / "llama_cpp/lib/libggml-cuda.so", 3, cudart, driver)
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(driver.parent))
     runtime = Runtime("llama.cpp-cuda", "1", "linux", ("gguf",), (), tmp_path, tmp_path / "env/bin/python")
     spec = LlamaCppCuda().worker(runtime)
-    assert spec.env["LD_LIBRARY_PATH"] == f"{packages}/cublas/lib:{packages}/cuda_runtime/lib"
     assert spec.env["GGML_NO_BACKTRACE"] == "1"
+    load = [sys.executable, "-c", "import ctypes, sys; print(ctypes.CDLL(sys.argv[1]).figure_1())", str(ggml)]
+    assert subprocess.check_output(load, env=dict(spec.env), text=True) == "1\n"
+    plain = LlamaCpp().worker(runtime)
+    assert subprocess.run(load, env=dict(plain.env), capture_output=True).returncode != 0
