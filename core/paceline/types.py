@@ -124,6 +124,8 @@ class Package:
     name: str
     version: str
     sha256: tuple[str, ...] = ()
+    size: tuple[int, ...] = ()
+    """Bytes of each file in `sha256`, in that order; empty when they are not all known."""
     index: str | None = None
     """Index page to take it from; None is the index the user has configured."""
     source: bool = False

@@ -6,18 +6,21 @@ import base64
 import shutil
 import subprocess
 import threading
+import zipfile
 from collections import namedtuple
+from dataclasses import replace
 
 import pytest
 from uv import find_uv_bin
 
-from paceline.errors import BuildError, DownloadError, InstallError
+from paceline.errors import ArchiveError, BuildError, DownloadError, InstallError
 from paceline.manager.installation import install
 from paceline.packages import gathering, indexes
 from paceline.packages.depot import Depot, PackageFile
 from paceline.packages.download import Patience, download
 from paceline.progress import Phase, silent
 from paceline.store import Store
+from paceline.types import Package, Recipe
 
 WHEEL, BUILDER, SDIST = "tinydep-1.0.0-py3-none-any.whl", "tinybuild-1.0.0-py3-none-any.whl", "tinyengine-1.0.0.tar.gz"
 
@@ -135,6 +138,30 @@ def test_a_changed_file_is_refused(tiny, index, put, store):
     with pytest.raises(DownloadError, match="sha256"):
         put()
     assert store.runtimes() == ()
+
+
+def test_a_file_that_is_not_as_large_as_the_release_says(tiny, index, put, store):
+    """Though the index agrees with what it serves; nothing of it is taken before that is noticed."""
+    release = tiny.release()
+    dependency, engine = release.recipe.packages
+    wrong = replace(dependency, size=(len(index.files[f"/files/{WHEEL}"][0]) - 1,))
+    with pytest.raises(DownloadError, match=rf"{WHEEL} could not be fetched: the server offers \d+ bytes instead of"):
+        put(replace(release, recipe=replace(release.recipe, packages=(wrong, engine))))
+    assert store.runtimes() == ()
+    assert not list(tiny.cache.glob(f"packages/files/*/{WHEEL}*"))
+
+
+def test_a_hostile_wheel_with_the_right_hash(tiny, index, put, store, tmp_path):
+    """Whoever names the hashes could mean no good; uv is not given what no honest package has."""
+    with zipfile.ZipFile(tmp_path / WHEEL, "w") as wheel:
+        wheel.writestr("../../escaped.py", "")
+    index.add_file(WHEEL, (tmp_path / WHEEL).read_bytes())
+    index.publish("tinydep", {WHEEL: "2030-01-01"})
+    recipe = Recipe((Package("tinydep", "1.0.0", (index.sha256(WHEEL),)),))
+    with pytest.raises(ArchiveError, match=r"its file '../../escaped.py' has a name that leads elsewhere"):
+        put(replace(tiny.release(), recipe=recipe))
+    assert store.runtimes() == ()
+    assert not list(tiny.cache.glob(f"packages/files/*/{WHEEL}"))
 
 
 @pytest.mark.parametrize("given", ["address", "name", "netrc"])

@@ -38,6 +38,12 @@ def release(*roots, **recipe):
     return Release("e", "1.0", "linux-x86_64-cpu", ("gguf",), LINUX, Recipe(roots=roots, **recipe))
 
 
+def pinned(site, name, version):
+    """The package as the index publishes it."""
+    file = f"{name}-{version}-py3-none-any.whl"
+    return Package(name, version, (site.sha256(file),), (len(site.files[f"/files/{file}"][0]),))
+
+
 @pytest.fixture
 def locked(tmp_path):
     said = []
@@ -52,9 +58,27 @@ def locked(tmp_path):
 def test_versions_and_hashes_of_the_roots(site, locked):
     done = locked(release("alpha>=1", build_roots=("beta",)))
 
-    assert done.recipe.packages == (Package("alpha", "2.0", (site.sha256("alpha-2.0-py3-none-any.whl"),)),)
-    assert done.recipe.build_packages == (Package("beta", "1.5", (site.sha256("beta-1.5-py3-none-any.whl"),)),)
+    assert done.recipe.packages == (pinned(site, "alpha", "2.0"),)
+    assert done.recipe.build_packages == (pinned(site, "beta", "1.5"),)
     assert done.recipe.roots == ("alpha>=1",)
+
+
+def test_what_is_locked_can_stay(site, locked):
+    """Locked before its index said how large files are, and when version 1.0 was the newest."""
+    alpha = replace(pinned(site, "alpha", "1.0"), size=())
+    before = release("alpha>=1", packages=(alpha,))
+
+    assert locked(before, keep=True).recipe.packages == (pinned(site, "alpha", "1.0"),)
+    assert locked(before).recipe.packages == (pinned(site, "alpha", "2.0"),)
+
+
+def test_an_index_that_says_no_sizes(site, locked):
+    path = "/simple/beta/"
+    page = json.loads(site.files[path][0])
+    del page["files"][0]["size"]
+    site.files[path] = json.dumps(page).encode(), site.files[path][1]
+
+    assert locked(release("beta")).recipe.packages == (replace(pinned(site, "beta", "1.5"), size=()),)
 
 
 def test_a_package_that_only_some_pythons_need_gets_a_marker(site, locked):
@@ -93,6 +117,7 @@ class TestAPageWithoutHashes:
 
         name = "alpha-1.0-py3-none-manylinux_2_17_x86_64.whl"
         assert package.sha256 == (hashlib.sha256(name.encode()).hexdigest(),)
+        assert package.size == (len(name),)
         assert package.index == f"{site.url}/whl"
         assert locked.said == [f"fetching {name} for its sha256"]
 
@@ -101,7 +126,7 @@ class TestAPageWithoutHashes:
         site.files["/whl/alpha/"] = link.encode(), "text/html"
 
         (package,) = locked(wanted).recipe.packages
-        assert package.sha256 == ("a" * 64,)
+        assert (package.sha256, package.size) == (("a" * 64,), ())
 
     def test_stays_unpinned_when_nothing_may_be_fetched(self, site, locked, wanted):
         done = locked(wanted, fetch=False)

@@ -64,7 +64,7 @@ def test_everything_is_read(written):
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [
-        (["schema_version"], 2, "$.schema_version: 2 is not 1"),
+        (["schema_version"], 3, "$.schema_version: 3 is not 1 or 2"),
         (["releases"], {}, "$.releases: expected a list"),
         (["releases", 0, "engine"], None, "$.releases[0].engine: expected a text"),
         (["releases", 0, "version"], "../1", "$.releases[0].version: '../1' does not have the form"),
@@ -77,6 +77,10 @@ def test_everything_is_read(written):
         (["releases", 0, "recipe", "packages", 0], 1, "$.releases[0].recipe.packages[0]: expected an object"),
         (["releases", 0, "recipe", "packages", 0, "sha256"], [SHA, "b"], ".packages[0].sha256[1]: 'b' does not have"),
         (["releases", 0, "recipe", "packages", 0, "sha256"], [], ".packages[0]: has neither sha256 nor an index"),
+        (["releases", 0, "recipe", "packages", 0, "size"], [], ".packages[0].size: has 0 sizes for 1 files"),
+        (["releases", 0, "recipe", "packages", 0, "size"], [-1], ".packages[0].size[0]: -1 is no size"),
+        (["releases", 0, "recipe", "packages", 0, "size"], [0], ".packages[0].size: [0] has a size that no package"),
+        (["releases", 0, "recipe", "packages", 0, "size"], [10**12], ".packages[0].size: [1000000000000] has a size"),
         (["releases", 0, "recipe", "packages", 0, "source"], "yes", ".packages[0].source: expected true or false"),
         (["releases", 0, "recipe", "build_packages", 0, "name"], "b --pre", ".build_packages[0].name: 'b --pre'"),
         (["releases", 0, "recipe", "config_settings", "a"], ["X"], ".config_settings['a']: expected an object"),

@@ -91,6 +91,17 @@ def test_missing_hashes_are_added_and_nothing_else(brings, load):
     assert "not followed" in found.remarks[0]
 
 
+def test_hashes_come_with_their_sizes_and_sizes_alone_are_no_difference(brings, load):
+    unpinned = release("1.0")
+    package = replace(unpinned.recipe.packages[0], sha256=(A,), size=(5,))
+    brings("acme", replace(unpinned, recipe=Recipe((package,))))
+    assert load(unpinned).releases[0].recipe.packages == (package,)
+
+    ours = replace(unpinned, recipe=Recipe((replace(package, size=()),)))
+    found = load(ours)
+    assert (found.releases, found.remarks) == ((ours,), ())
+
+
 def test_what_has_expired_is_left_out_and_said(brings, load):
     brings("acme", release("2.0", A), at=NOW - timedelta(days=9), expires=NOW - timedelta(days=2))
     found = load(release("1.0", A))

@@ -72,7 +72,8 @@ def test_the_newest_version_that_the_plugin_can_drive(index, newest):
     found = newest()
 
     assert found.id == "tiny-any-cpu@1.10"
-    assert found.recipe.packages == (Package("tinyengine", "1.10", (digest,)),)
+    size = len(index.server.files["/files/tinyengine-1.10-py3-none-any.whl"][0])
+    assert found.recipe.packages == (Package("tinyengine", "1.10", (digest,), (size,)),)
     assert found.recipe.roots == ("tinyengine==1.10",)
     assert found.notes == "Found in the package index on 2030-06-30."
 

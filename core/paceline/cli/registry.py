@@ -30,12 +30,14 @@ for _command in (trust, list_, refresh, remove, sign, renew, serve, keys):
 @_FILE
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--no-fetch", is_flag=True, help="Leave packages unpinned whose index publishes no hashes.")
+@click.option("--keep", is_flag=True, help="Keep the versions that are locked; look up their hashes and sizes anew.")
 @click.option("--dry-run", is_flag=True, help="Say what would change and leave FILE as it is.")
-def build(file: Path, names: tuple[str, ...], no_fetch: bool, dry_run: bool) -> None:
+def build(file: Path, names: tuple[str, ...], no_fetch: bool, keep: bool, dry_run: bool) -> None:
     """Lock the releases of FILE anew, or those named NAME (`llama.cpp-linux-x86_64-cpu`).
 
     Every release's roots are resolved in the package index you have configured, for its platform and every Python it
-    admits. Wheels of pages that publish no hashes are fetched for theirs. FILE is written after each release.
+    admits, and hashes and sizes of all files are recorded. Wheels of pages that publish no hashes are fetched for them.
+    FILE is written after each release.
     """
     from paceline.registry import read_registry, registry_text
     from paceline.registry.locking import lock
@@ -55,9 +57,10 @@ def build(file: Path, names: tuple[str, ...], no_fetch: bool, dry_run: bool) -> 
             cache=paths.cache() / "resolution",
             tell=lambda line: click.echo(line, err=True),
             fetch=not no_fetch,
+            keep=keep,
         )
-        before = {(p.name, p.version, p.sha256) for p in release.recipe.packages}
-        after = {(p.name, p.version, p.sha256) for p in locked.recipe.packages}
+        before = {(p.name, p.version, p.sha256, p.size) for p in release.recipe.packages}
+        after = {(p.name, p.version, p.sha256, p.size) for p in locked.recipe.packages}
         change = "unchanged" if locked == release else f"{len(after - before)} of {len(after)} packages changed"
         click.echo(f"{release.id}: {change}")
         releases[i] = locked

@@ -188,6 +188,8 @@ def _run_install(
 
     if plan.built and not plan.already_installed:
         click.echo(f"{_building(plan)}; nothing is compiled that the cache already holds", err=True)
+    if plan.download_bytes and not plan.already_installed:
+        click.echo(f"{_fetching(plan)}, less what the cache already holds", err=True)
     with shown() as progress:
         engine = loaded.engine(release.engine)
         return install(release, store, engine, progress, allow_unpinned=allow_unpinned, wheel=wheel)
@@ -252,6 +254,8 @@ def _print_plan(plan: InstallPlan, spaces: Sequence[Space]) -> None:
         return
     click.echo(f"Would install {plan.release} in {plan.directory}")
     click.echo(_building(plan) if plan.built else "Nothing is compiled")
+    if plan.download_bytes:
+        click.echo(f"{_fetching(plan)}, less what the cache already holds")
     output.table(
         ["PACKAGE", "VERSION", "FROM", "CHECKED"],
         [
@@ -274,6 +278,10 @@ def _print_plan(plan: InstallPlan, spaces: Sequence[Space]) -> None:
 def _building(plan: InstallPlan) -> str:
     took = f", which takes about {max(1, round(plan.expected_build_s / 60))} minutes" if plan.expected_build_s else ""
     return f"{', '.join(plan.built)} is compiled on this machine{took}"
+
+
+def _fetching(plan: InstallPlan) -> str:
+    return f"At most {output.size(plan.download_bytes)} are downloaded"
 
 
 def _state_words(installed: dict[str, Any]) -> str:

@@ -21,14 +21,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from packaging.markers import Marker
-
 from paceline import network
 from paceline.errors import ArchiveError, InstallError, NotFoundError
 from paceline.packages.archives import wrong_name
 from paceline.packages.depot import Depot, PackageFile
 from paceline.packages.gathering import bring_all, check_room
 from paceline.packages.indexes import Indexes
+from paceline.packages.locked import applies
 from paceline.packages.source_archives import check_package
 from paceline.registry import registry_value
 from paceline.registry.reading import parse_registry
@@ -195,11 +194,10 @@ def _files(release: Release, python: str, cache: Path) -> list[PackageFile]:
             f"{release.id} cannot be bundled: nothing published says which files of {names} are the right ones",
             help="choose a release whose packages are all pinned by hash",
         )
-    here = {"python_version": python, "python_full_version": f"{python}.0"}
     built = any(p.source for p in recipe.packages)
     files: list[PackageFile] = []
     for packages in (recipe.packages, recipe.build_packages if built else ()):
-        wanted = [p for p in packages if p.marker is None or Marker(p.marker).evaluate(here)]
+        wanted = [p for p in packages if applies(p, python)]
         found = Indexes(cache, release.requires, [python]).locate(wanted)
         for package in wanted:
             fetched = [f for f in found.get(package.name, ()) if f.url is not None]

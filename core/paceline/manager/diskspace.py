@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from paceline.errors import InstallError, StoreError
+from paceline.packages.locked import download_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,18 +29,22 @@ class Space:
 
 
 def space_for(release: Release, store: Store, cache: Path) -> tuple[Space, ...]:
-    """What installing `release` needs where; empty where nobody knows its size.
+    """What installing `release` needs where, were nothing of it here; empty where nobody knows its size.
 
     The size is the recipe's, or that of an installed runtime of the same name. A cache on the home's file system shares
-    its bytes with the runtime (uv links the files); on another it needs as much again. What a build needs while it runs
-    is not in it.
+    its bytes with the runtime (uv links the files); on another it needs as much again. What is fetched lies in the
+    cache until it is unpacked. What a build needs while it runs is not in it.
     """
     size = release.recipe.installed_bytes or _size_of_relative(release, store)
-    if size is None:
+    fetched = download_bytes(release.recipe)
+    if size is None and fetched is None:
         return ()
+    needed = (size or 0) + MARGIN_BYTES
+    where = _existing(cache).stat().st_dev
     folders = {_existing(folder).stat().st_dev: folder for folder in (cache, store.home)}
     return tuple(
-        Space(folder, size + MARGIN_BYTES, shutil.disk_usage(_existing(folder)).free) for folder in folders.values()
+        Space(folder, needed + (fetched or 0) * (device == where), shutil.disk_usage(_existing(folder)).free)
+        for device, folder in folders.items()
     )
 
 

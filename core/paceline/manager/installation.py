@@ -161,7 +161,7 @@ def _recorded(folder: Path, known: Release | None) -> Release | None:
 
 
 def _package(data: dict[str, Any]) -> Package:
-    return Package(**{**data, "sha256": tuple(data["sha256"])})
+    return Package(**{**data, "sha256": tuple(data["sha256"]), "size": tuple(data.get("size", ()))})
 
 
 def _check_pinned(release: Release, allowed: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from paceline.errors import AmbiguousError, NotFoundError
+from paceline.packages.locked import download_bytes
 from paceline.store import health
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ def describe_release(release: Release, verdict: Verdict, *, installed: bool) -> 
         "installed": installed,
         "built_here": [p.name for p in release.recipe.packages if p.source],
         "expected_build_s": release.recipe.expected_build_s,
+        "download_bytes": download_bytes(release.recipe),
         "unpinned": [p.name for p in release.recipe.unpinned],
         "notes": release.notes,
         "verdict": verdict,

@@ -14,12 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from packaging.markers import Marker
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from paceline.errors import IncompatibleError, InstallError, NotFoundError, UsageError
 from paceline.packages.environment import build_wheel
+from paceline.packages.locked import applies
 from paceline.packages.wheels import read_wheel
 from paceline.types import Package
 from paceline.versions import LOCAL
@@ -135,7 +135,7 @@ def _version(version: Version, sha256: str) -> str:
 
 def _missing(wheel: Wheel, recipe: Recipe) -> list[str]:
     """What the wheel requires here and the recipe lacks, or has in another version."""
-    brought = {p.name: p for p in recipe.packages if p.marker is None or Marker(p.marker).evaluate()}
+    brought = {p.name: p for p in recipe.packages if applies(p)}
     missing = []
     for need in wheel.requires:
         if need.marker is not None and not need.marker.evaluate({"extra": ""}):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from paceline.packages.locked import download_bytes
 from paceline.types import Package
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ class InstallPlan:
     built: tuple[str, ...]
     """Packages that are compiled here."""
     expected_build_s: float | None
+    download_bytes: int | None
+    """The most that is fetched, were nothing of it here; None when not every size is known."""
     unpinned: tuple[str, ...]
     """Packages whose files cannot be checked, because their index publishes no hashes."""
     selects: tuple[str, ...]
@@ -56,6 +59,7 @@ def make_plan(
         build_packages=recipe.build_packages,
         built=tuple(p.name for p in recipe.packages if p.source),
         expected_build_s=build_s if build_s is not None else _scaled(recipe.expected_build_s, cores),
+        download_bytes=download_bytes(recipe),
         unpinned=tuple(p.name for p in recipe.unpinned),
         selects=tuple(f for f in release.formats if selection.formats.get(f) not in installed),
     )

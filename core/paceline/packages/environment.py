@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from packaging.markers import Marker
-
 from paceline import child
 from paceline.errors import BuildError
 from paceline.packages import byte_code, native_builds, wheel_records
 from paceline.packages.depot import Depot
 from paceline.packages.gathering import gather
+from paceline.packages.locked import applies
 from paceline.packages.uv import base_interpreter, uv_command, uv_environment, way_out
 from paceline.progress import Phase
 from paceline.store import transaction
@@ -160,12 +159,12 @@ class _Installer:
     def _missing(self, options: Sequence[str]) -> list[Package]:
         """The packages that uv could not install without a network, with those that building them takes."""
         offline = [*self._options, *options, *self._from_here()]
-        published = [p for p in self._recipe.packages if _applies(p) and not p.file]
+        published = [p for p in self._recipe.packages if applies(p) and not p.file]
         if not published or self._uv.has_all(offline, published):
             return []
         packages = [p for p in published if not self._uv.has_all(offline, [p])]
         if any(package.source for package in packages):
-            build = [p for p in self._recipe.build_packages if _applies(p) and p not in packages]
+            build = [p for p in self._recipe.build_packages if applies(p) and p not in packages]
             packages += [p for p in build if not self._uv.has_all(offline, [p])]
         return packages
 
@@ -194,11 +193,6 @@ def _install_options(recipe: Recipe, python: Path, cache: Path) -> list[str | Pa
         for key, value in settings.items():
             arguments += ["--config-settings-package", f"{name}:{key}={value}"]
     return [*arguments, "--cache-dir", cache / "uv", "--no-progress", "-v"]
-
-
-def _applies(package: Package) -> bool:
-    """Whether a package is for the Python that runtimes are built on here."""
-    return package.marker is None or Marker(package.marker).evaluate()
 
 
 def _requirement(package: Package) -> str:

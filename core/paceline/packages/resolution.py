@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from packaging.markers import Marker
 from packaging.utils import canonicalize_name
 
 from paceline import child, refusals
 from paceline.errors import InstallError
 from paceline.packages.depot import PackageFile
+from paceline.packages.locked import applies, files_of, pinned_to
 from paceline.packages.uv import base_interpreter, uv_command, uv_environment, way_out
 from paceline.store import transaction
 from paceline.types import Package
@@ -57,43 +57,51 @@ class Resolver:
         if prerelease:
             self._options += ["--prerelease", "allow"]
 
-    def packages(self, recipe: Recipe, roots: Sequence[str]) -> tuple[Package, ...]:
-        """The closure of `roots`, taken and built as `recipe` says. Raises InstallError with uv's reason."""
+    def packages(self, recipe: Recipe, roots: Sequence[str], *, keep: Sequence[Package] = ()) -> tuple[Package, ...]:
+        """The closure of `roots`, taken and built as `recipe` says. Raises InstallError with uv's reason.
+
+        `keep`: packages whose versions stay as they are.
+        """
         built = {str(canonicalize_name(name)) for name in recipe.config_settings}
         unhashed = {str(canonicalize_name(name)): page for name, page in recipe.unhashed.items()}
-        return self._locked(roots, unhashed, built)
+        return self._locked(roots, unhashed, built, keep)
 
-    def build_packages(self, roots: Sequence[str]) -> tuple[Package, ...]:
+    def build_packages(self, roots: Sequence[str], *, keep: Sequence[Package] = ()) -> tuple[Package, ...]:
         """The closure of build requirements, all of them wheels."""
-        return self._locked(roots, {}, set()) if roots else ()
+        return self._locked(roots, {}, set(), keep) if roots else ()
 
     def files(self, packages: Sequence[Package]) -> dict[str, list[PackageFile]]:
-        """By name, the files of locked packages that fit one of the Pythons, by their pinned hashes.
+        """By name, the files of locked packages that fit one of the Pythons, by their pinned hashes and sizes.
 
         A package of which the index has none is absent. Raises InstallError when the index cannot be asked.
         """
         found: dict[str, list[PackageFile]] = {}
         for python in self._pythons:
-            here = {"python_version": python, "python_full_version": f"{python}.0"}
-            wanted = {p.name: p for p in packages if p.marker is None or Marker(p.marker).evaluate(here)}
+            wanted = {p.name: p for p in packages if applies(p, python)}
             roots = [f"{p.name}=={p.version}" for p in wanted.values()]
             for entry in self._compile(roots, (), python, "--no-deps") if roots else ():
-                pinned = wanted[entry["name"]].sha256
+                pinned = files_of(wanted[entry["name"]])
                 listed = found.setdefault(entry["name"], [])
-                listed += [f for f in _files(entry) if f.sha256 in pinned and f not in listed]
+                for file in _files(entry):
+                    if file.sha256 in pinned:
+                        right = replace(file, size=pinned[file.sha256] or file.size)
+                        listed += [right] if right not in listed else []
         return {name: listed for name, listed in found.items() if listed}
 
-    def _locked(self, roots: Sequence[str], unhashed: Mapping[str, str], built: Collection[str]) -> tuple[Package, ...]:
+    def _locked(
+        self, roots: Sequence[str], unhashed: Mapping[str, str], built: Collection[str], keep: Sequence[Package]
+    ) -> tuple[Package, ...]:
         """One pinned list for all Pythons; a package that only some need gets a marker."""
         found: dict[str, Package] = {}
         users: dict[str, list[str]] = {}
         for python in self._pythons:
-            pins = [f"{name}=={package.version}" for name, package in found.items()]
+            kept = {p.name: p for p in keep if applies(p, python)}
+            pins = [f"{name}=={package.version}" for name, package in {**kept, **found}.items()]
             for entry in self._compile(roots, pins, python):
                 package = self._package(entry, python, unhashed, built)
                 before = found.get(package.name)
-                hashes = {*package.sha256, *(before.sha256 if before else ())}
-                found[package.name] = replace(package, sha256=tuple(sorted(hashes)))
+                files = files_of(package) | (files_of(before) if before else {})
+                found[package.name] = pinned_to(package, files)
                 users.setdefault(package.name, []).append(python)
         return tuple(replace(found[name], marker=_marker(users[name], self._pythons)) for name in sorted(found))
 
@@ -105,14 +113,14 @@ class Resolver:
             return Package(name, version, index=unhashed[name])
         source = name in built
         files = [entry["sdist"]] if source and "sdist" in entry else [] if source else entry.get("wheels", [])
-        hashes = {file["hashes"]["sha256"] for file in files if "sha256" in file.get("hashes", {})}
-        if not hashes:
+        sizes = {f["hashes"]["sha256"]: f.get("size") for f in files if "sha256" in f.get("hashes", {})}
+        if not sizes:
             kind = "source distribution" if source else f"wheel for Python {python} here"
             raise InstallError(
                 f"the package index has no {kind} with a hash for {name} {version}",
                 help="choose a version that has one, or another release",
             )
-        return Package(name, version, tuple(sorted(hashes)), source=source)
+        return pinned_to(Package(name, version, source=source), sizes)
 
     def _compile(self, roots: Sequence[str], pins: Sequence[str], python: str, *options: str) -> list[dict[str, Any]]:
         lines: list[str] = []

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from paceline import paths, query
 from paceline.errors import RegistryError, StoreError
+from paceline.packages.locked import files_of, pinned_to
 from paceline.registry.reading import read_registry
 from paceline.registry.writing import registry_text, registry_value
 from paceline.types import Release
@@ -110,9 +111,9 @@ def _pin_by_first_use(by_id: dict[str, Release], home: Path, remarks: list[str])
 
 def _with_hashes_of(theirs: Release, ours: Release) -> Release:
     """Our release, its packages without hashes pinned as theirs are, when it is theirs in everything else."""
-    hashes = {(p.name, p.version, p.index): p.sha256 for p in theirs.recipe.packages}
+    files = {(p.name, p.version, p.index): files_of(p) for p in theirs.recipe.packages}
     pinned = tuple(
-        p if p.sha256 else replace(p, sha256=hashes.get((p.name, p.version, p.index), ())) for p in ours.recipe.packages
+        p if p.sha256 else pinned_to(p, files.get((p.name, p.version, p.index), {})) for p in ours.recipe.packages
     )
     filled = replace(ours, recipe=replace(ours.recipe, packages=pinned))
     return filled if _same(filled, theirs) else ours
@@ -124,7 +125,10 @@ def _same(a: Release, b: Release) -> bool:
     def essence(release: Release) -> tuple[object, ...]:
         recipe = release.recipe
         settings = {name: dict(values) for name, values in recipe.config_settings.items()}
-        return release.formats, release.requires, recipe.packages, recipe.build_packages, settings, recipe.prune
+        # Two files with one hash have one size; one of the two may not say it.
+        packages = [replace(p, size=()) for p in recipe.packages]
+        build_packages = [replace(p, size=()) for p in recipe.build_packages]
+        return release.formats, release.requires, packages, build_packages, settings, recipe.prune
 
     return essence(a) == essence(b)
 

@@ -1,4 +1,4 @@
-"""Lock the releases of a registry file anew: exact versions and hashes of everything their recipes' roots need.
+"""Lock the releases of a registry file anew: exact versions, hashes and sizes of all that their recipes' roots need.
 
 People write each release's facts and, in its recipe, `roots` (what to install), `build_roots` (what building it needs)
 and `unhashed` (index pages that publish no hashes). Everything else of a recipe's packages is found out here.
@@ -19,6 +19,8 @@ from packaging.version import Version
 
 from paceline import network
 from paceline.errors import RegistryError
+from paceline.packages.download import Digest
+from paceline.packages.locked import pinned_to
 from paceline.packages.resolution import Resolver
 
 if TYPE_CHECKING:
@@ -35,10 +37,14 @@ _OS_TAGS = {"linux": "linux", "macos": "macosx", "windows": "win"}
 _ARCH_TAGS = {"x86_64": ("x86_64", "amd64"), "arm64": ("arm64", "aarch64")}
 
 
-def lock(release: Release, *, cache: Path, tell: Callable[[str], None], fetch: bool = True) -> Release:
+def lock(
+    release: Release, *, cache: Path, tell: Callable[[str], None], fetch: bool = True, keep: bool = False
+) -> Release:
     """`release` with new packages. Raises InstallError when its roots cannot be resolved.
 
-    `fetch`: wheels of pages that publish no hashes are downloaded for their sha256; without it they stay unpinned.
+    `fetch`: wheels of pages that publish no hashes are downloaded for their sha256 and size; without it they stay
+    unpinned.
+    `keep`: the versions that are locked stay; what else is needed, hashes and sizes are looked up anew.
     `tell` is given a line now and then. Raises RegistryError when a page cannot be read or lacks the wheel.
     """
     recipe = release.recipe
@@ -46,39 +52,38 @@ def lock(release: Release, *, cache: Path, tell: Callable[[str], None], fetch: b
         return release
     pythons = [p for p in PYTHONS if SpecifierSet(release.requires.python or "").contains(f"{p}.99")]
     resolver = Resolver(release.requires, pythons, cache=cache)
-    packages = resolver.packages(recipe, recipe.roots)
+    packages = resolver.packages(recipe, recipe.roots, keep=recipe.packages if keep else ())
     if fetch:
         packages = tuple(_fetched(p, release.requires, tell) if p.index and not p.sha256 else p for p in packages)
-    return replace(
-        release,
-        recipe=replace(recipe, packages=packages, build_packages=resolver.build_packages(recipe.build_roots)),
-    )
+    build_packages = resolver.build_packages(recipe.build_roots, keep=recipe.build_packages if keep else ())
+    return replace(release, recipe=replace(recipe, packages=packages, build_packages=build_packages))
 
 
 def _fetched(package: Package, requires: Requirements, tell: Callable[[str], None]) -> Package:
-    """A package with the sha256 of every wheel that its index page has for the platform."""
+    """A package with sha256 and size of every wheel that its index page has for the platform."""
     assert package.index is not None
     page = f"{package.index.rstrip('/')}/{canonicalize_name(package.name)}/"
-    hashes = []
+    files: dict[str, int | None] = {}
     try:
         with network.client() as client:
             for url in _wheels(_links(client, page), package, requires):
                 published = urlsplit(url).fragment.removeprefix("sha256=")
                 if len(published) == 64:
-                    hashes.append(published)
+                    files[published] = None
                     continue
                 tell(f"fetching {unquote(url.rsplit('/', 1)[-1])} for its sha256")
-                hashes.append(_sha256(client, url))
+                digest = _digest(client, url)
+                files[digest.sha256] = digest.size
     except httpx.HTTPError as error:
         raise RegistryError(
             f"{page} cannot be read: {error or type(error).__name__}", help="check the network, then lock again"
         ) from None
-    if not hashes:
+    if not files:
         raise RegistryError(
             f"{page} has no wheel of {package.name} {package.version} for {requires.os} on {requires.arch}",
             help="correct the version in the recipe's roots, or the page in `unhashed`",
         )
-    return replace(package, sha256=tuple(sorted(set(hashes))))
+    return pinned_to(package, files)
 
 
 def _wheels(links: list[str], package: Package, requires: Requirements) -> list[str]:
@@ -105,13 +110,14 @@ def _links(client: Client, page: str) -> list[str]:
     return [urljoin(str(answer.url), link) for link in reader.found]
 
 
-def _sha256(client: Client, url: str) -> str:
-    digest = hashlib.sha256()
+def _digest(client: Client, url: str) -> Digest:
+    digest, size = hashlib.sha256(), 0
     with client.stream("GET", url) as answer:
         answer.raise_for_status()
         for part in answer.iter_bytes():
             digest.update(part)
-    return digest.hexdigest()
+            size += len(part)
+    return Digest(digest.hexdigest(), size)
 
 
 class _Links(HTMLParser):

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSIONS = (1, 2)
+"""The second one adds `size` to packages."""
 _T = TypeVar("_T")
 
 
@@ -79,6 +80,7 @@ _DOTTED = re.compile(r"\d{1,9}(\.\d{1,9}){0,4}")
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}")
 _TOOL = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._+-]{0,79})\s*([<>=!~][^|]*)?")
 _SETTING = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+_LARGEST_FILE = 64 * 10**9
 
 
 @dataclass(frozen=True)
@@ -152,8 +154,9 @@ class _Node:
 def _registry(node: _Node) -> tuple[Release, ...]:
     # The schema version comes first: a newer file may have other fields.
     version = node.map().get("schema_version", _Node(None, "$.schema_version")).integer()
-    if version != SCHEMA_VERSION:
-        raise _Wrong(f"$.schema_version: {version} is not {SCHEMA_VERSION}, the one this Paceline reads")
+    if version not in SCHEMA_VERSIONS:
+        known = " or ".join(map(str, SCHEMA_VERSIONS))
+        raise _Wrong(f"$.schema_version: {version} is not {known}, which this Paceline reads")
     releases: dict[str, Release] = {}
     for item in node.object("schema_version releases")["releases"].items():
         release = _release(item)
@@ -246,20 +249,32 @@ def _roots(node: _Node) -> tuple[str, ...]:
 
 
 def _package(node: _Node) -> Package:
-    fields = node.object("name version", "sha256 index source marker")
+    fields = node.object("name version", "sha256 size index source marker")
     index = _page(fields["index"]) if "index" in fields else None
     if "marker" in fields:
         _readable(fields["marker"], Marker, InvalidMarker)
     if index is None and not fields.get("sha256", _Node([], "")).value:
         raise node.fail("has neither sha256 nor an index of its own, so nothing would say what to install")
+    sha256 = fields["sha256"].texts(_SHA256) if "sha256" in fields else ()
     return Package(
         name=fields["name"].text(_NAME),
         version=fields["version"].text(_VERSION),
-        sha256=fields["sha256"].texts(_SHA256) if "sha256" in fields else (),
+        sha256=sha256,
+        size=_sizes(fields["size"], len(sha256)) if "size" in fields else (),
         index=index,
         source=fields["source"].flag() if "source" in fields else False,
         marker=fields["marker"].text() if "marker" in fields else None,
     )
+
+
+def _sizes(node: _Node, files: int) -> tuple[int, ...]:
+    """How many bytes each file has; more than a download ever takes are refused here."""
+    sizes = tuple(item.size() for item in node.items())
+    if len(sizes) != files:
+        raise node.fail(f"has {len(sizes)} sizes for {files} files in sha256")
+    if not all(0 < size <= _LARGEST_FILE for size in sizes):
+        raise node.fail(f"{_say(node.value)} has a size that no package has")
+    return sizes
 
 
 def _page(node: _Node) -> str:

@@ -7,8 +7,6 @@ import re
 from dataclasses import MISSING, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
-from paceline.registry.reading import SCHEMA_VERSION
-
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -16,8 +14,13 @@ if TYPE_CHECKING:
 
 
 def registry_value(releases: Iterable[Release]) -> dict[str, Any]:
-    """What `read_registry` reads as `releases`, as JSON values; fields with their default are left out."""
-    return {"schema_version": SCHEMA_VERSION, "releases": [_plain(release) for release in releases]}
+    """What `read_registry` reads as `releases`, as JSON values; fields with their default are left out.
+
+    The schema version is the oldest one that has every field, so that whoever could read it still can.
+    """
+    releases = list(releases)
+    sized = any(p.size for r in releases for p in (*r.recipe.packages, *r.recipe.build_packages))
+    return {"schema_version": 2 if sized else 1, "releases": [_plain(release) for release in releases]}
 
 
 def registry_text(releases: Iterable[Release]) -> str:
