@@ -37,7 +37,7 @@ def space_for(release: Release, store: Store, cache: Path) -> tuple[Space, ...]:
     """
     size = release.recipe.installed_bytes or _size_of_relative(release, store)
     fetched = download_bytes(release.recipe)
-    if size is None and fetched is None:
+    if size is None and not fetched:
         return ()
     needed = (size or 0) + MARGIN_BYTES
     where = _existing(cache).stat().st_dev
