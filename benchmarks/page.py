@@ -21,6 +21,7 @@ from pathlib import Path
 import growth
 import index
 import lossless
+import manager
 import relay_load
 import run
 import standing
@@ -45,6 +46,7 @@ _TABLES: dict[str, Callable[[Path], str]] = {
     "growth": lambda path: growth.tables(growth.read(path)),
     "lossless": lambda path: lossless.tables(lossless.read(path)),
     "index": lambda path: index.tables(index.read(path)),
+    "manager": lambda path: manager.tables(manager.read(path)),
     "relay load": lambda path: relay_load.tables(relay_load.read(path)),
 }
 

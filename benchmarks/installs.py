@@ -1,0 +1,144 @@
+"""What installing from a full cache costs beside uv alone, and what a second runtime adds to the disk."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from uv import find_uv_bin
+
+from paceline import paths, plugins
+from paceline.engine import Engine
+from paceline.manager.installation import install
+from paceline.packages.uv import base_interpreter, uv_environment
+from paceline.progress import Phase
+from paceline.registry import read_registry
+from paceline.store import Store
+from paceline.store.manifest import python_of
+from paceline.types import Release
+
+
+class Clock:
+    """Wall and processor time of what runs in its block, with the processes that ended there."""
+
+    wall_s = 0.0
+    cpu_s = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        wall, cpu = time.perf_counter(), _cpu_s()
+        try:
+            yield
+        finally:
+            self.wall_s, self.cpu_s = time.perf_counter() - wall, _cpu_s() - cpu
+
+    @property
+    def times(self) -> dict[str, float]:
+        return {"wall_s": self.wall_s, "cpu_s": self.cpu_s}
+
+
+def beside_uv(name: str, folder: Path, rounds: int) -> dict[str, Any]:
+    """Installations of the release called `name`, each followed by uv alone doing the same; the first compiles.
+
+    The cache has uv's wheels and, before the first, no byte code. uv alone makes an environment and syncs the same lock
+    into it, once with byte code, as Paceline leaves it, and once without. `smoke_test` is a part of `paceline`.
+    """
+    engine, release = _engine_and_release(name)
+    cache = _cache_without_byte_code(folder / "cache")
+    found: list[dict[str, Any]] = []
+    kept: list[Path] = []
+    for n in range(rounds + 1):
+        store, smoke = Store(folder / f"home{n}"), SmokeTest()
+        ours = Clock()
+        with ours.running():
+            made = install(release, store, engine, smoke, cache=cache)
+        measured = {"paceline": ours.times, "smoke_test": smoke.clock.times}
+        for what, options in {"uv": ["--compile-bytecode"], "uv_without_byte_code": []}.items():
+            alone, clock = folder / "alone", Clock()
+            with clock.running():
+                _uv_alone(alone, made.directory, release, [*options, "--cache-dir", str(cache / "uv")])
+            shutil.rmtree(alone)
+            measured[what] = clock.times
+        found.append(measured)
+        kept.append(made.directory)
+        if n > 1:
+            shutil.rmtree(store.home)
+    first, second = added_bytes(kept[:2])
+    return {
+        "release": release.id,
+        "first": found[0],
+        "rounds": found[1:],
+        "disk_bytes": {"first": first, "second": second},
+    }
+
+
+def added_bytes(folders: list[Path]) -> list[int]:
+    """By folder, the bytes on the disk of its files that are in none before it; a file with two names is one."""
+    known: set[tuple[int, int]] = set()
+    added = []
+    for folder in folders:
+        status = [p.lstat() for p in folder.rglob("*") if p.is_file() and not p.is_symlink()]
+        new = {(s.st_dev, s.st_ino): s.st_blocks * 512 for s in status if (s.st_dev, s.st_ino) not in known}
+        known |= new.keys()
+        added.append(sum(new.values()))
+    return added
+
+
+def ratio(rounds: Sequence[Mapping[str, Any]], unit: str) -> tuple[float, float, float]:
+    """Median, smallest and largest of our time over that of uv alone, of each round."""
+    ratios = [r["paceline"][unit] / r["uv"][unit] for r in rounds]
+    return median(ratios), min(ratios), max(ratios)
+
+
+class SmokeTest:
+    """Times the smoke test of an installation, as its Progress."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self._began: tuple[float, float] | None = None
+
+    def __call__(self, phase: Phase, done: int = 0, total: int | None = None, message: str = "") -> None:
+        if phase is Phase.CHECK and message.startswith("starting"):
+            self._began = time.perf_counter(), _cpu_s()
+        elif self._began is not None:
+            wall, cpu = self._began
+            self.clock.wall_s, self.clock.cpu_s = time.perf_counter() - wall, _cpu_s() - cpu
+            self._began = None
+
+
+def _engine_and_release(name: str) -> tuple[Engine, Release]:
+    release = next(r for r in read_registry(paths.registry_file()) if r.name == name)
+    return plugins.load().engine(release.engine), release
+
+
+def _cache_without_byte_code(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "uv").symlink_to(paths.cache() / "uv")
+    if (noted := paths.cache() / "built-for.json").exists():
+        shutil.copy(noted, folder)
+    return folder
+
+
+def _uv_alone(environment: Path, made: Path, release: Release, options: list[str]) -> None:
+    settings = [
+        f"--config-settings-package={name}:{key}={value}"
+        for name, values in release.recipe.config_settings.items()
+        for key, value in values.items()
+    ]
+    lock = ["pip", "sync", str(made / "requirements.txt"), "--python", str(python_of(environment)), "--require-hashes"]
+    empty = ["venv", "--no-project", "--python", base_interpreter(), str(environment)]
+    for arguments in (empty, [*lock, "--offline", *settings, *options]):
+        subprocess.run([find_uv_bin(), "-q", *arguments], env=uv_environment(os.environ), cwd=made, check=True)
+
+
+def _cpu_s() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(u.ru_utime + u.ru_stime for u in used)
