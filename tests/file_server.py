@@ -52,6 +52,8 @@ class FileServer:
                 headers = {"Content-Type": kind}
                 if not fault.get("no_etag"):
                     headers["ETag"] = outer.etag(body)
+                if "max_age" in fault:
+                    headers["Cache-Control"] = f"max-age={fault['max_age']}"
                 if status := fault.get("status"):
                     if "retry_after" in fault:
                         headers["Retry-After"] = fault["retry_after"]
@@ -123,7 +125,8 @@ class FileServer:
         status, retry_after: answer that. truncate, stall: after so many bytes the connection ends, or nothing comes.
         drip: seconds between two bytes. flip: one bit of the byte there is another. length: a Content-Length that is
         not so. no_length, no_etag: without them. ignore_range, ignore_if_range: as if there were none. content_range:
-        what is said of the range, whatever is sent. shift: the range begins so much later. then: called afterwards.
+        what is said of the range, whatever is sent. shift: the range begins so much later. max_age: seconds for which
+        it need not be asked for again. then: called afterwards.
         """
         self._faults.extend(faults or [fault])
 

@@ -82,6 +82,16 @@ def test_a_clock_set_back_only_changes_the_order(store, store_world):
     assert store.selected("gguf") == first
 
 
+def test_the_order_of_uses_survives_a_clock_that_was_ahead(store, store_world):
+    first, second, third = (store_world.add(store, f"{n}.0") for n in range(1, 4))
+    use_at(store, first, 4_000_000_000)  # the clock was ahead, and is right again
+
+    for runtime in (second, third, first, second):
+        store.use(runtime).release()
+
+    assert plan_cleanup(store, 0).runtimes == (third, first, second)
+
+
 def test_uv_cleans_its_own_cache(tmp_path):
     assert clean_cache(tmp_path) == "the cache is empty"
     (tmp_path / "uv" / "archive-v0" / "unreferred").mkdir(parents=True)

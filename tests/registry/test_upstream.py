@@ -59,7 +59,7 @@ def release(index):
 @pytest.fixture
 def newest(release, tmp_path):
     def ask(**options):
-        return upstream.newest(release, SOURCE, cache=tmp_path / "cache", now=NOW, **options)
+        return upstream.newest(release, SOURCE, cache=tmp_path / "cache", **{"now": NOW, **options})
 
     return ask
 
@@ -108,6 +108,25 @@ def test_an_index_that_does_not_answer(index, newest, status):
     assert "package index" in caught.value.help
 
 
+def test_what_was_heard_before_is_not_taken_for_news(index, newest):
+    """Also not while it counts as fresh: for the minutes that an index allows, or until a clock set back caught up."""
+    index.server.misbehave_always(max_age=365 * 86400)
+    assert newest() is None
+
+    index.publish("1.5", "2030-05-01")
+
+    assert newest().version == "1.5"
+
+
+def test_a_clock_that_was_wrong_keeps_no_update_away(index, newest):
+    index.publish("1.5", "2030-05-01")
+    with pytest.raises(InstallError, match="tinyengine"):  # in 1970 nothing was published yet
+        newest(now=datetime(1970, 2, 1, tzinfo=UTC), minimum_age=timedelta(days=7))
+    assert newest(now=datetime(2999, 1, 1, tzinfo=UTC), minimum_age=timedelta(days=7)).version == "1.5"
+
+    assert newest(now=NOW, minimum_age=timedelta(days=7)).version == "1.5"
+
+
 def test_an_index_that_sends_a_web_page(index, newest):
     index.server.files["/simple/tinyengine/"] = b"<html>please log in</html>", "text/html"
 
@@ -132,11 +151,7 @@ def test_what_was_found_is_remembered(tiny, index, newest):
 
     assert [r.version for r in read_registry(file)] == ["1.1", "1.2"]
     known = load_registry(plugins.Plugins((), {"tiny": tiny.engine}), home=tiny.home)
-    assert [(r.version, r.source) for r in known.match("tiny")] == [
-        ("1.2", "package index"),
-        ("1.1", "package index"),
-        ("1.0.0", "engine tiny"),
-    ]
+    assert [r.version for r in known.match("tiny")] == ["1.2", "1.1", "1.0.0"]
 
 
 class TestTheCommand:

@@ -80,7 +80,7 @@ def resolve(
     environment["UV_FIND_LINKS"] = ",".join(filter(None, [str(stubs), environment.get("UV_FIND_LINKS")]))
     arguments: list[str | Path] = ["pip", "compile", "requirements.in", "--constraints", "host.txt", "--no-header"]
     arguments += ["--format", "pylock.toml", "--output-file", LOCK, "--only-binary", ":all:", "--no-python-downloads"]
-    arguments += [f"--upgrade-package={name}" for name in upgrade]
+    arguments += [f"--{what}-package={name}" for name in upgrade for what in ("upgrade", "refresh")]
     arguments += ["--python", sys.executable, "--cache-dir", cache / "resolution", "-q"]
     said = _uv(arguments, folder, environment)
     if said is not None:

@@ -40,12 +40,14 @@ class Resolver:
         cache: Path,
         exclude_newer: str | None = None,
         prerelease: bool = False,
+        anew: Collection[str] = (),
     ) -> None:
         """`pythons`: ascending, such as ("3.11", "3.12"); the oldest decides the versions.
 
         `cache`: a folder for what uv learns. It must not be the one that runtimes are installed from, because resolving
         a source distribution anew makes uv forget the wheels that were built of it. `exclude_newer`: an RFC 3339 time;
-        files uploaded after it count as absent.
+        files uploaded after it count as absent. `anew`: packages that the index is asked for even where the cache holds
+        an answer that counts as fresh, which it does for long when the clock was ahead.
         """
         self._pythons = list(pythons)
         self._cache = cache
@@ -56,6 +58,7 @@ class Resolver:
             self._options += ["--exclude-newer", exclude_newer]
         if prerelease:
             self._options += ["--prerelease", "allow"]
+        self._options += [f"--refresh-package={name}" for name in anew]
 
     def packages(self, recipe: Recipe, roots: Sequence[str], *, keep: Sequence[Package] = ()) -> tuple[Package, ...]:
         """The closure of `roots`, taken and built as `recipe` says. Raises InstallError with uv's reason.

@@ -51,6 +51,7 @@ def newest(
         cache=cache / "resolution",
         exclude_newer=(now - minimum_age).isoformat() if minimum_age else None,
         prerelease=prerelease,
+        anew=[upstream.package],
     )
     roots = [_loosened(root, upstream) for root in release.recipe.roots]
     packages = resolver.packages(release.recipe, roots)

@@ -24,6 +24,8 @@ _WAIT_S = 5.0
 """For a lock that only one who asks whether it is held can hold, for an instant."""
 _LAST = "last"
 """An empty file whose modification time says when the runtime was used last."""
+_AFTER_S = 0.001
+"""What is used later is stamped at least so much later, whatever the clock says."""
 
 
 class Use:
@@ -117,7 +119,10 @@ def _pid(file: Path) -> int:
 
 
 def _touch(folder: Path) -> None:
+    """Mark the runtime as the one that was used last, also when the clock was set back since another was."""
     with suppress(OSError):
         file = folder / _LAST
+        stamps = [seconds for uses in folder.parent.iterdir() if (seconds := last_used(uses)) is not None]
+        stamp = max([time.time(), *(seconds + _AFTER_S for seconds in stamps)])
         file.touch()
-        os.utime(file, (time.time(), time.time()))
+        os.utime(file, (stamp, stamp))
