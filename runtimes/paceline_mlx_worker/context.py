@@ -75,7 +75,9 @@ class Context:
         self._model = model
         self._memory = memory
         self._held: dict[int, int] = {}
-        self._worth = _PASS_WORTH[mx.default_device().type]
+        device = mx.default_device().type
+        self._on_cpu = device == mx.cpu
+        self._worth = _PASS_WORTH[device]
         self._logits: Any = None
         self._likeliest: list[int] | None = None
         self._probabilities: list[float] | None = None
@@ -125,20 +127,23 @@ class Context:
     def likeliest_with_probability(self, index: int) -> tuple[int, float]:
         """The likeliest token at one of the outputs and its softmax probability."""
         if self._likeliest is None or self._probabilities is None:
-            logits = self._logits.astype(mx.float32)
-            tokens = mx.argmax(self._logits, axis=-1)
-            probabilities = mx.exp(mx.max(logits, axis=-1) - mx.logsumexp(logits, axis=-1))
-            mx.eval(tokens, probabilities)
-            self._likeliest, self._probabilities = tokens.tolist(), probabilities.tolist()
+            if self._on_cpu:  # where numpy is several times faster
+                logits = self._all_logits()
+                sums = np.exp(logits - logits.max(axis=-1, keepdims=True)).sum(axis=-1)
+                self._likeliest, self._probabilities = logits.argmax(axis=-1).tolist(), (1 / sums).tolist()
+            else:
+                logits = self._logits.astype(mx.float32)
+                tokens = mx.argmax(self._logits, axis=-1)
+                probabilities = mx.exp(mx.max(logits, axis=-1) - mx.logsumexp(logits, axis=-1))
+                mx.eval(tokens, probabilities)
+                self._likeliest, self._probabilities = tokens.tolist(), probabilities.tolist()
         assert self._likeliest is not None
         assert self._probabilities is not None
         return self._likeliest[index], self._probabilities[index]
 
     def logits(self, index: int) -> Logits:
         """Logits at one of the outputs, shape (n_vocab,); not to be written to."""
-        if self._rows is None:
-            self._rows = np.asarray(self._logits.astype(mx.float32))
-        row: Logits = self._rows[index]
+        row: Logits = self._all_logits()[index]
         return row
 
     def keep(self, lane: int, length: int) -> bool:
@@ -175,6 +180,12 @@ class Context:
         self._logits = self._likeliest = self._rows = None
         gc.collect()
         mx.clear_cache()
+
+    def _all_logits(self) -> Logits:
+        """Of all outputs, shape (outputs, n_vocab)."""
+        if self._rows is None:
+            self._rows = np.asarray(self._logits.astype(mx.float32))
+        return self._rows
 
     def _read(self, entries: Sequence[_Entry]) -> None:
         """Compute tokens whose logits nobody wants."""
