@@ -54,6 +54,35 @@ def test_caches_of_mlx_lm_go_back_whole(candidate, models):
     assert said == ["False 0.0"] * 6
 
 
+# In the runtime: what a context says of the last tokens of two lanes, and what follows from mlx-lm's logits.
+CONFIDENCE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import mlx.core as mx
+from paceline_mlx_worker.binding import Model
+from paceline_mlx_worker.context import Context
+from paceline_mlx_worker.memory import memory_of
+
+model = Model(sys.argv[2], progress=lambda fraction: None)
+context = Context(model, memory_of(model.net, None))
+prompts = [[1, 2, 3, 4], [7, 9]]
+for lane, tokens in enumerate(prompts):
+    context.batch.add(lane, tokens, 0, outputs=1)
+context.decode()
+for index, tokens in enumerate(prompts):
+    token, probability = context.likeliest_with_probability(index)
+    expected = mx.softmax(model.net(mx.array([tokens]))[0, -1].astype(mx.float32))
+    print(token == mx.argmax(expected).item(), abs(probability / mx.max(expected).item() - 1) < 1e-5)
+"""
+
+
+@pytest.mark.parametrize("kind", ["16-bit", "8-bit", "window"])
+def test_how_sure_a_draft_is_follows_from_its_logits(candidate, models, kind):
+    command = [candidate.argv[0], "-I", "-B", "-c", CONFIDENCE, worker_root(), str(models / kind)]
+    said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    assert said == ["True True"] * 2
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_several_at_once_are_what_each_is_alone(worker, models, kind):
     answer = worker.call("load", role="main", path=str(models / kind), context_length=512, options={"parallel": 3})
