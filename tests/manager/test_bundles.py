@@ -270,6 +270,41 @@ class TestTheCommand:
         assert installed.stdout == "Installed tiny-any-cpu@1.0.0, selected for TINY\n", installed.stderr
         assert index.asked == []
 
+    @pytest.fixture
+    def of_a_wheel(self, tiny, web, tmp_path):
+        """The name of a runtime that was made here with a wheel that no index has."""
+        wheel = tmp_path / "mine" / "tinyengine-1.0.0-py3-none-any.whl"
+        wheel.parent.mkdir()
+        files = {"tinyengine/__main__.py": tiny.worker, "tinyengine/settings.json": "{}"}
+        tiny.write_wheel(wheel, "tinyengine", files, "1.0.0")
+        got = tiny.paceline("runtime", "get", str(wheel), "--json", **web)
+        assert got.returncode == 0, got.stderr
+        wheel.unlink()
+        return json.loads(got.stdout)["id"]
+
+    def test_a_runtime_made_with_a_wheel_of_this_machine(self, tiny, index, web, other, of_a_wheel, tmp_path):
+        file = tmp_path / "mine.bundle"
+        done = tiny.paceline("bundle", "create", of_a_wheel, "-o", str(file), "--json", **web)
+        assert done.returncode == 0, done.stderr
+        said = json.loads(done.stdout)
+        assert [r["id"] for r in said["releases"]] == [of_a_wheel]
+        assert [f["name"] for f in said["files"]] == [NAMES[1], "tinyengine-1.0.0-py3-none-any.whl"]
+
+        index.asked.clear()
+        installed = other("install", file, **web)
+        assert installed.stdout == f"Installed {of_a_wheel}, selected for TINY\n", installed.stderr
+        assert index.asked == []
+
+    def test_its_wheel_has_to_be_what_it_was(self, tiny, web, of_a_wheel, tmp_path):
+        (kept,) = tiny.home.glob("runtimes/*/packages/*.whl")
+        for change, said in [
+            (lambda: tiny.write_wheel(kept, "tinyengine", {"tinyengine/x.py": ""}), "is not the file that it was made"),
+            (kept.unlink, f"{kept} is gone"),
+        ]:
+            change()
+            done = tiny.paceline("bundle", "create", of_a_wheel, "-o", str(tmp_path / "b"), **web)
+            assert (done.returncode, said in done.stderr) == (1, True), done.stderr
+
     def test_made_for_other_machines_is_refused(self, tiny, index, tmp_path, other):
         far = replace(tiny.release(), platform="windows", requires=Requirements(os="windows"))
         recipe = Recipe((Package("tinydep", "1.0.0", (tiny.hash(NAMES[1]),)),))

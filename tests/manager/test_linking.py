@@ -182,7 +182,7 @@ class TestAnEnvironmentThatIsGone:
         assert "is Python 3.99 now" in problem
 
 
-def test_the_commands(tiny, by_hand):
+def test_the_commands(tiny, by_hand, tmp_path):
     folder = by_hand()
     assert tiny.paceline("runtime", "get").returncode == 0
     done = tiny.paceline("runtime", "link", "mine", str(folder))
@@ -205,6 +205,8 @@ def test_the_commands(tiny, by_hand):
     assert tiny.paceline("runtime", "repair").stdout == "tiny-any-cpu@1.0.0: is whole\n"
     refused = tiny.paceline("runtime", "repair", "mine")
     assert (refused.returncode, "is its owner's" in refused.stderr) == (1, True)
+    bundled = tiny.paceline("bundle", "create", ID, "-o", str(tmp_path / "b"))
+    assert (bundled.returncode, f"cannot be bundled: it is linked to {folder}, which" in bundled.stderr) == (1, True)
     removed = tiny.paceline("runtime", "remove", "mine", "--force")
     assert removed.stdout == f"Unlinked {ID}; {folder} stays as it is\n"
 

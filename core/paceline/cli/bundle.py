@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from paceline.manager.bundles import Bundle
-    from paceline.types import Release, Verdict
+    from paceline.types import Release, Runtime, Verdict
 
 _FILE = click.argument("file", type=click.Path(path_type=Path))
 
@@ -38,6 +38,9 @@ def create(
 ) -> None:
     """Write a bundle of the releases that each RELEASE means: the best for this machine, or those of --platform.
 
+    A RELEASE that only an installed runtime has the name of, such as one made with a wheel of this machine, is bundled
+    as it was installed, with that wheel.
+
     What is fetched for it is checked by the hashes of the registry. A bundle may be made on another kind of machine
     than the one it is for. What is built from source is built there, which takes a compiler, and no network.
     """
@@ -47,9 +50,13 @@ def create(
     for python in pythons:
         if not python.startswith("3.") or not python[2:].isdigit():
             raise UsageError(f"{python!r} is no version of Python", help="give it as `--python 3.12`")
-    releases = list({r.id: r for r in (_release(query, for_platform) for query in queries)}.values())
+    releases: dict[str, Release] = {}
+    wheels: dict[str, Path] = {}
+    for query in queries:
+        release, kept = _release(query, for_platform)
+        releases[release.id], wheels = release, wheels | kept
     with shown() as progress:
-        made = write(releases, file, pythons or (_python(),), paths.cache(), progress)
+        made = write([*releases.values()], file, pythons or (_python(),), paths.cache(), progress, wheels=wheels)
     described = {"file": file, "size_bytes": file.stat().st_size, "sha256": _sha256(file), **_described(made, {})}
     if as_json:
         output.as_json_text(described)
@@ -107,26 +114,40 @@ def install(file: Path, allow_incompatible: bool, as_json: bool) -> None:
         click.echo(f"Installed {runtime.id}{f', selected for {formats}' if formats else ''}")
 
 
-def _release(query: str, for_platform: str | None) -> Release:
-    """The one release that a query means, of a platform or for this machine."""
+def _release(query: str, for_platform: str | None) -> tuple[Release, dict[str, Path]]:
+    """The one release that a query means, of a platform or for this machine, and its wheels that no index has."""
     from paceline import plugins
+    from paceline.manager.local_packages import carried
     from paceline.manager.policy import choose
     from paceline.registry import load_registry
     from paceline.survey import known_survey
     from paceline.verdict import rank
 
-    matching = load_registry(plugins.load(), home=paths.home()).match(query)
-    if for_platform is not None:
-        matching = [r for r in matching if r.platform == for_platform]
+    known = load_registry(plugins.load(), home=paths.home())
+    matching = [r for r in known.match(query) if for_platform in (None, r.platform)]
+    if not matching and (installed := _installed(query, for_platform)):
+        return carried(installed, known.releases)
     if not matching:
         where = f" for {for_platform}" if for_platform else ""
         raise NotFoundError(f"no release matches {query!r}{where}", help="`paceline runtime get --list` shows them all")
     if len({r.name for r in matching}) == 1:
-        return matching[0]
+        return matching[0], {}
     if for_platform is not None:
         names = ", ".join(sorted({r.name for r in matching}))
         raise AmbiguousError(f"{query!r} means several releases for {for_platform}: {names}", help="name one of them")
-    return choose(rank(matching, known_survey())).release
+    return choose(rank(matching, known_survey())).release, {}
+
+
+def _installed(query: str, for_platform: str | None) -> Runtime | None:
+    """The one installed runtime that a query means; None when there is none."""
+    try:
+        found = [r for r in Store(paths.home()).match(query) if for_platform in (None, r.platform)]
+    except NotFoundError:
+        return None
+    if len(found) > 1:
+        names = ", ".join(r.id for r in found)
+        raise AmbiguousError(f"{query!r} means several installed runtimes: {names}", help="name one of them")
+    return found[0] if found else None
 
 
 def _that_run_here(found: Bundle, allow_incompatible: bool) -> list[Release]:

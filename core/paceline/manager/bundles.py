@@ -19,7 +19,10 @@ import struct
 import zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+
+from packaging.tags import compatible_tags, cpython_tags, platform_tags
 
 from paceline import network
 from paceline.errors import ArchiveError, InstallError, NotFoundError
@@ -29,6 +32,7 @@ from paceline.packages.gathering import bring_all, check_room
 from paceline.packages.indexes import Indexes
 from paceline.packages.locked import applies
 from paceline.packages.source_archives import check_package
+from paceline.packages.wheels import read_wheel
 from paceline.registry import registry_value
 from paceline.registry.reading import parse_registry
 from paceline.store import transaction
@@ -101,24 +105,34 @@ class Bundle:
             raise
 
 
-def create(releases: Sequence[Release], path: Path, pythons: Sequence[str], cache: Path, progress: Progress) -> Bundle:
+def create(
+    releases: Sequence[Release],
+    path: Path,
+    pythons: Sequence[str],
+    cache: Path,
+    progress: Progress,
+    *,
+    wheels: Mapping[str, Path] = MappingProxyType({}),
+) -> Bundle:
     """Write a bundle of `releases` for runtimes built on `pythons` ("3.12"), for whatever platforms they are.
 
-    Raises InstallError when a package has no hash or no file for one of the Pythons, OfflineError, DownloadError and
-    OSError. What was fetched stays under `cache` until the bundle is written.
+    `wheels`: by sha256, files that are here and in no index (see `local_packages.carried`). Raises InstallError when a
+    package has no hash or no file for one of the Pythons, OfflineError, DownloadError and OSError. What was fetched
+    stays under `cache` until the bundle is written.
     """
     network.require_online(f"{path.name} was not made")
     files: dict[str, PackageFile] = {}
     for release in releases:
         for python in pythons:
-            files |= {file.sha256: file for file in _files(release, python, cache)}
+            files |= {file.sha256: file for file in _files(release, python, cache, wheels)}
     listed = sorted(files.values(), key=lambda file: (file.name, file.sha256))
+    fetched = [file for file in listed if file.sha256 not in wheels]
     depot = Depot(cache / "bundles")
     with depot.held(progress):
-        check_room(listed, depot)
-        bring_all(listed, depot, Indexes(cache), progress)
-        _write(releases, path, pythons, listed, depot)
-        depot.drop(listed)
+        check_room(fetched, depot)
+        bring_all(fetched, depot, Indexes(cache), progress)
+        _write(releases, path, pythons, [(file, wheels.get(file.sha256) or depot.path(file)) for file in listed])
+        depot.drop(fetched)
     return read_bundle(path)
 
 
@@ -162,7 +176,7 @@ def read_bundle(path: Path) -> Bundle:
 
 
 def _write(
-    releases: Sequence[Release], path: Path, pythons: Sequence[str], listed: Sequence[PackageFile], depot: Depot
+    releases: Sequence[Release], path: Path, pythons: Sequence[str], listed: Sequence[tuple[PackageFile, Path]]
 ) -> None:
     """Make the archive beside `path`, read it back, and give it its name."""
     transaction.make_folder(path.absolute().parent)
@@ -170,11 +184,11 @@ def _write(
     try:
         transaction.step("write", draft)
         with zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED, strict_timestamps=True) as archive:
-            archive.writestr(_entry(CONTENTS), _contents(releases, pythons, [(f, depot.path(f)) for f in listed]))
-            for file in listed:
-                with depot.path(file).open("rb") as content:
+            archive.writestr(_entry(CONTENTS), _contents(releases, pythons, listed))
+            for file, here in listed:
+                with here.open("rb") as content:
                     entry = _entry(_name(file))
-                    entry.file_size = depot.path(file).stat().st_size
+                    entry.file_size = here.stat().st_size
                     with archive.open(entry, "w") as copy:
                         while part := content.read(_CHUNK):
                             copy.write(part)
@@ -185,7 +199,7 @@ def _write(
         transaction.discard(draft)
 
 
-def _files(release: Release, python: str, cache: Path) -> list[PackageFile]:
+def _files(release: Release, python: str, cache: Path, wheels: Mapping[str, Path]) -> list[PackageFile]:
     """Every file that installing `release` on Python `python` takes, by the versions and hashes of its lock."""
     recipe = release.recipe
     if recipe.unpinned or any(p.file for p in recipe.packages):
@@ -197,7 +211,9 @@ def _files(release: Release, python: str, cache: Path) -> list[PackageFile]:
     built = any(p.source for p in recipe.packages)
     files: list[PackageFile] = []
     for packages in (recipe.packages, recipe.build_packages if built else ()):
-        wanted = [p for p in packages if applies(p, python)]
+        here = [digest for p in packages for digest in p.sha256 if digest in wheels]
+        files += [_wheel_here(wheels[digest], digest, release, python) for digest in here]
+        wanted = [p for p in packages if applies(p, python) and not wheels.keys() & set(p.sha256)]
         found = Indexes(cache, release.requires, [python]).locate(wanted)
         for package in wanted:
             fetched = [f for f in found.get(package.name, ()) if f.url is not None]
@@ -209,6 +225,25 @@ def _files(release: Release, python: str, cache: Path) -> list[PackageFile]:
                 )
             files += fetched
     return files
+
+
+def _wheel_here(path: Path, sha256: str, release: Release, python: str) -> PackageFile:
+    """A wheel that is here and in no index. Raises InstallError when it is another one or not for Python `python`."""
+    wheel = read_wheel(path)
+    if wheel.sha256 != sha256:
+        raise InstallError(
+            f"{release.id} cannot be bundled: {path} is not the file that it was made with",
+            help="make the runtime anew: `paceline runtime get PATH` with the wheel it was made with",
+        )
+    version = (3, int(python.partition(".")[2]))
+    machine = list(platform_tags())
+    fitting = {*cpython_tags(version, platforms=machine), *compatible_tags(version, platforms=machine)}
+    if wheel.tags.isdisjoint(fitting):
+        raise InstallError(
+            f"{release.id} cannot be bundled for Python {python}: its {path.name} is for another one",
+            help="choose the wheel's own Python with --python, or install one that is built for that Python",
+        )
+    return PackageFile(path.name, wheel.sha256, path.stat().st_size)
 
 
 def _contents(releases: Sequence[Release], pythons: Sequence[str], files: Sequence[tuple[PackageFile, Path]]) -> str:

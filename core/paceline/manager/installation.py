@@ -119,7 +119,7 @@ def repair(
         if runtime is not None and health.full(folder).ok:
             return runtime
         store.check_unused(name)
-        wanted = _recorded(folder, release) or release
+        wanted = recorded(folder, release) or release
         if wanted is None:
             raise InstallError(
                 f"{name} cannot be repaired: its manifest is unreadable and no release of that name is known",
@@ -134,7 +134,7 @@ def repair(
             raise InstallError(reason, help=error.help) from error
 
 
-def _recorded(folder: Path, known: Release | None) -> Release | None:
+def recorded(folder: Path, known: Release | None) -> Release | None:
     """The release that the manifest in `folder` records; None when it cannot be read."""
     try:
         data = read_json(folder / MANIFEST)

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from paceline import query
 from paceline.errors import IncompatibleError, InstallError, NotFoundError, UsageError
-from paceline.packages.environment import build_wheel
+from paceline.manager.installation import recorded
+from paceline.packages.environment import PACKAGES, build_wheel
 from paceline.packages.locked import applies
 from paceline.packages.wheels import read_wheel
 from paceline.types import Package
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
     from paceline.packages.wheels import Wheel
     from paceline.progress import Progress
-    from paceline.types import Recipe, Release
+    from paceline.types import Recipe, Release, Runtime
 
 
 def is_path(text: str) -> bool:
@@ -74,6 +76,40 @@ def with_package(releases: Iterable[Release], name: str, *, built: bool) -> list
             help="build a wheel of the folder, and give that",
         )
     return known if built else holding
+
+
+def carried(runtime: Runtime, known: Iterable[Release]) -> tuple[Release, dict[str, Path]]:
+    """What an installed runtime was made of, to be made again elsewhere, and by sha256 the wheels that it keeps.
+
+    It needs what the newest of `known` by its name needs. Raises InstallError when nothing says what it is made of.
+    """
+    if runtime.linked is not None:
+        raise InstallError(
+            f"{runtime.id} cannot be bundled: it is linked to {runtime.linked}, which is its owner's, and nothing "
+            "says what that is made of",
+            help="bundle a release; or install your build with `paceline runtime get WHEEL` and bundle that runtime",
+        )
+    like = next(iter(query.by_name_newest_first(r for r in known if r.name == runtime.name)), None)
+    made = recorded(runtime.directory, like)
+    if made is None or like is None:
+        raise InstallError(
+            f"{runtime.id} cannot be bundled: its manifest does not say what it is made of, or no release is known "
+            f"that says what {runtime.name} needs",
+            help="`paceline runtime verify` looks at the installed ones, `paceline runtime get --list` shows releases",
+        )
+    wheels = {p.sha256[0]: runtime.directory / PACKAGES / p.file for p in made.recipe.packages if p.file}
+    if gone := [str(wheel) for wheel in wheels.values() if not wheel.is_file()]:
+        raise InstallError(
+            f"{runtime.id} cannot be bundled: {', '.join(gone)} is gone", help="`paceline runtime get` makes it anew"
+        )
+    packages = tuple(replace(p, file=None) for p in made.recipe.packages)
+    compiled = any(p.source for p in packages)
+    requires = replace(
+        like.requires,
+        cpu_features=tuple(dict.fromkeys((*like.requires.cpu_features, *made.requires.cpu_features))),
+        tools=like.requires.tools if compiled else (),
+    )
+    return replace(made, requires=requires, recipe=replace(made.recipe, packages=packages)), wheels
 
 
 @contextmanager
