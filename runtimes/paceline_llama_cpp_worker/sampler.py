@@ -16,13 +16,12 @@ from llama_cpp import llama_cpp as ll
 
 from paceline_llama_cpp_worker.binding import Context
 from paceline_worker import primitives
-from paceline_worker.grammar import Grammars, Matcher
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from paceline_llama_cpp_worker.binding import Logits, Model
-    from paceline_worker.grammar import TokenIds
+    from paceline_worker.grammar import Matcher, TokenIds
     from paceline_worker.request import GenerateRequest, Sampling
 
 Vector = np.ndarray[Any, np.dtype[Any]]
@@ -37,23 +36,16 @@ _UNDERFLOW = 1e-30
 
 
 class Samplers(primitives.Samplers[Context]):
-    """Makes the samplers of one model; keeps what is dear to make, its grammars and DRY's reading of its vocabulary."""
+    """Makes the samplers of one model; keeps what is dear to make, DRY's reading of its vocabulary."""
 
     def __init__(self, model: Model, n_ctx: int) -> None:
         self._model = model
         self._n_ctx = n_ctx
-        self._grammars: Grammars | None = None
         self._dry: OrderedDict[tuple[object, ...], Any] = OrderedDict()
 
-    def open(self, request: GenerateRequest, history: Sequence[int]) -> Sampler:
-        """`history`: the prompt, which penalties and DRY look at. Raises Fault for a grammar that is none."""
-        matcher = None
-        if request.grammar is not None:
-            if self._grammars is None:
-                self._grammars = Grammars(self._model)
-            matcher = self._grammars.matcher(request.grammar)
-        chain = self._chain(request.sampling, history)
-        return Sampler(chain, matcher, self._model.n_vocab)
+    def open(self, request: GenerateRequest, history: Sequence[int], grammar: Matcher | None) -> Sampler:
+        """`history`: the prompt, which penalties and DRY look at."""
+        return Sampler(self._chain(request.sampling, history), grammar, self._model.n_vocab)
 
     def close(self) -> None:
         while self._dry:

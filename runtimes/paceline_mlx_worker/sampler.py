@@ -17,7 +17,6 @@ import numpy as np
 
 from paceline_mlx_worker.dry import Breakers, Dry
 from paceline_worker import primitives
-from paceline_worker.grammar import Grammars
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,26 +33,21 @@ _FIRST_LOOK = 256
 
 
 class Samplers(primitives.Samplers["Context"]):
-    """Makes the samplers of one model; keeps what is dear to make, its grammars and DRY's reading of its vocabulary."""
+    """Makes the samplers of one model; keeps what is dear to make, DRY's reading of its vocabulary."""
 
     def __init__(self, model: Model, n_ctx: int) -> None:
         self._model = model
         self._n_ctx = n_ctx
-        self._grammars: Grammars | None = None
         self._breakers = Breakers(model)
 
-    def open(self, request: GenerateRequest, history: Sequence[int]) -> Sampler:
-        """`history`: the prompt, which penalties and DRY look at. Raises Fault for a grammar that is none."""
-        matcher = dry = None
-        if request.grammar is not None:
-            if self._grammars is None:
-                self._grammars = Grammars(self._model)
-            matcher = self._grammars.matcher(request.grammar)
+    def open(self, request: GenerateRequest, history: Sequence[int], grammar: Matcher | None) -> Sampler:
+        """`history`: the prompt, which penalties and DRY look at."""
+        dry = None
         if request.sampling.dries:
             dry = Dry(
                 request.sampling, self._n_ctx, history, self._breakers.tails(request.sampling.dry_sequence_breakers)
             )
-        return Sampler(request.sampling, self._model.n_vocab, self._n_ctx, history, dry=dry, grammar=matcher)
+        return Sampler(request.sampling, self._model.n_vocab, self._n_ctx, history, dry=dry, grammar=grammar)
 
 
 class Sampler(primitives.Sampler["Context"]):

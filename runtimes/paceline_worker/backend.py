@@ -1,16 +1,24 @@
-"""What an engine side implements. All of it is called from one thread, the engine's."""
+"""What an engine side implements. All of it is called from one thread, the engine's.
+
+A model's vocabulary alone is also read from another, the one of its grammars.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paceline_worker.acceptance import Acceptance
 from paceline_worker.output import Output
 from paceline_worker.protocol import Fault
 from paceline_worker.request import GenerateRequest
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from paceline_worker.grammar import Matcher
 
 
 @dataclass
@@ -64,8 +72,18 @@ class Backend(ABC):
         """Forget a model. Unloading the main model unloads the draft too."""
 
     @abstractmethod
-    def open(self, request: GenerateRequest) -> Generation:
-        """Begin a generation: tokenize, check that it fits, reuse what the cache holds. Computes nothing yet."""
+    def prepare(self, request: GenerateRequest) -> Future[Matcher] | None:
+        """What `open` needs and takes long to make: the request's grammar, made on another thread; None without one.
+
+        Whoever waits for it may give up. Nothing is loaded or unloaded while it is waited for.
+        """
+
+    @abstractmethod
+    def open(self, request: GenerateRequest, grammar: Matcher | None) -> Generation:
+        """Begin a generation: tokenize, check that it fits, reuse what the cache holds. Computes nothing yet.
+
+        `grammar`: what `prepare` made.
+        """
 
     @abstractmethod
     def step(self, generations: Sequence[Generation]) -> None:

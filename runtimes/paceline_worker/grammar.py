@@ -15,6 +15,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
@@ -41,7 +42,7 @@ _STACK = 256 * 1024 * 1024
 """Stack to compile on: llguidance follows chains of rules by recursion; with 8 MiB, 6000 rules ended the process."""
 
 _PATIENCE_S = 5.0
-"""How long compiling may hold up what else runs. It cannot be stopped, so the next waits until such a one is over."""
+"""How long compiling may hold up the grammars after it. It cannot be stopped, so none begins until it is over."""
 
 _WHITESPACE = r"(\x20|\x0A{1,2}[\x20\x09]{0,20})"
 """JSON's, between two tokens where there is any, unless a schema's own `x-guidance` says otherwise: what llama.cpp's
@@ -63,50 +64,76 @@ class Vocabulary(Protocol):
 
 
 class Grammars:
-    """The grammars over one model's vocabulary.
+    """The grammars over one model's vocabulary, compiled on a thread of their own, one after the other.
 
-    Making it reads the whole vocabulary: 0.04 s for 4,096 tokens and 1.7 s for 128,256 were seen on two cores, so it
-    is made when the first grammar comes and kept as long as the model. Raises Fault (`unsupported`) without llguidance.
+    The first one reads the whole vocabulary: 0.04 s for 4,096 tokens and 1.7 s for 128,256 were seen on two cores. That
+    is kept as long as the model. Close it before the model.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        if not FEATURES:
-            raise Fault(
-                "unsupported",
-                "this runtime has no llguidance, which keeps output to a grammar",
-                help="update the runtime: `paceline runtime update`",
-            )
-        import llguidance
-
-        self._n_vocab = vocabulary.n_vocab
-        self.ending: TokenIds = np.array([t for t in range(self._n_vocab) if vocabulary.ends(t)], dtype=np.int64)
-        """The tokens that end a turn, ascending; any of them may come where the grammar may end."""
-        ending = set(self.ending.tolist())
-        pieces = [b"" if t in ending else vocabulary.piece(t) for t in range(self._n_vocab)]
-        self._tokenizer = llguidance.LLTokenizer(_Spelling(pieces))
-        self._limits = llguidance.LLParserLimits(verbose_errors=False)
-        self._compiled: OrderedDict[Grammar, Any] = OrderedDict()
+        self._vocabulary: Vocabulary | None = vocabulary
+        self._vocabulary_is_read = threading.Lock()
+        self._words: _Words | None = None
+        self._thread = ThreadPoolExecutor(1, "grammars")
+        self._lock = threading.Lock()
+        self._compiled: OrderedDict[Grammar, Matcher] = OrderedDict()
         self._reading: threading.Thread | None = None
 
-    def matcher(self, grammar: Grammar) -> Matcher:
-        """A matcher at the grammar's beginning. Raises Fault (`invalid_request`) for what is no usable grammar."""
-        compiled = self._compiled.pop(grammar, None)
-        if compiled is None:
-            compiled = self._compile(grammar)
-        self._compiled[grammar] = compiled
-        if len(self._compiled) > _KEPT:
-            self._compiled.popitem(last=False)
-        return Matcher(compiled.deep_copy(), self._n_vocab, self.ending)
+    def matcher(self, grammar: Grammar) -> Future[Matcher]:
+        """A matcher at the grammar's beginning, at once if the grammar is known.
 
-    def _compile(self, grammar: Grammar) -> Any:
+        Its failure is a Fault: `invalid_request` for what is no usable grammar, `overloaded` while one that took too
+        long is still being compiled.
+        """
+        if (known := self._known(grammar)) is None:
+            return self._thread.submit(self._made, grammar)
+        done: Future[Matcher] = Future()
+        done.set_result(known)
+        return done
+
+    def close(self) -> None:
+        """Give up what is still to be compiled; the vocabulary is not read any more when this returns."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        with self._vocabulary_is_read:
+            self._vocabulary = None
+
+    def _known(self, grammar: Grammar) -> Matcher | None:
+        with self._lock:
+            compiled = self._compiled.get(grammar)
+            if compiled is None:
+                return None
+            self._compiled.move_to_end(grammar)
+            return compiled.copy()
+
+    def _made(self, grammar: Grammar) -> Matcher:
+        if (known := self._known(grammar)) is not None:
+            return known
+        words = self._read_vocabulary()
+        compiled = Matcher(self._compile(grammar, words.tokenizer), words.count, words.ending)
+        with self._lock:
+            self._compiled[grammar] = compiled
+            if len(self._compiled) > _KEPT:
+                self._compiled.popitem(last=False)
+        return compiled.copy()
+
+    def _read_vocabulary(self) -> _Words:
+        with self._vocabulary_is_read:
+            if self._vocabulary is None:
+                raise Fault("cancelled", "the model was unloaded")
+            if self._words is None:
+                self._words = _Words(self._vocabulary)
+            return self._words
+
+    def _compile(self, grammar: Grammar, tokenizer: Any) -> Any:
         import llguidance
 
         if self._reading is not None and self._reading.is_alive():
             raise Fault("overloaded", "an earlier grammar still takes its time", help="send it again later")
         source, made = _lark(grammar), []
+        limits = llguidance.LLParserLimits(verbose_errors=False)
 
         def work() -> None:
-            made.append(llguidance.LLMatcher(self._tokenizer, source, log_level=0, limits=self._limits))
+            made.append(llguidance.LLMatcher(tokenizer, source, log_level=0, limits=limits))
 
         self._reading = _on_a_deep_stack(work)
         self._reading.join(_PATIENCE_S)
@@ -130,6 +157,10 @@ class Matcher:
         self._endings = frozenset(ending.tolist())
         self.ended = False
         """Whether the output is over: the grammar ended, or nothing can follow."""
+
+    def copy(self) -> Matcher:
+        """Another one, at the same place."""
+        return Matcher(self._matcher.deep_copy(), self._n_vocab, self._ending)
 
     def allows(self, token: int) -> bool:
         """Whether the token may come next; one that ends the turn may where the grammar may end."""
@@ -160,6 +191,22 @@ class Matcher:
         if not self._matcher.consume_token(token):
             raise _invalid(_reason(self._matcher))
         self.ended = self._matcher.is_stopped()
+
+
+class _Words:
+    """A vocabulary in llguidance's form."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        import llguidance
+
+        self.count = vocabulary.n_vocab
+        tokens = range(self.count)
+        self.ending: TokenIds = np.array([t for t in tokens if vocabulary.ends(t)], dtype=np.int64)
+        """The tokens that end a turn, ascending; any of them may come where the grammar may end."""
+        ending = set(self.ending.tolist())
+        self.tokenizer = llguidance.LLTokenizer(
+            _Spelling([b"" if t in ending else vocabulary.piece(t) for t in tokens])
+        )
 
 
 class _Spelling:

@@ -2,7 +2,8 @@
 
 A generation is advanced step by step; between two steps the engine's thread looks at what was cancelled and what
 arrived. Loading and unloading wait until the running generations are done, and nothing that came after them starts
-before, so requests take effect in the order they came.
+before, so requests take effect in the order they came. A generation whose grammar is still being compiled, on a thread
+of its own, has its slot already, and what came later may begin before it in another.
 """
 
 from __future__ import annotations
@@ -15,12 +16,17 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paceline_worker.backend import Backend, Generation, LoadRequest
 from paceline_worker.output import StopReason
 from paceline_worker.protocol import INTERNAL_ERROR, METHOD_NOT_FOUND, VERSION, Fault, Wire
 from paceline_worker.request import GenerateRequest, parse_generate
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from paceline_worker.grammar import Matcher
 
 _BARRIERS = ("load", "unload")
 
@@ -47,6 +53,13 @@ class _Job:
     arrived: float
 
 
+@dataclass(frozen=True)
+class _Preparing:
+    job: _Job
+    request: GenerateRequest
+    grammar: Future[Matcher]
+
+
 @dataclass
 class _Running:
     job: _Job
@@ -62,6 +75,9 @@ class _Engine:
         self._make_backend = make_backend
         self._wake = threading.Condition()
         self._waiting: deque[_Job] = deque()
+        self._preparing: list[_Preparing] = []
+        self._starting: _Job | None = None
+        """The generation that the engine's thread is about to begin."""
         self._running: list[_Running] = []
         self._cancelled: set[Any] = set()
         self._slots = 1
@@ -74,7 +90,7 @@ class _Engine:
         if method == "health":
             with self._wake:
                 running = [r.job.id for r in self._running]
-                waiting = [job.id for job in self._waiting]
+                waiting = [job.id for job in self._pending()]
             state = "busy" if running or waiting else "idle"
             self._wire.answer(request_id, {"state": state, "running": running, "waiting": waiting})
         elif method == "cancel":
@@ -97,7 +113,7 @@ class _Engine:
 
     def _overload(self) -> Fault | None:
         """Why no further generation may wait; those that find a free slot are not counted."""
-        waiting = sum(job.method == "generate" for job in self._waiting) + len(self._running) - self._slots
+        waiting = sum(job.method == "generate" for job in self._pending()) + len(self._running) - self._slots
         if waiting < self._queue:
             return None
         return Fault(
@@ -108,14 +124,27 @@ class _Engine:
             help="send it again later, or load the model with more slots or a longer queue",
         )
 
+    def _pending(self) -> list[_Job]:
+        """What does not run yet, in the order it came."""
+        starting = [] if self._starting is None else [self._starting]
+        return [*(p.job for p in self._preparing), *starting, *self._waiting]
+
     def _cancel(self, target: int) -> None:
         with self._wake:
             for job in self._waiting:
                 if job.id == target and job.method == "generate":
                     self._waiting.remove(job)
-                    self._wire.fail(job.id, Fault("cancelled", "cancelled before it began"))
+                    self._wire.fail(job.id, _never_began())
                     return
-            if any(r.job.id == target for r in self._running):
+            for preparing in self._preparing:
+                if preparing.job.id == target:
+                    self._preparing.remove(preparing)
+                    preparing.grammar.cancel()
+                    self._wire.fail(target, _never_began())
+                    self._wake.notify()  # its slot is free
+                    return
+            starting = self._starting is not None and self._starting.id == target
+            if starting or any(r.job.id == target for r in self._running):
                 self._cancelled.add(target)
 
     # --- the engine's thread ---------------------------------------------------------------------------------------
@@ -139,43 +168,80 @@ class _Engine:
         Looks at no more than what waits when it begins, so that a flood of short requests cannot hold up a generation.
         """
         with self._wake:
-            while not self._waiting and not self._running:
+            while (found := self._next()) is None and not self._running:
                 self._wake.wait()
-            waiting = len(self._waiting)
-        for _ in range(waiting):
-            with self._wake:
-                job = self._next()
-            if job is None:
-                return
+            left = len(self._waiting) + len(self._preparing)
+        while found is not None:
+            job = found.job if isinstance(found, _Preparing) else found
             try:
-                self._start(job)
+                self._start(found)
             except Fault as fault:
-                self._wire.fail(job.id, fault)
+                self._refuse(job, fault)
             except Exception as error:
                 traceback.print_exc()
-                self._wire.fail(job.id, Fault("engine_failed", f"{type(error).__name__}: {error}", code=INTERNAL_ERROR))
+                self._refuse(job, Fault("engine_failed", f"{type(error).__name__}: {error}", code=INTERNAL_ERROR))
+            with self._wake:
+                found = self._next() if left else None
+            left -= 1
 
-    def _next(self) -> _Job | None:
-        """The oldest request that may start beside what runs."""
+    def _next(self) -> _Job | _Preparing | None:
+        """Take the oldest request that may start beside what runs."""
+        for preparing in self._preparing:
+            if preparing.grammar.done():
+                self._preparing.remove(preparing)
+                self._starting = preparing.job
+                return preparing
         for i, job in enumerate(self._waiting):
             if job.method in _BARRIERS:
-                if self._running or i > 0:
+                if self._running or self._preparing or i > 0:
                     return None
-            elif job.method == "generate" and len(self._running) >= self._backend.slots:
+            elif job.method == "generate" and len(self._running) + len(self._preparing) >= self._backend.slots:
                 continue
             del self._waiting[i]
+            if job.method == "generate":
+                self._starting = job
             return job
         return None
 
-    def _start(self, job: _Job) -> None:
-        if job.method == "generate":
-            request = parse_generate(job.params)
+    def _start(self, found: _Job | _Preparing) -> None:
+        if isinstance(found, _Preparing):
+            self._open(found.job, found.request, found.grammar.result())
+        elif found.method == "generate":
+            request = parse_generate(found.params)
             self._check_features(request)
-            generation = self._backend.open(request)
-            with self._wake:
-                self._running.append(_Running(job, generation, time.monotonic()))
-            return
-        self._wire.answer(job.id, getattr(self, "_" + job.method)(job))
+            grammar = self._backend.prepare(request)
+            if grammar is None or grammar.done():
+                self._open(found, request, None if grammar is None else grammar.result())
+            else:
+                self._await(_Preparing(found, request, grammar))
+        else:
+            self._wire.answer(found.id, getattr(self, "_" + found.method)(found))
+
+    def _open(self, job: _Job, request: GenerateRequest, grammar: Matcher | None) -> None:
+        generation = self._backend.open(request, grammar)
+        with self._wake:
+            self._running.append(_Running(job, generation, time.monotonic()))
+            self._starting = None
+
+    def _await(self, preparing: _Preparing) -> None:
+        """Have a generation begin as soon as its grammar is there."""
+        with self._wake:
+            if preparing.job.id in self._cancelled:
+                self._cancelled.remove(preparing.job.id)
+                preparing.grammar.cancel()
+                raise _never_began()
+            self._preparing.append(preparing)
+            self._starting = None
+        preparing.grammar.add_done_callback(self._prepared)
+
+    def _refuse(self, job: _Job, fault: Fault) -> None:
+        with self._wake:
+            self._starting = None
+        self._wire.fail(job.id, fault)
+
+    def _prepared(self, _: Future[Matcher]) -> None:
+        with self._wake:
+            self._wake.notify()
 
     def _step(self) -> None:
         self._end_cancelled()
@@ -322,6 +388,10 @@ class _Engine:
                 self._wire.notify("progress", {"request": job.id, "fraction": round(fraction, 4)})
 
         return progress
+
+
+def _never_began() -> Fault:
+    return Fault("cancelled", "cancelled before it began")
 
 
 def _role(params: Mapping[str, Any]) -> str:

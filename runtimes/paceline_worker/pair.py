@@ -12,6 +12,9 @@ from paceline_worker.primitives import ContextT, ModelT
 from paceline_worker.protocol import Fault
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from paceline_worker.grammar import Matcher
     from paceline_worker.request import GenerateRequest
     from paceline_worker.stepping import Stepper
 
@@ -52,8 +55,11 @@ class PairBackend(Backend, Generic[ContextT, ModelT]):
             self._pair.close()
             self._pair = None
 
-    def open(self, request: GenerateRequest) -> Generation:
-        return self.loaded().open(request)
+    def prepare(self, request: GenerateRequest) -> Future[Matcher] | None:
+        return self.loaded().prepare(request)
+
+    def open(self, request: GenerateRequest, grammar: Matcher | None) -> Generation:
+        return self.loaded().open(request, grammar)
 
     def step(self, generations: Sequence[Generation]) -> None:
         self.loaded().step(generations)

@@ -125,8 +125,8 @@ class Samplers(ABC, Generic[SampledT]):
     """Makes the samplers of one model; keeps what is dear to make."""
 
     @abstractmethod
-    def open(self, request: GenerateRequest, history: Sequence[int]) -> Sampler[SampledT]:
-        """`history`: the prompt, which penalties and DRY look at. Raises Fault for a grammar that is none."""
+    def open(self, request: GenerateRequest, history: Sequence[int], grammar: Matcher | None) -> Sampler[SampledT]:
+        """`history`: the prompt, which penalties and DRY look at."""
 
     def close(self) -> None:
         """Free what the engine holds for them."""

@@ -16,12 +16,16 @@ from typing import TYPE_CHECKING, Any, Generic
 from paceline_worker.chunks import draft_room, share
 from paceline_worker.decoding import Decoding, fit_prompt
 from paceline_worker.drafting import Drafter
+from paceline_worker.grammar import Grammars
 from paceline_worker.passes import passes, usual_seconds
 from paceline_worker.primitives import ContextT, ModelT, Reader, Sampler, Samplers
 from paceline_worker.speculation import Controller, Round
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from paceline_worker.backend import Generation
+    from paceline_worker.grammar import Matcher
     from paceline_worker.lanes import Lanes
     from paceline_worker.logprobs import Logits
     from paceline_worker.request import GenerateRequest
@@ -49,6 +53,7 @@ class Stepper(Generic[ContextT, ModelT]):
         self.main = main
         self.context_length = context_length
         self._samplers = samplers
+        self._grammars = Grammars(main.model)
         self._chunk = chunk
         self._reader = reader
         self._drafter: Drafter[ContextT, ModelT] | None = None
@@ -65,11 +70,15 @@ class Stepper(Generic[ContextT, ModelT]):
             self._drafter = None
             self._controller = Controller(self._controller.costs)
 
-    def open(self, request: GenerateRequest) -> Generation:
+    def prepare(self, request: GenerateRequest) -> Future[Matcher] | None:
+        """What a generation's `open` needs and takes long to make (`Backend.prepare`)."""
+        return None if request.grammar is None else self._grammars.matcher(request.grammar)
+
+    def open(self, request: GenerateRequest, grammar: Matcher | None = None) -> Generation:
         """Begin a generation (`Backend.open`)."""
         model = self.main.model
         tokens, output, window, dropped = fit_prompt(request, model, self.context_length)
-        sampler = self._samplers.open(request, tokens)
+        sampler = self._samplers.open(request, tokens, grammar)
         lane, cached = self.main.take(tokens)
         sequence = _Sequence(
             request=request,
@@ -83,7 +92,7 @@ class Stepper(Generic[ContextT, ModelT]):
             context_dropped=dropped,
             lane=lane,
             sampler=sampler,
-            grammar=sampler.grammar,
+            grammar=grammar,
             rest=self.main.resting_point(len(tokens)),
         )
         drafter = self._drafter
@@ -151,6 +160,7 @@ class Stepper(Generic[ContextT, ModelT]):
 
     def close(self) -> None:
         """Forget both models."""
+        self._grammars.close()
         self.drop_draft()
         self._samplers.close()
         if self._reader is not None:

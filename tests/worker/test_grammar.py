@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import threading
 
 import pytest
 
@@ -49,9 +50,24 @@ class Bytes:
         return token in ENDS
 
 
+class Waiting:
+    """Grammars, each waited for."""
+
+    def __init__(self, grammars):
+        self._grammars = grammars
+
+    def matcher(self, grammar):
+        return self.begun(grammar).result()
+
+    def begun(self, grammar):
+        return self._grammars.matcher(grammar)
+
+
 @pytest.fixture(scope="module")
 def grammars():
-    return Grammars(Bytes())
+    made = Grammars(Bytes())
+    yield Waiting(made)
+    made.close()
 
 
 def grammar(**given):
@@ -149,7 +165,7 @@ def test_json_is_written_as_people_write_it(grammars, text):
     for byte in text.encode():
         assert matcher.allows(byte)
         matcher.advance(byte)
-    assert matcher.ended or set(grammars.ending.tolist()) & set(matcher.allowed().tolist())
+    assert matcher.ended or set(ENDS) & set(matcher.allowed().tolist())
 
 
 @pytest.mark.parametrize(("begun", "most"), [("{", 1), ("{\n", 20), ("{\n\n", 20), ('{"a":', 1), ('{"a":1,\n', 20)])
@@ -221,3 +237,32 @@ def test_limits_that_end_a_search_are_a_fault_of_the_request(grammars):
     with pytest.raises(Fault) as caught:
         go_on()
     assert caught.value.data == {"kind": "invalid_request", "param": "grammar"}
+
+
+def test_a_grammar_that_is_known_is_there_at_once(grammars):
+    rule = grammar(regex="known before")
+    grammars.matcher(rule)
+    assert grammars.begun(rule).done()
+
+
+def test_a_vocabulary_is_no_longer_read_when_its_grammars_are_closed():
+    happened, reading, go_on = [], threading.Event(), threading.Event()
+
+    class Slow(Bytes):
+        def piece(self, token):
+            reading.set()
+            go_on.wait()
+            happened.append("read")
+            return super().piece(token)
+
+    made = Grammars(Slow())
+    first, second = made.matcher(grammar(regex="a")), made.matcher(grammar(regex="b"))
+    reading.wait()
+    closing = threading.Thread(target=lambda: (made.close(), happened.append("closed")))
+    closing.start()
+    go_on.set()
+    closing.join()
+    assert happened.count("read") == len(PIECES) - len(ENDS)
+    assert happened[-1] == "closed"
+    assert second.cancelled()
+    assert first.result().allows(ord("a"))

@@ -369,6 +369,37 @@ def test_cancelling_what_has_ended_is_no_error(loaded, candidate):
     assert loaded.call("cancel", request=999_999) == {}
 
 
+def test_other_streams_go_on_while_a_grammar_is_compiled(loaded, candidate, eventually, refused):
+    if "grammar" not in loaded.call("initialize", protocol=1)["features"]:
+        pytest.skip("this worker knows no grammars")
+    # Of the sizes that are read, the one that takes longest, with what no other has.
+    rules = [f"R{n}: /{'a?' * 3000}{'a' * 2000}{n}/" for n in range(31)]
+    dear = {"lark": "\n".join([f"start: {' | '.join(f'R{n}' for n in range(31))}", *rules])}
+    running = loaded.begin("generate", prompt=candidate.prompt, ignore_eos=True)
+    loaded.first_tokens(running)
+    waiting = [
+        loaded.begin("generate", prompt=candidate.prompt, grammar=grammar) for grammar in (dear, dear, {"regex": "no"})
+    ]
+    for _ in range(5):
+        streamed = len(loaded.pieces(running))
+        assert eventually(lambda streamed=streamed: len(loaded.pieces(running)) > streamed)
+        assert loaded.call("health") == {"state": "busy", "running": [running], "waiting": waiting}
+    # What came later and needs no grammar need not wait either.
+    assert loaded.generate(prompt=candidate.prompt, max_tokens=2).result["completion_tokens"] == 2
+    for id in reversed(waiting):
+        assert loaded.call("cancel", request=id) == {}
+        with pytest.raises(refused) as error:
+            loaded.answer(id)
+        assert error.value.kind == "cancelled"
+        assert loaded.pieces(id) == []
+    loaded.call("cancel", request=running)
+    loaded.answer(running)
+    # The model can go though nobody can stop the compiler.
+    assert loaded.call("unload", role="main") == {}
+    loaded.call("load", role="main", path=str(candidate.main), context_length=512)
+    assert loaded.generate(prompt=candidate.prompt, grammar={"regex": "yes|no"}).text in ("yes", "no")
+
+
 # The draft
 
 
