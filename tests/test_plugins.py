@@ -212,6 +212,7 @@ def test_a_broken_plugin_is_named_and_stops_nobody(case, install, listing, pacel
     assert found == neighbours
     shown = paceline("plugins")
     assert shown.returncode == 0
+    assert "llama.cpp, llama.cpp-cuda  gguf" in shown.stdout
     assert "bad (bad 6.6): " in shown.stdout
     assert error in shown.stdout
 

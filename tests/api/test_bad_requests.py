@@ -1,6 +1,7 @@
 """Every malformed request is answered with a 4xx in OpenAI's shape that names the field."""
 
 import json
+import re
 
 import httpx
 import pytest
@@ -264,7 +265,9 @@ def test_too_large_a_body(client, chunked):
 
 @pytest.mark.parametrize("path", ["/", "/v1", "/v1/chat", "/api/ps", "/v1/responses", "/docs", "/openapi.json"])
 def test_unknown_routes(client, path):
-    assert refused(client.get(path), 404)["code"] == "unknown_url"
+    error = refused(client.get(path), 404)
+    assert error["code"] == "unknown_url"
+    assert {"/health", "/v1/chat/completions", "/api/v1/models/load"} <= set(re.findall(r"/[\w/]+", error["message"]))
 
 
 @pytest.mark.parametrize(

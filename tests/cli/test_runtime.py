@@ -83,7 +83,7 @@ def test_what_is_available_has_a_verdict(tiny):
         ["tiny-any-cpu", "2.0", "available"],
     ]
     assert rows[1].endswith("compatible, built here")
-    assert "incompatiblePlatform: tiny-any-cpu@2.0 needs" in rows[2]
+    assert "incompatiblePlatform: needs" in rows[2]
     listed = json.loads(ok(tiny.paceline("runtime", "get", "tiny@2.0", "--list", "--json")))
     assert [(r["id"], r["installed"], r["verdict"]["status"]) for r in listed] == [
         ("tiny-any-cpu@2.0", False, "incompatiblePlatform")

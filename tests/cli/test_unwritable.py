@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="mounts and capa
 
 COMMANDS = Path(__file__).with_name("commands.py")
 READING = """
-ls | pairs | tokens ls | plugins ls | bundle ls BUNDLE | registry list | runtime ls | runtime get --list
+ls | pairs | tokens ls | plugins ls | bundle ls BUNDLE | registry ls | runtime ls | runtime get --list
 runtime get tiny --dry-run | runtime select engine@1.0 --dry-run | runtime rollback --dry-run | runtime survey
 runtime prune --dry-run | runtime remove engine@1.0 --dry-run | runtime verify engine
 runtime repair --dry-run | runtime pin engine@1.0 --dry-run | runtime update --check

@@ -72,10 +72,14 @@ def test_what_changes_the_behaviour_is_told_without_passwords(patient):
         "UV_DEFAULT_INDEX": "https://me:secret@example.org/simple",
         "https_proxy": "http://proxy:1",
         "UV_INDEX_TOKEN": "secret",
+        "PIP_FIND_LINKS": "/wheels",
         "PATH": "/bin",
     }
+    unheeded = {"PIP_DEFAULT_TIMEOUT": "9", "PIP_INDEX_URL": "https://overruled.example", "UV_NO_CACHE": "1"}
+    environ |= unheeded
     lines = told(replace(patient, environ=environ), "environment", NOTE)
-    assert len(lines) == 4
+    assert len(lines) == 5
+    assert not [name for name in unheeded if name in "".join(lines)]
     assert "secret" not in "".join(lines)
     assert "UV_DEFAULT_INDEX=https://…@example.org/simple" in "".join(lines)
     assert told(patient, "environment", OK)

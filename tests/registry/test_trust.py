@@ -210,7 +210,7 @@ class TestTheCommands:
         done = run("registry", "trust", web.url, "--root", root, "--name", "acme", "--json")
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["refresh"]["state"] == "updated"
-        (listed,) = json.loads(run("registry", "list", "--json").stdout)
+        (listed,) = json.loads(run("registry", "ls", "--json").stdout)
         assert (listed["name"], listed["releases"], listed["expired"]) == ("acme", 1, False)
 
         offline = run("registry", "refresh", PACELINE_OFFLINE="1")
@@ -224,7 +224,7 @@ class TestTheCommands:
         assert run("registry", "refresh", "other").returncode == 3
 
         assert json.loads(run("registry", "remove", "acme", "--json").stdout) == {"removed": "acme"}
-        assert run("registry", "list").stdout.startswith("no signed registry is trusted")
+        assert run("registry", "ls").stdout.startswith("no signed registry is trusted")
 
     def test_what_does_not_follow_from_the_root_is_not_trusted(self, run, web, repository, root, home):
         repository.forge("timestamp", keys=[])

@@ -125,6 +125,15 @@ def test_describe_says_it_for_people(environ):
     assert said["build tools"] == "c++, cmake"
 
 
+def test_describe_tells_a_reason_once(survey):
+    reason = Fact(None, "no sign of a driver")
+    gpus = Fact((), "no sign of a driver; no graphics card")
+    rows = describe(dataclasses.replace(survey, gpus=gpus, nvidia_driver=reason, cuda_version=reason))
+    assert [source for fact, _, source in rows if fact in ("GPUs", "NVIDIA driver", "CUDA of the driver")] == [
+        gpus.source, "as above", "as above",
+    ]  # fmt: skip
+
+
 def test_a_probe_that_breaks_makes_its_fact_unknown():
     fact = _guarded(lambda: Fact(1 // 0, "arithmetic"))
     assert fact == Fact(None, "the probe failed: ZeroDivisionError: integer division or modulo by zero")

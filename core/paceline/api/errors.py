@@ -122,11 +122,16 @@ async def _handle(request: Request, error: Exception) -> JSONResponse:
 def _from_http(request: Request, error: HTTPException) -> ApiError:
     route = f"{request.method} {request.url.path}"
     if error.status_code == 404:
-        return ApiError(404, f"There is no {route} here; docs/api.md lists the routes.", code="unknown_url")
+        return ApiError(404, f"There is no {route} here. There are {_paths(request.app)}.", code="unknown_url")
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "another method")
         return ApiError(405, f"{route} is not allowed; use {allowed}.", code="method_not_allowed")
     return ApiError(error.status_code, str(error.detail), code="invalid_request")
+
+
+def _paths(app: FastAPI) -> str:
+    """The paths that `app` answers, without those whose parts a client has to fill in."""
+    return ", ".join(path for path in app.openapi()["paths"] if "{" not in path)
 
 
 def _lmstudio_type(error: ApiError) -> str:

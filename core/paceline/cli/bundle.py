@@ -10,6 +10,7 @@ import click
 
 from paceline import network, paths
 from paceline.cli import output
+from paceline.cli.group import Group
 from paceline.errors import AmbiguousError, IncompatibleError, NotFoundError, UsageError
 from paceline.store import Store
 
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 _FILE = click.argument("file", type=click.Path(path_type=Path))
 
 
-@click.group(epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 nothing matches, or nothing that runs here.")
+@click.group(
+    cls=Group, epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 nothing matches, or nothing that runs here."
+)
 def bundle() -> None:
     """Carry releases to machines without a network, in one file."""
 

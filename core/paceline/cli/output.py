@@ -7,9 +7,12 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from paceline.types import Release, Verdict
 
 
 def json_option(command: Any) -> Any:
@@ -22,6 +25,11 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     widths = [max(len(row[i]) for row in [headers, *rows]) for i in range(len(headers))]
     for row in [headers, *rows]:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def reason(release: Release, verdict: Verdict) -> str:
+    """A verdict's sentence for a row that names the release already."""
+    return verdict.message.removeprefix(f"{release.id} ")
 
 
 def as_json_text(value: object) -> None:

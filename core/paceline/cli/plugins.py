@@ -8,6 +8,7 @@ import click
 
 from paceline import paths, plugin_folder
 from paceline.cli import output
+from paceline.cli.group import Group
 from paceline.store import Store
 
 if TYPE_CHECKING:
@@ -16,13 +17,13 @@ if TYPE_CHECKING:
     from paceline.manager.plugin_packages import Change
     from paceline.manager.plugin_trial import Trial
     from paceline.plugin_folder import Held, Request, State
-    from paceline.plugins import Plugin
+    from paceline.plugins import Plugin, Plugins
 
 _yes = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 _dry_run = click.option("--dry-run", is_flag=True, help="Say what would change and change nothing.")
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Group, invoke_without_command=True)
 @output.json_option
 @click.pass_context
 def plugins(context: click.Context, as_json: bool) -> None:
@@ -92,7 +93,8 @@ def _list(as_json: bool) -> None:
     from paceline.errors import PluginError
     from paceline.plugins import load
 
-    found = load().plugins
+    loaded = load()
+    found = loaded.plugins
     try:
         state = plugin_folder.read_state(paths.home())
     except PluginError:  # it is among what was found
@@ -100,15 +102,19 @@ def _list(as_json: bool) -> None:
     if as_json:
         output.as_json_text([{**output.plain(p), "source": _source(p, state)} for p in found])
         return
-    output.table(["PLUGIN", "STATE", "DISTRIBUTION", "FROM", "ENGINES", "FORMATS"], [_row(p, state) for p in found])
+    output.table(
+        ["PLUGIN", "STATE", "DISTRIBUTION", "FROM", "ENGINES", "FORMATS"], [_row(p, loaded, state) for p in found]
+    )
     for p in found:
         if p.error:
             origin = f" ({_origin(p)})" if p.distribution else ""
             click.echo(f"\n{p.name}{origin}: {p.error}")
 
 
-def _row(p: Plugin, state: State) -> list[str]:
-    return [p.name, p.state.value, _origin(p), _source(p, state) or "", ", ".join(p.engines), ", ".join(p.formats)]
+def _row(p: Plugin, loaded: Plugins, state: State) -> list[str]:
+    served = (f for name in p.engines for f in loaded.engines[name].formats)
+    formats = dict.fromkeys((*served, *p.formats))
+    return [p.name, p.state.value, _origin(p), _source(p, state) or "", ", ".join(p.engines), ", ".join(formats)]
 
 
 def _origin(p: Plugin) -> str:

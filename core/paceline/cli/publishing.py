@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from paceline.cli import output
+from paceline.cli.group import Group
 from paceline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def serve(site: Path, keys: Path | None, address: str, port: int, days: dict[str
     )
 
 
-@click.group("keys")
+@click.group("keys", cls=Group)
 def keys() -> None:
     """Make and replace the private keys of a signed registry."""
 

@@ -10,19 +10,20 @@ import click
 
 from paceline import paths
 from paceline.cli import output
+from paceline.cli.group import Group
 from paceline.cli.publishing import keys, renew, serve, sign
-from paceline.cli.trusting import list_, refresh, remove, trust
+from paceline.cli.trusting import ls, refresh, remove, trust
 from paceline.errors import NotFoundError
 
 _FILE = click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 
 
-@click.group()
+@click.group(cls=Group)
 def registry() -> None:
     """Trust and refresh signed registries; make, check, sign and serve one."""
 
 
-for _command in (trust, list_, refresh, remove, sign, renew, serve, keys):
+for _command in (trust, ls, refresh, remove, sign, renew, serve, keys):
     registry.add_command(_command)
 
 

@@ -12,6 +12,7 @@ import click
 
 from paceline import paths
 from paceline.cli import output
+from paceline.cli.group import Group
 from paceline.cli.linking import link
 from paceline.cli.selecting import hold, pin, rollback, select, unhold, unpin, unselect
 from paceline.cli.survey import survey
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
     from paceline.types import Release, Runtime, Verdict
 
 
-@click.group(epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 nothing matches, or nothing that runs here.")
+@click.group(
+    cls=Group, epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 nothing matches, or nothing that runs here."
+)
 def runtime() -> None:
     """Install, select, update, mend, remove and survey runtimes.
 
@@ -239,7 +242,7 @@ def _print_list(ranked: Sequence[tuple[Release, Verdict]], store: Store, as_json
 
 def _verdict_words(release: Release, verdict: Verdict) -> str:
     if not verdict.ok:
-        return f"{verdict.status.value}: {verdict.message}"
+        return f"{verdict.status.value}: {output.reason(release, verdict)}"
     notes = ["compatible"]
     if any(p.source for p in release.recipe.packages):
         notes.append("built here")

@@ -49,7 +49,9 @@ def survey(query: str | None, refresh: bool, as_json: bool) -> None:
         return
     output.table(["FACT", "VALUE", "SOURCE"], describe(facts))
     click.echo()
-    output.table(["RELEASE", "VERDICT", ""], [[r.id, v.status.value, "" if v.ok else v.message] for r, v in ranked])
+    output.table(
+        ["RELEASE", "VERDICT", ""], [[r.id, v.status.value, "" if v.ok else output.reason(r, v)] for r, v in ranked]
+    )
     if seen:
         click.echo()
         rows = [

@@ -6,10 +6,11 @@ import click
 
 from paceline import paths
 from paceline.cli import output
+from paceline.cli.group import Group
 from paceline.tokens import Permission, Tokens
 
 
-@click.group()
+@click.group(cls=Group)
 def tokens() -> None:
     """Create, list and revoke the tokens of the local API.
 

@@ -1,4 +1,4 @@
-"""`paceline registry trust`, `list`, `refresh`, `remove`: the signed registries that may bring releases here."""
+"""`paceline registry trust`, `ls`, `refresh`, `remove`: the signed registries that may bring releases here."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def trust(url: str, root_file: Path, name: str | None, as_json: bool) -> None:
     _say(outcome)
 
 
-@click.command("list")
+@click.command("ls")
 @output.json_option
-def list_(as_json: bool) -> None:
+def ls(as_json: bool) -> None:
     """List the trusted registries, and what was last verified of each. Asks nobody."""
     from paceline.registry import trust as trusting
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from paceline.types import Runtime
 
-_OURS = re.compile(r"PACELINE_\w+|(UV|PIP)_\w+|(HTTP|HTTPS|ALL|NO)_PROXY|SSL_CERT_(FILE|DIR)|CUDA_VISIBLE_DEVICES")
+_OURS = re.compile(r"PACELINE_\w+|CUDA_VISIBLE_DEVICES")
+_OF_UV = re.compile(r"(UV|PIP)_\w+|(HTTP|HTTPS|ALL|NO)_PROXY|SSL_CERT_(FILE|DIR)")
 _SECRET = re.compile(r"//[^/@\s]+@")
 _LEAST_FREE = 1 << 30
 
@@ -33,7 +34,13 @@ def versions(patient: Patient) -> Iterator[Finding]:
 
 def environment(patient: Patient) -> Iterator[Finding]:
     """The variables that change what Paceline does, without the passwords in them."""
-    known = {n: v for n, v in patient.environ.items() if _OURS.fullmatch(n.upper()) and v}
+    from paceline.packages.uv import is_heeded
+
+    known = {
+        n: v
+        for n, v in patient.environ.items()
+        if v and (_OURS.fullmatch(n.upper()) or (_OF_UV.fullmatch(n.upper()) and is_heeded(n, patient.environ)))
+    }
     for name, value in sorted(known.items()):
         shown = "…" if re.search(r"TOKEN|KEY|PASSWORD|SECRET", name.upper()) else _SECRET.sub("//…@", value)
         yield Finding("environment", Status.NOTE, f"{name}={shown} is set, and Paceline or uv heeds it")

@@ -33,6 +33,12 @@ def uv_environment(environ: Mapping[str, str], *, pinned: bool = True) -> dict[s
     return kept
 
 
+def is_heeded(name: str, environ: Mapping[str, str]) -> bool:
+    """Whether uv is told of the variable `name` of `environ`, under this name or under uv's own."""
+    overruled = any(environ.get(ours) for ours in _OF_PIP.get(name, ()))
+    return _KEPT.fullmatch(name.upper()) is not None or (name in _OF_PIP and not overruled)
+
+
 def uv_command(arguments: Sequence[str | Path], environment: Mapping[str, str]) -> list[str | Path]:
     """The command line of uv for `arguments`, in an environment made by `uv_environment`.
 

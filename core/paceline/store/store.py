@@ -78,7 +78,7 @@ class Store:
             names = ", ".join(r.id for r in installed) or "none"
             raise NotFoundError(
                 f"no installed runtime matches {text!r} (installed: {names})",
-                help=f"`paceline runtime get {text}` installs one, `paceline runtime get --list` shows what exists",
+                help="`paceline runtime ls` lists what is installed, `paceline runtime get --list` what could be",
             )
         return tuple(found)
 

@@ -35,11 +35,15 @@ _TELLING = (
 
 
 def describe(survey: Survey) -> list[tuple[str, str, str]]:
-    """(fact, value, source) in the order of `Survey`; values are short, the full ones are in the survey itself."""
-    rows = []
+    """(fact, value, source) in the order of `Survey`; values are short, the full ones are in the survey itself.
+
+    Why a fact could not be found is told once, and is `as above` where an earlier row has told it.
+    """
+    rows: list[tuple[str, str, str]] = []
     for field in dataclasses.fields(survey):
         fact = getattr(survey, field.name)
-        rows.append((_NAMES[field.name], _say(field.name, fact.value), fact.source))
+        told = fact.value is None and any(fact.source in source for _, _, source in rows)
+        rows.append((_NAMES[field.name], _say(field.name, fact.value), "as above" if told else fact.source))
     return rows
 
 
