@@ -72,7 +72,7 @@ class LoadConfig:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """What loading a model takes, in bytes, told from its metadata. None: nobody can tell."""
+    """What a loaded model takes, in bytes, told from its metadata. None: nobody can tell."""
 
     weights: int
     cache: int | None
@@ -84,11 +84,13 @@ class MemoryEstimate:
     context_length: int | None = None
     parallel: int | None = None
     """The context and the number of requests it is the estimate of."""
+    reading: int = 0
+    """What comes on top while the longest prompt is read."""
 
     @property
     def total(self) -> int:
         """The sum of what is known: at least so much is needed."""
-        return self.weights + (self.cache or 0) + (self.compute or 0)
+        return self.weights + (self.cache or 0) + (self.compute or 0) + self.reading
 
     @property
     def on_host(self) -> int:

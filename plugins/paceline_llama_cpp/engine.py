@@ -37,7 +37,8 @@ class LlamaCpp(Engine):
 
         parts = [read_gguf(path) for path in GgufFormat().files(model.path)]
         embedding = model.facts.kind is ModelKind.EMBEDDINGS
-        return estimate(parts, config, draft=draft, embedding=embedding, gpu=self.own_memory)
+        cpu = runtime.platform.endswith("-cpu")
+        return estimate(parts, config, draft=draft, embedding=embedding, cpu=cpu, gpu=self.own_memory)
 
     def judge_pair(self, main: Model, draft: Model, rules: str) -> PairVerdict:
         return judge(main, draft, rules)

@@ -20,6 +20,8 @@ from paceline.formats.gguf import GgufMetadata, GgufTensor
 DEFAULT_CONTEXT, DEFAULT_EMBEDDING_CONTEXT = 4096, 2048
 DEFAULT_SLOTS, DEFAULT_POOL, DEFAULT_BATCH = 8, 16384, 512
 LEAST_OUTPUTS, OUTPUTS_PER_SLOT = 65, 17
+# When long prompts are read in a context of their own (paceline_llama_cpp_worker/reading.py).
+READ_APART, LEAST_READING_BATCH = 256, 128
 
 _SIZES = {name.lower(): (block, size) for name, block, size in TENSOR_TYPES.values()}
 _CELLS = 256
@@ -33,9 +35,12 @@ _RECURRENT = ("ssm_", "shortconv", "time_mix")
 
 
 def estimate(
-    parts: Sequence[GgufMetadata], config: LoadConfig, *, draft: bool, embedding: bool, gpu: bool
+    parts: Sequence[GgufMetadata], config: LoadConfig, *, draft: bool, embedding: bool, cpu: bool, gpu: bool
 ) -> MemoryEstimate:
-    """What loading the model of these files with `config` takes; a `draft` has no more outputs than requests."""
+    """What loading the model of these files with `config` takes; a `draft` has no more outputs than requests.
+
+    `cpu`: the engine has nothing else to compute on; `gpu`: it has GPUs with memory of their own.
+    """
     config = config.for_draft() if draft else config
     model = _Shape(parts)
     trained = max(1, model.number("context_length") or DEFAULT_CONTEXT)
@@ -55,7 +60,9 @@ def estimate(
     if gpu:
         layers = -1 if config.gpu_layers is None else config.gpu_layers
         on_gpu = model.on_gpu(layers, caches or {}, compute or 0, cached=config.offload_kv_cache is not False)
-    return MemoryEstimate(weights, None if caches is None else sum(caches.values()), compute, on_gpu, context, slots)
+    reading = model.reading(context, cells, config) if cpu and not draft and not embedding else 0
+    total = None if caches is None else sum(caches.values())
+    return MemoryEstimate(weights, total, compute, on_gpu, context, slots, reading)
 
 
 class _Shape:
@@ -124,6 +131,16 @@ class _Shape:
         else:
             peaks.append((3 * queries + embd) * row + 2 * masks)
         return int(max(peaks)) + (embd * tokens * _FLOAT if embedding else vocabulary * slots * _FLOAT)
+
+    def reading(self, context: int, cells: int, config: LoadConfig) -> int:
+        """Bytes of the context in which the worker reads the longest prompt, 0 where it reads all where it decodes."""
+        batch = config.eval_batch_size or DEFAULT_BATCH
+        by_choice = config.cache_type_k or config.cache_type_v or config.flash_attention is False
+        if by_choice or context <= READ_APART or batch < LEAST_READING_BATCH or not self._caches_all_tokens:
+            return 0
+        caches = self.caches(cells, 1, config)
+        compute = self.compute(cells, 1, min(batch, cells), 1, config, embedding=False)
+        return 0 if caches is None else sum(caches.values()) + compute
 
     def on_gpu(self, layers: int, caches: dict[int, int], compute: int, *, cached: bool) -> int:
         """Bytes on GPUs when the last so many layers (the output counts as one) are there; -1: all."""
@@ -207,6 +224,13 @@ class _Shape:
         if not self.largest("attention.head_count"):
             return 0
         return 2 if self.number("attention.sliding_window") and self._arch != "llama" else 1
+
+    @property
+    def _caches_all_tokens(self) -> bool:
+        """One cell for every token, whose keys and values can have different types."""
+        kinds = [self._kinds(layer) for layer in range(self.layers)]
+        attends = any(kind.attends for kind in kinds) and not any(kind.recurrent for kind in kinds)
+        return attends and self._masks() == 1 and not self.number("attention.key_length_mla")
 
     @property
     def _vocabulary(self) -> int:

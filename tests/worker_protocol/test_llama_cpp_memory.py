@@ -1,11 +1,15 @@
 """What a load is estimated to take, beside what llama.cpp says it took."""
 
 import importlib.util
+import json
+import os
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from paceline import LoadConfig, LoraAdapter, Model, ModelFacts, ModelKind, paths, plugins
+from paceline import LoadConfig, LoraAdapter, Model, ModelFacts, ModelKind, Runtime, paths, plugins, worker_root
 from paceline.formats.gguf_format import GgufFormat
 
 pytestmark = pytest.mark.runtime
@@ -31,6 +35,17 @@ CONFIGS = [
     LoadConfig(context_length=1024, parallel=2, flash_attention=False),
 ]
 
+
+READINGS = [
+    LoadConfig(context_length=1024),
+    LoadConfig(context_length=300),
+    LoadConfig(context_length=2048, eval_batch_size=128),
+    LoadConfig(context_length=1024, eval_batch_size=100),
+    LoadConfig(context_length=1024, cache_type_k="q8_0"),
+    LoadConfig(context_length=1024, flash_attention=False),
+]
+
+CPU = Runtime("llama.cpp", "0.3.36-1", "linux-x86_64-cpu", ("gguf",), (), Path(), Path())
 
 TINY_LOG = 2**20 / 100  # llama.cpp's log has hundredths of a MiB, for each buffer
 
@@ -82,7 +97,7 @@ def agree(loaded, estimate):
     took = loaded["memory"]
     assert (estimate.context_length, estimate.parallel) == (loaded["context_length"], loaded["slots"])
     assert estimate.cache == pytest.approx(took["cache_bytes"], abs=TINY_LOG)
-    assert estimate.total == pytest.approx(sum(took.values()), rel=0.05)
+    assert estimate.total - estimate.reading == pytest.approx(sum(took.values()), rel=0.05)
 
 
 @pytest.mark.parametrize("name", [*MODELS, "paceline-coder-7m-q8_0.gguf", "paceline-coder-3m-q8_0.gguf"])
@@ -93,6 +108,58 @@ def test_the_estimate_is_what_llama_cpp_takes(both, models, name):
         assert estimate.weights == loaded["memory"]["weights_bytes"]
         assert estimate.on_gpu == 0
         agree(loaded, estimate)
+
+
+READ_LONG_PROMPT = """
+import json, sys
+from paceline_llama_cpp_worker import binding
+from paceline_llama_cpp_worker.options import ContextOptions, Placement
+from paceline_llama_cpp_worker.reading import Reader
+
+binding.start()
+model = binding.Model(sys.argv[1], placement=Placement(), progress=lambda fraction: None)
+for config in json.loads(sys.argv[2]):
+    length, batch = config["context_length"], config.get("eval_batch_size", 512)
+    options = ContextOptions(
+        flash_attention=config.get("flash_attention"), type_k=binding.CACHE_TYPES.get(config.get("cache_type_k"))
+    )
+    context = binding.Context(model, n_ctx=length, n_seq=1, n_batch=512, n_outputs=65, threads=2, options=options)
+    reader = Reader(context, model, options=options, batch=batch, threads=2)
+    prompt = [1] * (length - 1)
+    if reader.takes(prompt, 0):
+        reader.read(0, prompt, 0, 1, lambda context, last: None)
+        took = binding.taken(model)
+        print(took["cache_bytes"] + took["compute_bytes"])
+    else:
+        print(0)
+    reader.close()
+    context.close()
+"""
+
+
+@pytest.mark.parametrize("name", [*MODELS, "paceline-coder-7m-q8_0.gguf", "paceline-coder-3m-q8_0.gguf"])
+def test_what_reading_a_long_prompt_takes_is_told(models, llama_cpp_runtime, name):
+    path, engine = models(name), plugins.load().engine("llama.cpp")
+    configs = [{"context_length": config.context_length, **config.options()} for config in READINGS]
+    done = subprocess.run(
+        [llama_cpp_runtime.python, "-c", READ_LONG_PROMPT, path, json.dumps(configs)],
+        env={**engine.worker(llama_cpp_runtime).env, "PATH": os.environ["PATH"], "PYTHONPATH": str(worker_root())},
+        check=True,
+        stdout=subprocess.PIPE,
+    )
+    took = [int(line) for line in done.stdout.split()]
+    told = [engine.estimate(read(path), config, runtime=llama_cpp_runtime).reading for config in READINGS]
+    assert told == pytest.approx(took, rel=0.05, abs=2 * TINY_LOG)
+    assert [bool(size) for size in took] == [name not in ("gemma3", "mamba", "jamba")] * 3 + [False] * 3
+
+
+def test_nothing_is_read_apart_on_gpus_for_a_draft_or_in_a_short_context(models):
+    model, engine = read(models("llama")), plugins.load().engine("llama.cpp")
+    metal = replace(CPU, platform="mac-arm64-metal")
+    assert engine.estimate(model, LoadConfig(), runtime=CPU).reading > 0
+    assert engine.estimate(model, LoadConfig(), runtime=CPU, draft=True).reading == 0
+    assert engine.estimate(model, LoadConfig(), runtime=metal).reading == 0
+    assert engine.estimate(model, LoadConfig(context_length=256), runtime=CPU).reading == 0
 
 
 def test_a_draft_has_its_main_model_s_context_and_a_cache_of_its_own(both, models):
@@ -117,7 +184,7 @@ def test_the_last_layers_go_to_the_gpu_and_the_output_is_the_last(models, layers
     engine = plugins.load().engine("llama.cpp-cuda")
 
     def estimate(**config):
-        return engine.estimate(model, LoadConfig(gpu_layers=layers, **config), runtime=None)
+        return engine.estimate(model, LoadConfig(gpu_layers=layers, **config), runtime=CPU)
 
     found = estimate()
     if there is None:
@@ -135,7 +202,7 @@ def test_adapters_are_weights_too(models, tmp_path):
     adapter.write_bytes(b"x" * 1000)
     model, engine = read(models("llama")), plugins.load().engine("llama.cpp")
     plain, adapted = (
-        engine.estimate(model, config, runtime=None)
+        engine.estimate(model, config, runtime=CPU)
         for config in (LoadConfig(), LoadConfig(lora=(LoraAdapter(adapter),)))
     )
     assert adapted.weights == plain.weights + 1000
@@ -145,7 +212,7 @@ def test_a_cache_that_nobody_here_understands_is_unknown(write_gguf, tmp_path):
     keys = {"general.architecture": "deepseek4", "deepseek4.block_count": 2, "deepseek4.embedding_length": 64}
     path = write_gguf(tmp_path / "m.gguf", keys, tensors=[("token_embd.weight", (64, 100), 1)])
     model = Model("m", "gguf", path, "test", ModelFacts(ModelKind.LLM, path.stat().st_size))
-    found = plugins.load().engine("llama.cpp").estimate(model, LoadConfig(), runtime=None)
+    found = plugins.load().engine("llama.cpp").estimate(model, LoadConfig(), runtime=CPU)
     assert (found.cache, found.weights) == (None, 64 * 100 * 2)
     assert found.total == found.weights + found.compute
 
@@ -159,4 +226,4 @@ def test_a_file_may_claim_anything(write_gguf, tmp_path, value):
         keys = {"general.architecture": "llama", **{f"llama.{name}": 1 for name in names}, f"llama.{odd}": value}
         path = write_gguf(tmp_path / "m.gguf", keys, tensors=tensors)
         model = Model("m", "gguf", path, "test", ModelFacts(ModelKind.LLM, path.stat().st_size))
-        assert engine.estimate(model, LoadConfig(), runtime=None).weights == 2 * 64 * (100 + 64)
+        assert engine.estimate(model, LoadConfig(), runtime=CPU).weights == 2 * 64 * (100 + 64)

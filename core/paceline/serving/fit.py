@@ -136,6 +136,8 @@ def shown(estimate: MemoryEstimate) -> str:
         parts.append(f"cache {size(estimate.cache)}{context}")
     if estimate.compute is not None:
         parts.append(f"compute {size(estimate.compute)}")
+    if estimate.reading:
+        parts.append(f"reading a long prompt {size(estimate.reading)}")
     return f"{size(estimate.total)} ({', '.join(parts)})"
 
 
