@@ -130,6 +130,8 @@ class ScriptedServing:
     began: queue.Queue[str] = field(default_factory=queue.Queue)
     leases: int = 0
     kept: dict[str, LoadedModel] = field(default_factory=dict)
+    loads: list[Any] = field(default_factory=list)
+    """(configuration, ttl_s, force) of each load."""
     closed: bool = False
 
     batch = staticmethod(batch)
@@ -141,6 +143,7 @@ class ScriptedServing:
         self.lease_error = None
         self.calls.clear()
         self.kept.clear()
+        self.loads.clear()
         self.cancelled = queue.Queue()
         self.began = queue.Queue()
 
@@ -160,6 +163,7 @@ class ScriptedServing:
     async def load(self, model, *, config=None, ttl_s=None, force=False):
         if self.lease_error is not None:
             raise self.lease_error
+        self.loads.append((config, ttl_s, force))
         slots, features = config.parallel or 4, ("generate", "draft")
         loaded = LoadedModel(model, RUNTIME, config.context_length or 2048, None, 0.25, 0, slots, config, features)
         self.kept[model.id] = loaded

@@ -16,6 +16,9 @@ from paceline.errors import PacelineError
 COMMANDS = {
     "demo": ("paceline.cli.demo", "demo", "Install the best runtime and generate with the sample pair."),
     "serve": ("paceline.cli.serve", "serve", "Serve the models of the library through the local API."),
+    "ps": ("paceline.cli.running", "ps", "List the models that a running server has loaded."),
+    "load": ("paceline.cli.running", "load", "Load a model into a running server."),
+    "unload": ("paceline.cli.running", "unload", "Unload a model from a running server."),
     "tokens": ("paceline.cli.tokens", "tokens", "Create, list and revoke the tokens of the local API."),
     "ls": ("paceline.cli.models", "ls", "List the models of the library."),
     "pairs": ("paceline.cli.models", "pairs", "List draft/main pairs, each with its verdict and reason."),
