@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import struct
+import subprocess
 import sys
 import zipfile
 from dataclasses import replace
@@ -14,8 +15,9 @@ import pytest
 
 from paceline.errors import ArchiveError, InstallError, OfflineError, RegistryError
 from paceline.manager.bundles import CONTENTS, create, read_bundle
-from paceline.manager.installation import install
+from paceline.manager.installation import install, start_once
 from paceline.packages.depot import Depot
+from paceline.packages.index import why_unreachable
 from paceline.progress import silent
 from paceline.store import Store
 from paceline.types import Package, Recipe, Requirements
@@ -356,3 +358,22 @@ def test_a_kill_while_it_is_installed(tiny, made):
     assert [r.id for r in Store(tiny.home).runtimes()] == ["tiny-any-cpu@1.0.0"]
     Depot(tiny.cache).clear()
     assert not list(tiny.cache.glob("packages/files/*/*.[wgd]*"))
+
+
+@pytest.mark.runtime
+def test_a_real_llama_cpp(llama_cpp_runtime, tmp_path, monkeypatch):
+    """Carried to an empty home, where it generates without a network; what was compiled here before is used again."""
+    from paceline import plugins
+
+    if reason := why_unreachable(os.environ):
+        pytest.skip(f"no package index answers: {reason}")
+    monkeypatch.setenv("PACELINE_HOME", str(tmp_path / "home"))
+    file = str(tmp_path / "llama.bundle")
+    command = [sys.executable, "-m", "paceline", "bundle"]
+    subprocess.run([*command, "create", llama_cpp_runtime.id, "-o", file], check=True)
+    monkeypatch.setenv("PACELINE_OFFLINE", "1")
+    subprocess.run([*command, "install", file], check=True)
+
+    (runtime,) = Store(tmp_path / "home").runtimes()
+    assert (runtime.id, Store(tmp_path / "home").selected("gguf")) == (llama_cpp_runtime.id, runtime)
+    assert "draft" in start_once(runtime, plugins.load().engine("llama.cpp"))["features"]

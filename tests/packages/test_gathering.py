@@ -151,14 +151,21 @@ def test_a_file_that_is_not_as_large_as_the_release_says(tiny, index, put, store
     assert not list(tiny.cache.glob(f"packages/files/*/{WHEEL}*"))
 
 
-def test_a_hostile_wheel_with_the_right_hash(tiny, index, put, store, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "size", "said"),
+    [
+        ("../../escaped.py", 0, r"its file '../../escaped.py' has a name that leads elsewhere"),
+        ("bomb", 100 * 2**20, r"its \d+ bytes unpack to 1048576\d\d"),
+    ],
+)
+def test_a_hostile_wheel_with_the_right_hash(tiny, index, put, store, tmp_path, name, size, said):
     """Whoever names the hashes could mean no good; uv is not given what no honest package has."""
-    with zipfile.ZipFile(tmp_path / WHEEL, "w") as wheel:
-        wheel.writestr("../../escaped.py", "")
+    with zipfile.ZipFile(tmp_path / WHEEL, "w", zipfile.ZIP_DEFLATED) as wheel:
+        wheel.writestr(name, b"\0" * size)
     index.add_file(WHEEL, (tmp_path / WHEEL).read_bytes())
     index.publish("tinydep", {WHEEL: "2030-01-01"})
     recipe = Recipe((Package("tinydep", "1.0.0", (index.sha256(WHEEL),)),))
-    with pytest.raises(ArchiveError, match=r"its file '../../escaped.py' has a name that leads elsewhere"):
+    with pytest.raises(ArchiveError, match=said):
         put(replace(tiny.release(), recipe=recipe))
     assert store.runtimes() == ()
     assert not list(tiny.cache.glob(f"packages/files/*/{WHEEL}"))
