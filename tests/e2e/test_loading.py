@@ -66,7 +66,7 @@ def test_what_cannot_be_loaded_is_refused_by_name(modest, pair, field, value, re
 
 
 def test_what_does_not_fit_is_refused_with_the_numbers(serve, llama_cpp_home, tmp_path, monkeypatch, pair):
-    monkeypatch.setenv("PACELINE_OVERRIDE_MEMORY_AVAILABLE", "40MiB")
+    monkeypatch.setenv("PACELINE_OVERRIDE_MEMORY_AVAILABLE", "48MiB")
     main, draft = pair
     with serve(llama_cpp_home, tmp_path) as server:
         refused = httpx.post(f"{server.url}/v1/completions", json={"model": main, "prompt": "a"}, timeout=60)
