@@ -63,6 +63,30 @@ def test_a_full_context_rolls_on_and_a_draft_changes_nothing(small, policy, temp
         small.answer(id)
 
 
+@pytest.mark.parametrize("temperature", [0, 0.8])
+def test_many_streams_of_all_lengths_say_what_each_says_alone(small, temperature):
+    def request(i, **more):
+        return {
+            "prompt": f"{'# pass on ' * (i % 4 * 9)}{prompt(f'n{i}')}",
+            "max_tokens": 5 + 37 * i % 90 if i % 5 else SIZE,
+            "sampling": {"temperature": temperature, "seed": i},
+            "ignore_eos": True,
+            "context_overflow": POLICIES[i % 2] if i % 5 == 0 else "stopAtLimit",
+            **more,
+        }
+
+    drafts = [None, {}, {"exact_tokens": 3}, {"lookup": True}]
+    together = [small.begin("generate", **request(i, draft=drafts[i % 4])) for i in range(11)]
+    for i in (3, 6):
+        small.first_tokens(together[i])
+        small.call("cancel", request=together[i])
+    beside = [small.generated(id) for id in together]
+    for i, answer in enumerate(beside):
+        alone = small.generate(**request(i)).tokens
+        assert answer.tokens == (alone if i not in (3, 6) else alone[: len(answer.tokens)])
+    assert beside[10].result["context_dropped"] > 0
+
+
 def test_without_a_policy_a_full_context_ends_the_output(small):
     answer = small.generate(prompt=prompt("merge"), ignore_eos=True)
     assert answer.result["stop_reason"] == "contextLengthReached"

@@ -241,6 +241,23 @@ def test_a_beginning_is_shared_with_what_runs_beside_it(pair, forgetful):
         assert answer.tokens == forgetful(prompt=text, **request(SAMPLINGS[1])).tokens
 
 
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "seeded"])
+def test_many_streams_of_all_lengths_say_what_each_says_alone(start, models, kind, sampling):
+    wire = start(*models[kind], context_length=256)
+
+    def asked(i, **more):
+        rolls = {"max_tokens": 300, "context_overflow": "rollingWindow"} if i % 4 == 0 else {}
+        return request(sampling, prompt=TEXT[: 40 + 150 * (i % 3)] + f"{i}", max_tokens=4 + 23 * i % 70) | rolls | more
+
+    drafts = [None, {"exact_tokens": 3}, {}, {"model": False, "lookup": True}]
+    together = [wire.begin("generate", **asked(i, draft=drafts[i % 3 if i % 2 else -1])) for i in range(9)]
+    wire.first_tokens(together[1])
+    wire.call("cancel", request=together[1])
+    for i, answer in enumerate([wire.generated(id) for id in together]):
+        alone = wire.generate(**asked(i)).tokens
+        assert answer.tokens == (alone if i != 1 else alone[: len(answer.tokens)])
+
+
 def test_a_prompt_that_parts_far_back_is_read_from_there(pair, forgetful):
     # Further back than a window sees: what the cache keeps of it must still be there, or be computed anew.
     pair.generate(prompt=TEXT * 3 + "a long one", **request())

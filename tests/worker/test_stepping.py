@@ -1,0 +1,241 @@
+"""Many generations in one batch say what each says alone, whatever is filled up, dropped, cancelled or drafted.
+
+The engine is one of integers: a lane's state is the tokens it was given, and refuses what llama.cpp would.
+"""
+
+import itertools
+from zlib import crc32
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paceline_worker.lanes import Lanes
+from paceline_worker.passes import passes
+from paceline_worker.primitives import Sampler, Samplers
+from paceline_worker.request import parse_generate
+from paceline_worker.stepping import Stepper
+
+WORDS = 7
+SLOTS = 5
+
+
+class Words:
+    """A vocabulary of a few tokens that never end."""
+
+    n_vocab = WORDS
+    bos = None
+
+    def tokenize(self, text, *, add_special):
+        raise AssertionError("prompts are tokens here")
+
+    def piece(self, token):
+        return b"%d" % token
+
+    def spell(self, token, *, special):
+        return self.piece(token)
+
+    def ends(self, token):
+        return False
+
+    def close(self):
+        pass
+
+
+class Batch:
+    def __init__(self, room, outputs):
+        self._room, self._outputs = room, outputs
+        self.clear()
+
+    def clear(self):
+        self.rows = []
+
+    @property
+    def size(self):
+        return len(self.rows)
+
+    @property
+    def left(self):
+        return self._room - self.size
+
+    def add(self, lane, tokens, start, /, *, outputs):
+        rows = [(lane, token, start + i, i >= len(tokens) - outputs) for i, token in enumerate(tokens)]
+        self.rows += rows
+        assert rows
+        assert self.size <= self._room
+        assert sum(wanted for *_, wanted in self.rows) <= self._outputs
+        return self.size - outputs
+
+
+class Cells:
+    """A context of `SLOTS` lanes of `length` cells, which can forget the last tokens unless it is `recurrent`; with a
+    `window`, no more than that many."""
+
+    def __init__(self, batch, length, *, recurrent=False, window=None, wrong=0):
+        self.batch, self.length, self.window, self.wrong = batch, length, window, wrong
+        self.can_roll_back, self.wants_even = not recurrent, not recurrent
+        self.lanes = [[] for _ in range(SLOTS)]
+        self.highest = [0] * SLOTS
+        self.passes = []
+        self._seen = {}
+
+    def decode(self):
+        rows = {}
+        self._seen.clear()
+        for index, (lane, token, position, wanted) in enumerate(self.batch.rows):
+            cells = self.lanes[lane]
+            assert position == len(cells) < self.length
+            cells.append(token)
+            self.highest[lane] = max(self.highest[lane], len(cells))
+            rows[lane] = rows.get(lane, 0) + 1
+            if wanted:
+                self._seen[index] = tuple(cells)
+        self.passes.append(passes(rows))
+
+    def logits(self, index, /):
+        raise AssertionError("nobody asked")
+
+    def said(self, index, seed=0):
+        """The token that follows, by all that is in the lane."""
+        return crc32(bytes([seed, *self._seen[index][-20:]])) % WORDS
+
+    def likeliest_with_probability(self, index, /):
+        token = self.said(index)
+        return (token + (crc32(bytes(self._seen[index][-9:])) < self.wrong * 2**32)) % WORDS, 0.9
+
+    def keep(self, lane, length, /):
+        cells = self.lanes[lane]
+        if not self.can_roll_back and 0 < length < len(cells):
+            return False
+        del cells[length:]
+        too_far = self.window is not None and 0 < length < self.highest[lane] - self.window
+        self.highest[lane] = length
+        return not too_far
+
+    def shift(self, lane, start, count, /):
+        if not self.can_roll_back:
+            return False
+        del self.lanes[lane][start : start + count]
+        self.highest[lane] = len(self.lanes[lane])
+        return True
+
+    def checkpoint(self, lane, /):
+        return list(self.lanes[lane])
+
+    def go_back(self, lane, length, state, /):
+        assert len(state) == length
+        self.lanes[lane] = list(state)
+
+    def forget(self, lane, /):
+        self.lanes[lane], self.highest[lane] = [], 0
+
+    def copy(self, source, target, /):
+        assert not self.lanes[target]
+        self.lanes[target] = list(self.lanes[source])
+        self.highest[target] = self.highest[source]
+
+    def close(self):
+        pass
+
+
+class Choice(Sampler):
+    grammar = None
+
+    def __init__(self, seed):
+        self._seed = seed
+
+    def sample(self, context, index):
+        return context.said(index, self._seed)
+
+
+class Choices(Samplers):
+    def open(self, request, history, grammar):
+        return Choice(request.sampling.seed or 0)
+
+
+def engine(context_length, chunk, kind, draft_kind):
+    outputs = SLOTS * 4
+    main = Cells(Batch(max(chunk, outputs), outputs), context_length, **kind)
+    pair = Stepper(Lanes(main, Words(), SLOTS, outputs), Choices(), context_length=context_length, chunk=chunk)
+    if draft_kind is not None:
+        draft = Cells(Batch(512, SLOTS), context_length, **draft_kind)
+        pair.add_draft(Lanes(draft, Words(), SLOTS, SLOTS))
+    return pair, main
+
+
+def tokens_of(generation):
+    return [piece[0] for piece in generation.output.take()]
+
+
+def alone(body, context_length):
+    """What a request says when nothing was ever computed beside it, nor drafted."""
+    pair, _ = engine(context_length, 512, {}, None)
+    generation = pair.open(parse_generate({**body, "draft": None}))
+    while generation.output.stop_reason is None:
+        pair.step([generation])
+    return tokens_of(generation)
+
+
+KINDS = st.sampled_from([{}, {}, {"window": 3}, {"recurrent": True}])
+DRAFTS = [None, {}, {"exact_tokens": 3}, {"lookup": True}, {"model": False, "lookup": True, "exact_tokens": 2}]
+BODIES = st.fixed_dictionaries(
+    {
+        "prompt": st.lists(st.integers(0, WORDS - 1), min_size=1, max_size=70)
+        | st.integers(1, 90).map(lambda n: ([1, 2, 3] * 30)[:n]),
+        "max_tokens": st.integers(1, 60),
+        "sampling": st.fixed_dictionaries({"seed": st.integers(0, 3)}),
+        "draft": st.sampled_from(DRAFTS),
+        "context_overflow": st.sampled_from(["stopAtLimit", "rollingWindow", "truncateMiddle"]),
+    }
+)
+"""Of a request, and after how many steps it comes, and how many later it is cancelled."""
+TIMED = st.tuples(BODIES, st.integers(0, 25), st.none() | st.integers(1, 30))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(TIMED, min_size=2, max_size=14),
+    st.integers(48, 130),
+    st.sampled_from([1, 16, 30, 512]),
+    KINDS,
+    st.none() | KINDS,
+    st.sampled_from([0.0, 0.3, 1.0]),
+)
+def test_many_say_what_each_says_alone(requests, context_length, chunk, kind, draft_kind, wrong):
+    requests = [r for r in requests if len(r[0]["prompt"]) < context_length]
+    pair, _ = engine(context_length, chunk, kind, None if draft_kind is None else {**draft_kind, "wrong": wrong})
+    waiting = sorted(enumerate(requests), key=lambda entry: entry[1][1])
+    running, said = {}, {}
+    for step in itertools.count():
+        while waiting and waiting[0][1][1] <= step and len(running) < SLOTS:
+            number, (body, _, lasts) = waiting.pop(0)
+            said[number] = []
+            running[number] = (pair.open(parse_generate(body)), None if lasts is None else step + lasts)
+        if not waiting and not running:
+            break
+        pair.step([generation for generation, _ in running.values()])
+        for number, (generation, ends) in list(running.items()):
+            assert generation.fault is None
+            said[number] += tokens_of(generation)
+            if generation.output.stop_reason is not None or step == ends:
+                pair.finish(generation)
+                del running[number]
+    for number, (body, _, lasts) in enumerate(requests):
+        whole = alone(body, context_length)
+        assert said[number] == (whole if lasts is None else whole[: len(said[number])])
+
+
+def run(bodies):
+    """The passes of all steps, every request beginning at once."""
+    pair, main = engine(64, 512, {}, None)
+    running = [pair.open(parse_generate({"sampling": {"seed": 0}, **body})) for body in bodies]
+    while running:
+        pair.step(running)
+        for generation in [g for g in running if g.output.stop_reason is not None]:
+            pair.finish(generation)
+            running.remove(generation)
+    return main.passes
+
+
+def test_when_a_stream_ends_those_around_it_are_still_one_pass():
+    made = run([{"prompt": [1, 2, i], "max_tokens": 3 if i == 1 else 12} for i in range(4)])
+    assert made == [(12,), *[(4,)] * 11]
