@@ -20,6 +20,7 @@ from llama_cpp import llama_cpp as ll
 from paceline_llama_cpp_worker.options import CACHE_TYPES, ContextOptions, Placement
 from paceline_worker.adapters import Adapter
 from paceline_worker.options import invalid
+from paceline_worker.pieces import Pieces
 from paceline_worker.protocol import Fault
 
 VERSION: str = llama_cpp.__version__
@@ -80,7 +81,7 @@ def gpus() -> list[str]:
     return found["gpu"] or found["igpu"]
 
 
-class Model:
+class Model(Pieces):
     """A loaded GGUF model and its vocabulary."""
 
     def __init__(
@@ -91,6 +92,7 @@ class Model:
         adapters: Sequence[Adapter] = (),
         progress: Callable[[float], None],
     ) -> None:
+        super().__init__()
         params = ll.llama_model_default_params()
         params.n_gpu_layers = placement.gpu_layers
         params.load_mode = placement.load_mode
@@ -125,7 +127,6 @@ class Model:
         """Whether a sequence's state is one cell for every token."""
         bos = ll.llama_vocab_bos(self.vocab)
         self.bos: int | None = bos if bos >= 0 else None
-        self._pieces: dict[int, bytes] = {}
 
     def adapt(self, context: Any) -> None:
         """Have a new context add the adapters to the weights."""
@@ -159,13 +160,6 @@ class Model:
             if n >= 0:
                 return list(tokens[:n])
             room = -n
-
-    def piece(self, token: int) -> bytes:
-        """The bytes a token adds to the output; control tokens add none."""
-        known = self._pieces.get(token)
-        if known is None:
-            known = self._pieces[token] = self.spell(token, special=False)
-        return known
 
     def spell(self, token: int, *, special: bool) -> bytes:
         """The bytes of a token, control tokens written out if `special`."""

@@ -22,6 +22,7 @@ from mlx_lm.utils import load, maybe_set_recommended_wired_limit
 from paceline_mlx_worker import adapters
 from paceline_mlx_worker.spelling import speller
 from paceline_worker.adapters import Adapter
+from paceline_worker.pieces import Pieces
 from paceline_worker.protocol import Fault
 
 VERSION: str = version("mlx-lm")
@@ -52,10 +53,11 @@ def devices() -> list[dict[str, Any]]:
     return found
 
 
-class Model:
+class Model(Pieces):
     """A loaded MLX folder and its tokenizer."""
 
     def __init__(self, path: str, *, adapter: Adapter | None = None, progress: Callable[[float], None]) -> None:
+        super().__init__()
         if not Path(path, "config.json").is_file():
             raise Fault("load_failed", f"{path} is no folder with a config.json", path=path)
         try:
@@ -85,19 +87,11 @@ class Model:
         self.weights_bytes = sum(array.nbytes for _, array in tree_flatten(self.net.parameters()))
         bos = self._tokenizer.bos_token_id
         self.bos: int | None = bos if isinstance(bos, int) else None
-        self._pieces: dict[int, bytes] = {}
 
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
         """Token ids; special tokens written out in `text` become their ids."""
         text = text.encode("utf-8", errors="replace").decode()
         return list(self._tokenizer.encode(text, add_special_tokens=add_special))
-
-    def piece(self, token: int) -> bytes:
-        """The bytes a token adds to the output; control tokens add none."""
-        known = self._pieces.get(token)
-        if known is None:
-            known = self._pieces[token] = self.spell(token, special=False)
-        return known
 
     def spell(self, token: int, *, special: bool) -> bytes:
         """The bytes of a token, control tokens written out if `special`."""
