@@ -188,6 +188,8 @@ class Release:
     rank: int = 0
     """Among releases this machine can run, the highest rank is the best."""
     notes: str = ""
+    source: str = field(default="", compare=False)
+    """Where the catalogue has it from, in words; nothing of what it is, and never written into a registry."""
 
     @property
     def name(self) -> str:

@@ -82,11 +82,11 @@ def test_what_is_available_has_a_verdict(tiny):
         ["tiny-any-cpu", "1.0", "installed"],
         ["tiny-any-cpu", "2.0", "available"],
     ]
-    assert rows[1].endswith("compatible, built here")
-    assert "incompatiblePlatform: needs" in rows[2]
+    assert rows[1].endswith("engine tiny  compatible, built here")
+    assert "engine tiny  incompatiblePlatform: needs" in rows[2]
     listed = json.loads(ok(tiny.paceline("runtime", "get", "tiny@2.0", "--list", "--json")))
-    assert [(r["id"], r["installed"], r["verdict"]["status"]) for r in listed] == [
-        ("tiny-any-cpu@2.0", False, "incompatiblePlatform")
+    assert [(r["id"], r["installed"], r["source"], r["verdict"]["status"]) for r in listed] == [
+        ("tiny-any-cpu@2.0", False, "engine tiny", "incompatiblePlatform")
     ]
 
 

@@ -56,7 +56,7 @@ def test_what_a_signed_registry_brings_is_offered(brings, load):
     brings("acme", release("2.0", A))
     found = load(release("1.0", A))
 
-    assert [r.version for r in found.releases] == ["2.0", "1.0"]
+    assert [(r.version, r.source) for r in found.releases] == [("2.0", "registry acme"), ("1.0", "paceline")]
     assert found.remarks == ()
 
 
@@ -65,6 +65,7 @@ def test_a_known_release_is_not_redefined(brings, load):
     found = load(release("1.0", A))
 
     assert found.releases == (release("1.0", A),)
+    assert found.releases[0].source == "paceline"
     assert found.remarks == ("the registry acme says otherwise what tiny-any-cpu@1.0 is, and is not followed",)
 
 
@@ -83,6 +84,7 @@ def test_missing_hashes_are_added_and_nothing_else(brings, load):
     brings("acme", theirs)
     found = load(unpinned)
     assert found.releases[0].recipe.packages[0].sha256 == (A,)
+    assert found.releases[0].source == "paceline, hashes of registry acme"
     assert found.remarks == ()
 
     brings("acme", replace(theirs, recipe=replace(theirs.recipe, prune=("lib",))))

@@ -151,7 +151,11 @@ def test_what_was_found_is_remembered(tiny, index, newest):
 
     assert [r.version for r in read_registry(file)] == ["1.1", "1.2"]
     known = load_registry(plugins.Plugins((), {"tiny": tiny.engine}), home=tiny.home)
-    assert [r.version for r in known.match("tiny")] == ["1.2", "1.1", "1.0.0"]
+    assert [(r.version, r.source) for r in known.match("tiny")] == [
+        ("1.2", "package index"),
+        ("1.1", "package index"),
+        ("1.0.0", "engine tiny"),
+    ]
 
 
 class TestTheCommand:

@@ -235,9 +235,10 @@ def _print_list(ranked: Sequence[tuple[Release, Verdict]], store: Store, as_json
         output.as_json_text([inventory.describe_release(r, v, installed=r.id in installed) for r, v in ranked])
         return
     rows = [
-        [r.name, r.version, "installed" if r.id in installed else "available", _verdict_words(r, v)] for r, v in ranked
+        [r.name, r.version, "installed" if r.id in installed else "available", r.source, _verdict_words(r, v)]
+        for r, v in ranked
     ]
-    output.table(["NAME", "VERSION", "STATE", "VERDICT"], rows)
+    output.table(["NAME", "VERSION", "STATE", "SOURCE", "VERDICT"], rows)
 
 
 def _verdict_words(release: Release, verdict: Verdict) -> str:

@@ -115,6 +115,7 @@ def describe_release(release: Release, verdict: Verdict, *, installed: bool) -> 
         "version": release.version,
         "platform": release.platform,
         "channel": release.channel,
+        "source": release.source,
         "formats": list(release.formats),
         "features": list(release.features),
         "installed": installed,

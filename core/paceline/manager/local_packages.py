@@ -162,6 +162,7 @@ def _from_wheel(release: Release, wheel: Wheel) -> Release:
             roots=(),
         ),
         notes=f"{wheel.name} comes from {wheel.path.name}.",
+        source=f"{release.source}, {wheel.name} of this machine",
     )
 
 

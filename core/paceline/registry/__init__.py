@@ -35,6 +35,11 @@ __all__ = [
     "registry_value",
 ]
 
+SHIPPED = "paceline"
+"""The source of releases that the shipped registry lists."""
+FOUND = "package index"
+"""The source of releases that `runtime update` found."""
+
 _FRESH = timedelta(days=1)
 """What was verified longer ago is said to be that old."""
 
@@ -58,14 +63,15 @@ def load_registry(plugins: Plugins, file: Path | None = None, *, home: Path | No
     Those no engine serves are left out, and those of a signed registry whose signatures have ended. Raises
     RegistryError; what is wrong with a signed registry is a remark.
     """
-    by_id = {release.id: release for release in read_registry(file or paths.registry_file())}
+    shipped = read_registry(file or paths.registry_file())
+    by_id = {release.id: replace(release, source=SHIPPED) for release in shipped}
     for name, engine in sorted(plugins.engines.items()):
-        by_id.update((release.id, release) for release in _of_engine(name, engine.releases))
+        by_id.update((r.id, replace(r, source=f"engine {name}")) for r in _of_engine(name, engine.releases))
     remarks: list[str] = []
     if home is not None:
         _add_signed(by_id, home, remarks)
         for release in found_upstream(found_file(home)):
-            by_id.setdefault(release.id, release)
+            by_id.setdefault(release.id, replace(release, source=FOUND))
         _pin_by_first_use(by_id, home, remarks)
     served = [release for release in by_id.values() if release.engine in plugins.engines]
     return Registry(tuple(query.by_name_newest_first(served)), tuple(remarks))
@@ -92,6 +98,7 @@ def _add_signed(by_id: dict[str, Release], home: Path, remarks: list[str]) -> No
         if known.verified_at < now - _FRESH:
             remarks.append(how_old)
         for release in known.releases:
+            release = replace(release, source=f"registry {registry.name}")
             ours = by_id.setdefault(release.id, release)
             by_id[release.id] = chosen = _with_hashes_of(release, ours)
             if not _same(chosen, release):
@@ -116,7 +123,9 @@ def _with_hashes_of(theirs: Release, ours: Release) -> Release:
         p if p.sha256 else pinned_to(p, files.get((p.name, p.version, p.index), {})) for p in ours.recipe.packages
     )
     filled = replace(ours, recipe=replace(ours.recipe, packages=pinned))
-    return filled if _same(filled, theirs) else ours
+    if filled == ours or not _same(filled, theirs):
+        return ours
+    return replace(filled, source=f"{ours.source}, hashes of {theirs.source}")
 
 
 def _same(a: Release, b: Release) -> bool:

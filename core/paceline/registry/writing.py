@@ -41,7 +41,8 @@ def registry_text(releases: Iterable[Release]) -> str:
 
 def _plain(value: Any) -> Any:
     if is_dataclass(value):
-        return {f.name: _plain(item) for f in fields(value) if (item := getattr(value, f.name)) != _default(f)}
+        own = [f for f in fields(value) if f.compare]  # the others say nothing of what it is
+        return {f.name: _plain(item) for f in own if (item := getattr(value, f.name)) != _default(f)}
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
