@@ -109,6 +109,9 @@ ARGUMENTS = {
 ENDLESS = {("serve",)}
 """`serve` goes on until it is ended. What it asks for at its start is `runtime update`'s."""
 
+AT_HOME = {("ps",), ("load",), ("unload",)}
+"""They speak to the server of this machine, which answers offline, too."""
+
 RUN = """
 import json, os, sys
 from paceline.errors import PacelineError
@@ -146,7 +149,7 @@ def commands(group, path=()):
 
 def every_command(registry):
     for path, command in commands(cli):
-        if path in ENDLESS:
+        if path in ENDLESS | AT_HOME:
             continue
         needed = [p for p in command.params if p.required]
         words = [w for p in needed for w in ((p.opts[0], "x") if isinstance(p, click.Option) else ("x",))]
@@ -184,6 +187,19 @@ def test_offline_no_command_reaches_out(world, file_server):
     assert told["reached"] == []
     assert "network was disabled" in told["said"]["runtime get tiny"]
     assert "network was disabled" in told["said"][f"registry build {world.registry}"]
+
+
+def test_offline_a_server_of_this_machine_is_asked_and_no_other(world, file_server):
+    asking = [[*path, *(() if path == ("ps",) else ("x",))] for path in sorted(AT_HOME)]
+
+    at_home = world(["--offline"], [[*argv, "--server", "http://127.0.0.1:1"] for argv in asking])
+    elsewhere = world(["--offline"], [[*argv, "--server", "http://paceline.test:1"] for argv in asking])
+
+    assert file_server.asked == []
+    assert at_home["reached"]
+    assert all("'127.0.0.1', 1" in address for address in at_home["reached"])
+    assert elsewhere["reached"] == []
+    assert [said.partition(":")[0] for said in elsewhere["said"].values()] == ["OfflineError"] * len(asking)
 
 
 def test_online_the_same_commands_do(world, file_server):

@@ -22,6 +22,7 @@ from packaging.version import InvalidVersion, Version
 
 from paceline import child
 from paceline.errors import BuildError, InstallError
+from paceline.network import is_offline
 from paceline.packages.uv import uv_command, uv_environment, way_out
 from paceline.store import transaction
 
@@ -80,7 +81,8 @@ def resolve(
     environment["UV_FIND_LINKS"] = ",".join(filter(None, [str(stubs), environment.get("UV_FIND_LINKS")]))
     arguments: list[str | Path] = ["pip", "compile", "requirements.in", "--constraints", "host.txt", "--no-header"]
     arguments += ["--format", "pylock.toml", "--output-file", LOCK, "--only-binary", ":all:", "--no-python-downloads"]
-    arguments += [f"--{what}-package={name}" for name in upgrade for what in ("upgrade", "refresh")]
+    anew = ("upgrade",) if is_offline() else ("upgrade", "refresh")
+    arguments += [f"--{what}-package={name}" for name in upgrade for what in anew]
     arguments += ["--python", sys.executable, "--cache-dir", cache / "resolution", "-q"]
     said = _uv(arguments, folder, environment)
     if said is not None:
