@@ -44,6 +44,28 @@ def test_checking_says_what_is_new_and_changes_nothing(tiny, store, installed, m
     assert [r.id for r in store.runtimes()] == [installed.id]
 
 
+def test_an_update_before_anything_is_answered(tiny, store, installed, managed):
+    tiny.offer(tiny.release("2.0"))
+
+    server = managed("--update", "before")
+
+    assert store.selected("tiny").id == "tiny-any-cpu@2.0"
+    assert "updating tiny-any-cpu@1.0 to 2.0" in server.said()
+    update = server.update()
+    assert (update["mode"], update["state"], update["operation"]) == ("before", "done", None)
+
+
+def test_an_update_before_that_fails_leaves_what_serves(tiny, store, installed, managed):
+    tiny.offer(tiny.release("2.0", crash="yes"))
+
+    server = managed("--update", "before")
+
+    assert store.selected("tiny") == installed
+    assert "tiny-any-cpu@1.0 stays: " in server.said()
+    assert "tiny-any-cpu@2.0 is held until `paceline runtime unhold`" in server.said()
+    assert "tiny-any-cpu@2.0" in store.selection().holds
+
+
 def test_off_asks_nobody(tiny, installed, managed):
     server = managed(*AT_ONCE, PACELINE_UPDATE="off")
     assert server.update()["state"] == "off"

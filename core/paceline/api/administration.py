@@ -31,7 +31,9 @@ class UpdateMode(StrEnum):
     CHECK = "check"
     """Looks for them once and says what it found."""
     APPLY = "apply"
-    """Installs them, too."""
+    """Installs them, too, while nothing is asked of it."""
+    BEFORE = "before"
+    """Has installed them before it answers anything."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Administration:
 
     def begin(self) -> None:
         """Begin the update at start-up, in the background."""
-        if self._update.mode is not UpdateMode.OFF:
+        if self._update.mode in (UpdateMode.CHECK, UpdateMode.APPLY):
             self._updating = asyncio.get_running_loop().create_task(self._update_once())
 
     async def close(self) -> None:
@@ -87,7 +89,7 @@ class Administration:
             "mode": self._update.mode,
             "channel": self._update.channel,
             "minimum_age_days": self._update.minimum_age_days,
-            "state": operation.state if operation else State.WAITING if self._updating else "off",
+            "state": operation.state if operation else self._state(),
             "operation": operation.describe() if operation else None,
             "returned": [
                 {
@@ -100,6 +102,12 @@ class Administration:
                 for r in self.serving.returned
             ],
         }
+
+    def _state(self) -> str:
+        """Of an update that no operation makes, or none yet."""
+        if self._updating is not None:
+            return State.WAITING
+        return State.DONE if self._update.mode is UpdateMode.BEFORE else "off"
 
     async def _update_once(self) -> None:
         await self.serving.quiet(self._update.quiet_s)

@@ -38,11 +38,12 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--update",
-    type=click.Choice(["off", "check", "apply"]),
+    type=click.Choice(["off", "check", "apply", "before"]),
     default="check",
     show_default=True,
     envvar="PACELINE_UPDATE",
-    help="Once, when nothing runs: look for newer releases of the selected runtimes, or install them, too.",
+    help="Once, when nothing runs: look for newer releases of the selected runtimes, or install them, too; or install"
+    " them before anything is answered.",
 )
 @click.option(
     "--update-channel",
@@ -90,11 +91,14 @@ def serve(
 
     from paceline.api.administration import UpdateAtStart, UpdateMode
     from paceline.api.server import run
+    from paceline.cli.update import update_before_serving
     from paceline.host import open_host
 
     logging.basicConfig(format="%(message)s")
     logging.getLogger("paceline.api.administration").setLevel(logging.INFO)
     host = open_host()
+    if update == UpdateMode.BEFORE:
+        update_before_serving(host.store, host.plugins, channel=update_channel, minimum_age=update_minimum_age)
     for runtime_id, problems in host.store.damage().items():
         click.echo(f"warning: the selected runtime {runtime_id} is damaged: {'; '.join(problems)}", err=True)
         click.echo(f"help: paceline runtime repair {runtime_id}, or paceline runtime rollback", err=True)

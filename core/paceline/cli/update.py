@@ -13,6 +13,7 @@ from paceline.store import Store
 
 if TYPE_CHECKING:
     from paceline.manager.updating import Findings
+    from paceline.plugins import Plugins
 
 UPDATES_EXIST = 100
 """Exit status of `--check` when there is something to update."""
@@ -76,6 +77,28 @@ def update(
         return UPDATES_EXIST
     untrusted = any(p.failure is updating.Failure.UNTRUSTED for p in findings.problems)
     return 1 if untrusted or (findings.problems and not findings.updates) else 0
+
+
+def update_before_serving(store: Store, loaded: Plugins, *, channel: str, minimum_age: float) -> None:
+    """Install and select newer releases of what is selected. Whatever fails is said, and what was selected serves."""
+    from paceline.cli.progress import shown
+    from paceline.manager import updating
+
+    policy = updating.Policy(channel, timedelta(days=minimum_age))
+    asked = updating.sources(store, loaded, policy, lambda said: click.echo(said, err=True))
+    findings = updating.find_updates(updating.selected_runtimes(store), store, loaded, asked, policy)
+    for problem in findings.problems:
+        what = "warning" if problem.failure is updating.Failure.UNTRUSTED else "looking for newer runtimes"
+        click.echo(f"{what}: {problem.message}", err=True)
+    for step in findings.updates:
+        click.echo(f"updating {step.runtime.id} to {step.release.version}", err=True)
+        with shown() as progress:
+            made = updating.attempt(step, store, loaded, progress, hold_failed=True)
+        if isinstance(made, updating.Failed):
+            held = f"; {step.release.id} is held until `paceline runtime unhold`" if made.held else ""
+            click.echo(f"warning: {step.runtime.id} stays: {made.error.message}{held}", err=True)
+            if made.error.help:
+                click.echo(f"help: {made.error.help}", err=True)
 
 
 def _print(found: Findings, *, applied: bool) -> None:

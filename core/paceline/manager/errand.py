@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from paceline import paths, plugins, refusals
-from paceline.errors import PacelineError, SmokeTestError
+from paceline.errors import PacelineError
 from paceline.manager import inventory, updating
 from paceline.manager.installation import install
 from paceline.manager.mending import mend, to_mend
@@ -89,7 +89,7 @@ def _update(
     allow_unpinned: bool,
     hold_failed: bool,
 ) -> dict[str, Any]:
-    """`hold_failed`: hold a version that does not pass its smoke test, so that it is not built again and again."""
+    """`hold_failed`: as `updating.attempt` has it."""
     policy = updating.Policy(channel, timedelta(days=minimum_age_days), allow_unpinned)
     tell, selected = _teller(None), updating.selected_runtimes(store, query)
     asked = updating.sources(
@@ -98,14 +98,13 @@ def _update(
     found = updating.find_updates(selected, store, loaded, asked, policy)
     installed, failed = [], []
     for step in () if check else found.updates:
-        try:
-            runtime = updating.apply(step, store, loaded, _teller(step.release.id), allow_unpinned=allow_unpinned)
-            installed.append({"runtime": runtime.id, "instead_of": step.runtime.id})
-        except PacelineError as error:
-            held = hold_failed and isinstance(error, SmokeTestError)
-            if held:
-                store.hold(step.release.id)
-            failed.append({"release": step.release.id, "stays": step.runtime.id, "held": held, **describe(error)})
+        progress = _teller(step.release.id)
+        made = updating.attempt(step, store, loaded, progress, allow_unpinned=allow_unpinned, hold_failed=hold_failed)
+        if isinstance(made, updating.Failed):
+            told = {"release": step.release.id, "stays": step.runtime.id, "held": made.held}
+            failed.append({**told, **describe(made.error)})
+        else:
+            installed.append({"runtime": made.id, "instead_of": step.runtime.id})
     return {
         "updates": [_update_facts(u) for u in found.updates],
         "kept": [

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 from paceline import network, paths, query
-from paceline.errors import PacelineError
+from paceline.errors import PacelineError, SmokeTestError
 from paceline.manager import inventory
 from paceline.manager.installation import install
 from paceline.manager.updates import Kept, Update, plan_updates
@@ -245,3 +245,35 @@ def apply(
     runtime = install(update.release, store, engine, progress, allow_unpinned=allow_unpinned)
     store.select_instead(update.runtime, runtime)
     return runtime
+
+
+@dataclass(frozen=True)
+class Failed:
+    """An update that was not made."""
+
+    update: Update
+    error: PacelineError
+    held: bool
+    """Whether the release is held now, so that the next start does not build it again."""
+
+
+def attempt(
+    update: Update,
+    store: Store,
+    plugins: Plugins,
+    progress: Progress = silent,
+    *,
+    allow_unpinned: bool = False,
+    hold_failed: bool = False,
+) -> Runtime | Failed:
+    """As `apply`, for one of several: what goes wrong is returned.
+
+    `hold_failed`: hold a version that does not pass its smoke test.
+    """
+    try:
+        return apply(update, store, plugins, progress, allow_unpinned=allow_unpinned)
+    except PacelineError as error:
+        held = hold_failed and isinstance(error, SmokeTestError)
+        if held:
+            store.hold(update.release.id)
+        return Failed(update, error, held)
