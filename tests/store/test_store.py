@@ -408,3 +408,19 @@ def test_publishing_replaces_in_two_steps_where_folders_cannot_be_exchanged(stor
     assert add() == runtime
     assert not (runtime.directory / "old").exists()
     assert list(store.staging.iterdir()) == []
+
+
+def test_a_runtime_removed_since_it_was_listed_is_said_to_be_gone(tmp_path, store_world):
+    store = Store(tmp_path / "home")
+    runtime = store_world.add(store, "1.0")
+    size = store.size(runtime)
+    assert size is not None
+    assert size > 0
+    assert store.size_of_newest(runtime.name) == size
+
+    store.remove(runtime)
+
+    with pytest.raises(NotFoundError, match=f"{runtime.id} is no longer installed"):
+        store.manifest(runtime)
+    assert store.size(runtime) is None
+    assert store.size_of_newest(runtime.name) is None

@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING
 
 import paceline
 from paceline.doctor.finding import Finding, Patient, Status
-from paceline.errors import PacelineError
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-    from paceline.types import Runtime
 
 _OURS = re.compile(r"PACELINE_\w+|CUDA_VISIBLE_DEVICES")
 _OF_UV = re.compile(r"(UV|PIP)_\w+|(HTTP|HTTPS|ALL|NO)_PROXY|SSL_CERT_(FILE|DIR)")
@@ -79,7 +77,7 @@ def cache(patient: Patient) -> Iterator[Finding]:
 
 def disk(patient: Patient) -> Iterator[Finding]:
     """How much is free, and whether the largest installed runtime would fit once more."""
-    sizes = [_size(patient, r) for r in patient.store.runtimes()]
+    sizes = [patient.store.size(r) or 0 for r in patient.store.runtimes()]
     needed = max([_LEAST_FREE, *sizes])
     for folder in dict.fromkeys((_existing(patient.store.home), _existing(patient.cache))):
         free = shutil.disk_usage(folder).free
@@ -89,13 +87,6 @@ def disk(patient: Patient) -> Iterator[Finding]:
             yield Finding("disk", Status.PROBLEM, text, "make room; `paceline runtime prune --cache` may help")
         else:
             yield Finding("disk", Status.OK, said)
-
-
-def _size(patient: Patient, runtime: Runtime) -> int:
-    try:
-        return int(patient.store.manifest(runtime)["size_bytes"])
-    except (PacelineError, KeyError, TypeError, ValueError):
-        return 0
 
 
 def _writable(check: str, folder: Path, way_out: str) -> Generator[Finding, None, bool]:

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from paceline.errors import InstallError, StoreError
+from paceline.errors import InstallError
 from paceline.packages.locked import download_bytes
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def space_for(release: Release, store: Store, cache: Path) -> tuple[Space, ...]:
     its bytes with the runtime (uv links the files); on another it needs as much again. What is fetched lies in the
     cache until it is unpacked. What a build needs while it runs is not in it.
     """
-    size = release.recipe.installed_bytes or _size_of_relative(release, store)
+    size = release.recipe.installed_bytes or store.size_of_newest(release.name)
     fetched = download_bytes(release.recipe)
     if size is None and not fetched:
         return ()
@@ -62,19 +62,6 @@ def check_space(release: Release, store: Store, cache: Path) -> None:
                 help="`paceline runtime prune --cache` frees space; or set PACELINE_HOME and PACELINE_CACHE to folders "
                 "on another disk",
             )
-
-
-def _size_of_relative(release: Release, store: Store) -> int | None:
-    """Of the newest installed version of the same engine for the same platform."""
-    for runtime in store.runtimes():
-        if runtime.name == release.name:
-            try:
-                size = store.manifest(runtime).get("size_bytes")
-            except (StoreError, ValueError):
-                continue
-            if isinstance(size, int):
-                return size
-    return None
 
 
 def _existing(folder: Path) -> Path:

@@ -83,21 +83,39 @@ class Store:
         return tuple(found)
 
     def manifest(self, runtime: Runtime) -> dict[str, Any]:
-        """Everything the manifest says: versions, the lock, the smoke test's answer, when it was installed."""
+        """Everything the manifest says: versions, the lock, the smoke test's answer, when it was installed.
+
+        Raises NotFoundError when the runtime was removed since it was listed.
+        """
         with transaction.explained(f"reading {runtime.id}", self.home):
-            return read_json(runtime.directory / MANIFEST)
+            try:
+                return read_json(runtime.directory / MANIFEST)
+            except FileNotFoundError:
+                raise NotFoundError(
+                    f"{runtime.id} is no longer installed", help="`paceline runtime ls` lists what is"
+                ) from None
+
+    def size(self, runtime: Runtime) -> int | None:
+        """The bytes of an installed runtime, as its manifest has them; None where it does not say."""
+        size = self._noted(runtime, "size_bytes")
+        return size if isinstance(size, int) else None
+
+    def size_of_newest(self, name: str) -> int | None:
+        """The bytes of the newest version of the runtimes called `name` whose manifest says them."""
+        sizes = (self.size(runtime) for runtime in self.runtimes() if runtime.name == name)
+        return next((size for size in sizes if size is not None), None)
 
     def build_time(self, name: str) -> float | None:
         """How many seconds the newest version of the runtimes called `name` took to compile here, where one did."""
-        for runtime in self.runtimes():
-            if runtime.name == name:
-                try:
-                    taken = self.manifest(runtime).get("build_s")
-                except (StoreError, ValueError):
-                    continue
-                if isinstance(taken, (int, float)):
-                    return float(taken)
-        return None
+        times = (self._noted(runtime, "build_s") for runtime in self.runtimes() if runtime.name == name)
+        return next((float(taken) for taken in times if isinstance(taken, (int, float))), None)
+
+    def _noted(self, runtime: Runtime, key: str) -> Any:
+        """What its manifest says under `key`; None where it says nothing, is damaged or was removed meanwhile."""
+        try:
+            return self.manifest(runtime).get(key)
+        except (NotFoundError, StoreError, ValueError):
+            return None
 
     def last_used(self, runtime: Runtime) -> datetime | None:
         """When a process began or ended to use it last; None when none ever did."""
