@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import os
 import shutil
+import signal
 import subprocess
+import sys
 import threading
 import zipfile
 from collections import namedtuple
@@ -111,6 +115,58 @@ def test_what_broke_off_goes_on(tiny, index, put, store):
     index.headers.clear()
     put()
     assert [h["range"] for h in index.headers if "range" in h]
+
+
+_KILLED = """
+import os, signal, sys
+from paceline import paths, plugins
+from paceline.manager.installation import install
+from paceline.progress import Phase
+from paceline.registry import load_registry
+from paceline.store import Store
+
+def progress(phase, done=0, total=None, message=""):
+    if phase is Phase.DOWNLOAD and done == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+loaded = plugins.load()
+install(load_registry(loaded).match("tiny")[0], Store(paths.home()), loaded.engine("tiny"), progress)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGKILL there")
+def test_after_a_kill_midway_the_rest_is_fetched(tiny, index, put):
+    half = 500_000
+    tiny.write_wheel(tiny.index / WHEEL, "tinydep", {"tinydep.py": "#" * 2 * half})
+    index.add_file(WHEEL, (tiny.index / WHEEL).read_bytes())
+    index.publish("tinydep", {WHEEL: "2030-01-01"})
+    tiny.offer(tiny.release())
+    index.misbehave_always(stall=half)
+    others = sum(len(index.files[f"/files/{name}"][0]) for name in (BUILDER, SDIST))
+    environment = {**os.environ, "PYTHONPATH": tiny.environment()["PYTHONPATH"]}
+    killed = subprocess.run([sys.executable, "-c", _KILLED, str(half + others)], env=environment, timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    index.misbehave_always()
+    index.asked.clear()
+    index.headers.clear()
+
+    put()
+    (asked,) = (h for path, h in zip(index.asked, index.headers, strict=True) if path == f"/files/{WHEEL}")
+    assert half - 2**16 < int(asked["range"].removeprefix("bytes=").removesuffix("-")) <= half
+
+
+def test_what_is_whole_and_for_another_python_is_not_taken(tmp_path):
+    depot, other = Depot(tmp_path), "tinydep-1.0.0-cp27-none-any.whl"
+    sha256 = {name: hashlib.sha256(name.encode()).hexdigest() for name in (other, WHEEL)}
+    for name, digest in sha256.items():
+        path = depot.path(PackageFile(name, digest))
+        path.parent.mkdir(parents=True)
+        path.write_text(name)
+    assert depot.find(Package("tinydep", "1.0.0", (sha256[other],))) is None
+    package = Package("tinydep", "1.0.0", tuple(sha256.values()))
+    assert depot.find(package) == PackageFile(WHEEL, sha256[WHEEL], len(WHEEL))
+    depot.path(depot.find(package)).write_text("damaged")
+    assert depot.find(package) is None
 
 
 def test_after_a_failed_build_nothing_is_fetched_again(tiny, index, put):
@@ -238,8 +294,7 @@ class TestTheCrew:
 
     @staticmethod
     def packages(count):
-        Named = namedtuple("Named", "name")
-        return [Named(f"p{n}") for n in range(count)]
+        return [Package(f"p{n}", "1.0", (f"{n:064x}",)) for n in range(count)]
 
     def test_brings_all(self, tmp_path):
         supply = self.Supply(9)

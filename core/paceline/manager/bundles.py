@@ -31,7 +31,7 @@ from paceline.packages.depot import Depot, PackageFile
 from paceline.packages.gathering import bring_all, check_room
 from paceline.packages.indexes import Indexes
 from paceline.packages.locked import applies
-from paceline.packages.source_archives import check_package
+from paceline.packages.source_archives import admit
 from paceline.packages.wheels import read_wheel
 from paceline.registry import registry_value
 from paceline.registry.reading import parse_registry
@@ -98,11 +98,7 @@ class Bundle:
             transaction.settle(draft, target)
         finally:
             transaction.discard(draft)
-        try:
-            check_package(target)
-        except ArchiveError:
-            transaction.discard(target)
-            raise
+        admit(target)
 
 
 def create(

@@ -11,13 +11,15 @@ The format: https://packaging.python.org/en/latest/specifications/simple-reposit
 
 from __future__ import annotations
 
+import hashlib
 import html
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from packaging.utils import canonicalize_name, parse_sdist_filename, parse_wheel_filename
+from packaging.tags import sys_tags
+from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_sdist_filename, parse_wheel_filename
 
 from paceline.progress import Phase, silent
 from paceline.store import transaction
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from paceline.progress import Progress
+    from paceline.types import Package
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,14 @@ class Depot:
         """Where the file is, or would be."""
         return self.folder / "files" / file.sha256 / file.name
 
+    def find(self, package: Package) -> PackageFile | None:
+        """A file of `package` that is here, whole, with one of its pinned hashes, and fits this Python."""
+        for sha256 in package.sha256:
+            for path in self.folder.glob(f"files/{sha256}/*"):
+                if _fits(path.name) and _sha256(path) == sha256:
+                    return PackageFile(path.name, sha256, path.stat().st_size)
+        return None
+
     def add(self, files: Iterable[PackageFile]) -> None:
         """Let the pages list `files`. Raises ValueError for a name that no package's file has."""
         with self._changing():
@@ -118,3 +129,16 @@ class Depot:
         transaction.make_folder(self.folder)
         with FileLock(self.folder / "lock"):
             yield
+
+
+def _fits(name: str) -> bool:
+    """Whether it is the name of a source distribution, or of a wheel for the Python that runtimes are built on."""
+    try:
+        return name.endswith(".tar.gz") or not parse_wheel_filename(name)[3].isdisjoint(sys_tags())
+    except InvalidWheelFilename:  # a lock, or what has come of a file so far
+        return False
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from paceline.errors import DownloadError, InstallError
 from paceline.packages.download import partial_of
+from paceline.packages.source_archives import admit
 from paceline.progress import Phase
 
 if TYPE_CHECKING:
@@ -40,10 +41,14 @@ def gather(
 ) -> tuple[PackageFile, ...] | None:
     """Bring the files of `packages` into `depot`; returns them.
 
-    None when `supply` does not have all of them, or may not fetch them: then uv has to see for itself. Raises
+    What an installation that broke off has brought whole is there already, and nobody is asked about it. None when
+    `supply` does not have all of them, or may not fetch them: then uv has to see for itself. Raises
     InstallError when the disk has no room for them, DownloadError, and what `progress` raises.
     """
-    wanted = _files(packages, supply)
+    here = {package: file for package in packages if (file := depot.find(package)) is not None}
+    for file in here.values():
+        admit(depot.path(file))
+    wanted = _files([package for package in packages if package not in here], supply)
     if wanted is None:
         return None
     needed = [file for file in wanted if file.url is not None]
@@ -54,8 +59,9 @@ def gather(
         if error.status in _REFUSED:  # uv may know a password that we do not
             return None
         raise
-    depot.add(needed)
-    return tuple(needed)
+    gathered = (*here.values(), *needed)
+    depot.add(gathered)
+    return gathered
 
 
 def _files(packages: Sequence[Package], supply: Supply) -> list[PackageFile] | None:

@@ -8,13 +8,12 @@ import threading
 from typing import TYPE_CHECKING
 
 from paceline import network
-from paceline.errors import ArchiveError, InstallError
+from paceline.errors import InstallError
 from paceline.packages.credentials import Credentials
 from paceline.packages.download import download
 from paceline.packages.resolution import Resolver
-from paceline.packages.source_archives import check_package
+from paceline.packages.source_archives import admit
 from paceline.packages.uv import uv_environment
-from paceline.store import transaction
 from paceline.types import Requirements
 
 if TYPE_CHECKING:
@@ -53,8 +52,4 @@ class Indexes:
                 self._client = network.client(auth=Credentials(uv_environment(os.environ)))
         assert file.url is not None
         download(file.url, target, sha256=file.sha256, size=file.size, progress=progress, client=self._client)
-        try:
-            check_package(target)
-        except ArchiveError:
-            transaction.discard(target)
-            raise
+        admit(target)

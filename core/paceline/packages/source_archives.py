@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from paceline.errors import ArchiveError
 from paceline.packages.archives import Limits, check_zip, wrong_name
+from paceline.store import transaction
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,6 +25,15 @@ def check_package(path: Path, limits: Limits = LIMITS) -> None:
         _check_tar(path, limits)
     else:
         check_zip(path, limits)
+
+
+def admit(path: Path) -> None:
+    """Check a file that has come; one that is refused is deleted. Raises ArchiveError."""
+    try:
+        check_package(path)
+    except ArchiveError:
+        transaction.discard(path)
+        raise
 
 
 def _check_tar(path: Path, limits: Limits) -> None:
