@@ -1,0 +1,337 @@
+"""What survivor.py breaks off: operations of the store, with what has to be there before and after each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from dataclasses import replace
+
+import file_server
+import store_world
+import tiny_engine
+
+from paceline import plugin_folder
+from paceline.engine import Engine
+from paceline.manager import plugin_packages
+from paceline.manager.bundles import CONTENTS, read_bundle
+from paceline.manager.cleanup import clean_up
+from paceline.manager.installation import install, repair
+from paceline.manager.plugin_trial import Trial
+from paceline.manager.updates import Update as UpdateTo
+from paceline.manager.updating import apply
+from paceline.packages.depot import Depot, PackageFile
+from paceline.packages.download import download, partial_of
+from paceline.packages.gathering import gather
+from paceline.plugins import Plugins
+from paceline.progress import silent
+from paceline.store import health, transaction
+from paceline.types import Package, Recipe, Release, Requirements, WorkerSpec
+
+_WORKER = """
+import json, sys
+for line in sys.stdin:
+    result = {"protocol": 1, "engine": "engine", "version": "1", "features": [], "slots": 1, "devices": []}
+    print(json.dumps({"jsonrpc": "2.0", "id": json.loads(line)["id"], "result": result}), flush=True)
+"""
+
+
+class Bare(Engine):
+    """An engine without packages: its worker is a few lines that the runtime's own interpreter runs."""
+
+    name = "engine"
+    formats = ("gguf",)
+
+    def worker(self, runtime):
+        return WorkerSpec((str(runtime.python), "-I", "-S", "-B", "-c", _WORKER))
+
+
+def release(version):
+    return Release("engine", version, "linux-cpu", ("nothing",), Requirements(), Recipe())
+
+
+class Install:
+    def wrong(self, store):
+        """What is not as it must be afterwards, besides what `what_is_wrong` looks at."""
+        return ()
+
+    def prepare(self, store):
+        store.select(store_world.add(store, "1.0"))
+
+    def run(self, store):
+        install(release("2.0"), store, Bare(), cache=store.home / "cache")
+
+    def heal(self, store):
+        self.run(store)
+
+    def done(self, store):
+        return store.find("engine-linux-cpu@2.0") is not None
+
+
+class InstallPackages(Install):
+    """Of an engine that is compiled, from a package index that every child asks."""
+
+    def prepare(self, store):
+        super().prepare(store)
+        self.tiny = tiny_engine.TinyWorld(store.home.with_name("tiny"))
+        release = self.tiny.release()
+        engine = next(p for p in release.recipe.packages if p.source)
+        self.release = replace(release, recipe=replace(release.recipe, packages=(engine,)))
+        self.server = file_server.FileServer()
+        for package in (engine, *release.recipe.build_packages):
+            (file,) = self.tiny.index.glob(f"{package.name}-*")
+            self.server.add_file(file.name, file.read_bytes())
+            self.server.publish(package.name, {file.name: "2030-01-01"})
+        os.environ |= {"UV_DEFAULT_INDEX": self.server.index, "UV_HTTP_RETRIES": "0"}
+        for name in ("PIP_NO_INDEX", "UV_FIND_LINKS"):
+            os.environ.pop(name, None)
+
+    def run(self, store):
+        install(self.release, store, self.tiny.engine, cache=store.home / "cache")
+
+    def heal(self, store):
+        """What was whole is asked for no more; where everything was, nothing is asked at all."""
+        files = [path for path in self.server.files if path.startswith("/files/")]
+        whole = {path for path in files if self._whole(store, path)}
+        broken_off = list(store.home.glob("cache/packages/files/*/*.partial"))
+        everything = len(whole) == len(files) and not broken_off
+        self.server.asked.clear()
+        self.run(store)
+        self.asked_again = [path for path in self.server.asked if everything or path in whole]
+
+    def _whole(self, store, path):
+        name, content = path.rpartition("/")[2], self.server.files[path][0]
+        depot = Depot(store.home / "cache")
+        here = depot.path(PackageFile(name, hashlib.sha256(content).hexdigest()))
+        page = depot.folder / "simple" / name.partition("-")[0] / "index.html"
+        if any(file.exists() and file.read_bytes() == content for file in (here, partial_of(here))):
+            return True
+        return page.exists() and not partial_of(here).exists()  # uv has it, and its file was deleted
+
+    def done(self, store):
+        return store.selected("tiny") is not None and store.find("tiny-any-cpu@1.0.0") == store.selected("tiny")
+
+    def wrong(self, store):
+        return [f"asked again for {path}" for path in self.asked_again]
+
+
+class Update(Install):
+    """The whole of it: what is new is installed beside what is selected, and selected in its place."""
+
+    def run(self, store):
+        old = store.get("engine@1.0")
+        apply(UpdateTo(old, ("gguf",), release("2.0")), store, Plugins((), {"engine": Bare()}))
+
+    def done(self, store):
+        return store.selected("gguf").version == "2.0"
+
+
+class Select(Install):
+    def prepare(self, store):
+        store.select(store_world.add(store, "1.0"))
+        store_world.add(store, "2.0")
+
+    def run(self, store):
+        store.select(store.get("engine@2.0"))
+
+    def done(self, store):
+        return store.selected("gguf").version == "2.0"
+
+
+class Rollback(Install):
+    def prepare(self, store):
+        old, new = store_world.add(store, "1.0"), store_world.add(store, "2.0")
+        store.select(old)
+        store.note_loaded(old, "gguf")
+        store.select(new)
+
+    def run(self, store):
+        if not self.done(store):
+            store.rollback("gguf")
+
+    def done(self, store):
+        return store.selected("gguf").version == "1.0"
+
+
+class Remove(Select):
+    def prepare(self, store):
+        store_world.add(store, "1.0")
+        Select.prepare(self, store)
+        store.note_loaded(store.get("engine@2.0"), "gguf")
+
+    def run(self, store):
+        if not self.done(store):
+            store.remove(store.get("engine@2.0"))
+
+    def done(self, store):
+        return [r.version for r in store.runtimes()] == ["1.0"]
+
+
+class Repair(Select):
+    def prepare(self, store):
+        super().prepare(store)
+        (store.folder / "engine-linux-cpu@2.0" / "env" / "engine.so").unlink()
+
+    def run(self, store):
+        repair("engine-linux-cpu@2.0", store, Bare(), cache=store.home / "cache")
+
+    def done(self, store):
+        return health.full(store.folder / "engine-linux-cpu@2.0").ok
+
+
+class RepairInTwoRenames(Repair):
+    """As on a system that cannot exchange two folders."""
+
+    def run(self, store):
+        transaction._exchange = lambda a, b: False
+        super().run(store)
+
+
+class Prune(Select):
+    def prepare(self, store):
+        Select.prepare(self, store)
+        store_world.add(store, "3.0")
+        (store.staging / "engine-linux-cpu@4.0.77" / "env").mkdir(parents=True)
+        (store.folder / "engine-linux-cpu@5.0").mkdir()
+
+    def run(self, store):
+        clean_up(store, 0)
+
+    def done(self, store):
+        return [r.version for r in store.runtimes()] == ["1.0"] and store.incomplete() == ()
+
+
+class Download(Install):
+    """Of a file that this process serves, which every child asks for."""
+
+    content = bytes(range(256)) * 1000
+
+    def prepare(self, store):
+        super().prepare(store)
+        self.server = file_server.FileServer()
+        self.server.files["/file"] = self.content, "application/octet-stream"
+
+    def run(self, store):
+        sha256 = hashlib.sha256(self.content).hexdigest()
+        with transaction.explained("fetching a file", store.home):  # as an installation says it
+            download(f"{self.server.url}/file", store.home / "fetched" / "file", sha256=sha256)
+
+    def done(self, store):
+        return (store.home / "fetched" / "file").read_bytes() == self.content
+
+
+class TakeFromABundle(Install):
+    """A wheel, out of a bundle and into the folder that uv installs from."""
+
+    def prepare(self, store):
+        super().prepare(store)
+        wheel = store.home / "a-1.0-py3-none-any.whl"
+        tiny_engine.write_wheel(wheel, "a", {"a.py": "X = 1\n"}, "1.0")
+        self.wheel = wheel.read_bytes()
+        self.sha256 = hashlib.sha256(self.wheel).hexdigest()
+        file = {"name": wheel.name, "sha256": self.sha256, "size": len(self.wheel)}
+        contents = {"format": 1, "pythons": [], "registry": {"schema_version": 1, "releases": []}, "files": [file]}
+        with zipfile.ZipFile(store.home / "bundle", "w") as archive:
+            archive.writestr(CONTENTS, json.dumps(contents))
+            archive.writestr(f"files/{self.sha256}/{wheel.name}", self.wheel)
+
+    def run(self, store):
+        bundle = read_bundle(store.home / "bundle")
+        with transaction.explained("taking packages", store.home):
+            gather([Package("a", "1.0", (self.sha256,))], Depot(store.home / "cache"), bundle, silent)
+
+    def done(self, store):
+        depot = Depot(store.home / "cache")
+        return depot.index and depot.path(read_bundle(store.home / "bundle").listed[0]).read_bytes() == self.wheel
+
+
+class InstallPlugin(Install):
+    """Beside another one. What uv does is done by a few lines here, which take no second; its files are real."""
+
+    def prepare(self, store):
+        super().prepare(store)
+        plugin_packages.overlay._uv = play_uv
+        plugin_packages.overlay.host_packages = lambda without: {}
+        plugin_packages.try_plugins = lambda target, held: Trial({}, {}, 0.0)
+        self.wheels = {name: self._wheel(store.home / "wheels", name) for name in ("owl", "parrot")}
+        self._install(store, "owl")
+
+    def run(self, store):
+        if not self.done(store):
+            self._install(store, "parrot")
+
+    def done(self, store):
+        return self._held(store) == {"owl", "parrot"}
+
+    def wrong(self, store):
+        held = self._held(store)
+        if "owl" not in held:
+            yield "a plugin is gone"
+        folder = plugin_folder.packages(
+            plugin_folder.generation(store.home, plugin_folder.read_state(store.home).generation)
+        )
+        for name in held:
+            if (folder / f"{name}.py").read_text() != f"NAME = {name!r}\n":
+                yield f"the plugin {name} is not whole"
+        folder = store.home / "plugins"
+        yield from (f"{left.name} is left" for left in folder.glob("staging.*"))
+
+    def _install(self, store, name):
+        wanted = [str(self.wheels[name])]
+        plugin_packages.install(wanted, store, cache=store.home / "cache", confirm=lambda change: True)
+
+    def _held(self, store):
+        return {package.name for package in plugin_folder.read_state(store.home).packages}
+
+    def _wheel(self, folder, name):
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{name}-1.0-py3-none-any.whl"
+        entry = {f"{name}-1.0.dist-info/entry_points.txt": f"[paceline]\n{name} = {name}\n"}
+        tiny_engine.write_wheel(path, name, {f"{name}.py": f"NAME = {name!r}\n"} | entry, "1.0")
+        return path
+
+
+class RemovePlugin(InstallPlugin):
+    def prepare(self, store):
+        super().prepare(store)
+        self._install(store, "parrot")
+
+    def run(self, store):
+        if not self.done(store):
+            plugin_packages.remove(["parrot"], store, confirm=lambda change: True)
+
+    def done(self, store):
+        return self._held(store) == {"owl"}
+
+
+def play_uv(arguments, folder, environment):
+    if "compile" in arguments:
+        wheels = sorted((folder / "wheels").iterdir())
+        (folder / "pylock.toml").write_text("".join(map(_locked, wheels)))
+    else:
+        for wheel in (folder / "wheels").iterdir():
+            zipfile.ZipFile(wheel).extractall(arguments[arguments.index("--target") + 1])
+
+
+def _locked(wheel):
+    sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    archive = f'archive = {{ path = "{wheel}", hashes = {{ sha256 = "{sha256}" }} }}'
+    return f'[[packages]]\nname = "{wheel.name.partition("-")[0]}"\nversion = "1.0"\n{archive}\n'
+
+
+OPERATIONS = {
+    "download": Download(),
+    "take from a bundle": TakeFromABundle(),
+    "install": Install(),
+    "install packages": InstallPackages(),
+    "select": Select(),
+    "rollback": Rollback(),
+    "remove": Remove(),
+    "repair": Repair(),
+    "repair in two renames": RepairInTwoRenames(),
+    "prune": Prune(),
+    "update": Update(),
+    "install a plugin": InstallPlugin(),
+    "remove a plugin": RemovePlugin(),
+}
