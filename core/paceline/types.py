@@ -188,6 +188,9 @@ class Release:
     rank: int = 0
     """Among releases this machine can run, the highest rank is the best."""
     notes: str = ""
+    published: str | None = None
+    """When the engine's package was uploaded, or found where nobody says so: an ISO 8601 time with its offset. None for
+    what did not come from a package index."""
     source: str = field(default="", compare=False)
     """Where the catalogue has it from, in words; nothing of what it is, and never written into a registry."""
 

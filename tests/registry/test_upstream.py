@@ -76,6 +76,7 @@ def test_the_newest_version_that_the_plugin_can_drive(index, newest):
     assert found.recipe.packages == (Package("tinyengine", "1.10", (digest,), (size,)),)
     assert found.recipe.roots == ("tinyengine==1.10",)
     assert found.notes == "Found in the package index on 2030-06-30."
+    assert found.published == "2030-02-01T00:00:00+00:00"
 
 
 def test_nothing_newer(newest):
@@ -97,6 +98,28 @@ def test_what_is_too_young_waits(index, newest):
     assert newest(minimum_age=timedelta(days=7)).version == "1.1"
     assert newest(minimum_age=timedelta(days=60)) is None
     assert newest().version == "1.2"
+
+
+def test_a_held_version_hides_no_other(index, newest):
+    index.publish("1.1", "2030-02-01")
+    index.publish("1.2", "2030-03-01")
+
+    assert newest(without=["1.2"]).version == "1.1"
+    assert newest(without=["1.1", "1.2"]) is None
+
+
+def test_the_channel_is_that_of_the_version(index, release, tmp_path):
+    index.publish("1.1", "2030-02-01")
+    beta = replace(release, channel="beta")
+    assert upstream.newest(beta, SOURCE, cache=tmp_path / "cache", now=NOW).channel == "stable"
+
+
+def test_what_was_found_before_does_not_decide_what_is_asked(release):
+    found = [replace(release, version=version, source="package index") for version in ("1.2b1", "1.1")]
+    shipped = replace(release, source="paceline")
+    assert upstream.template([*found, shipped], release.name) == shipped
+    assert upstream.template(found, release.name) == found[1]
+    assert upstream.template([*found, shipped], "another") is None
 
 
 @pytest.mark.parametrize("status", [404, 403])
@@ -150,12 +173,26 @@ def test_what_was_found_is_remembered(tiny, index, newest):
     upstream.remember(file, [newest()])
 
     assert [r.version for r in read_registry(file)] == ["1.1", "1.2"]
+    again = replace(newest(), notes="Found on another day.")
+    upstream.remember(file, [again])
+    assert again not in read_registry(file)
+    another_python = replace(again, requires=replace(again.requires, python="==3.99.*"))
+    upstream.remember(file, [another_python])
+    assert another_python in read_registry(file)
+
     known = load_registry(plugins.Plugins((), {"tiny": tiny.engine}), home=tiny.home)
     assert [(r.version, r.source) for r in known.match("tiny")] == [
         ("1.2", "package index"),
         ("1.1", "package index"),
         ("1.0.0", "engine tiny"),
     ]
+
+
+def test_what_the_plugin_no_longer_drives_is_not_listed(tiny, release):
+    upstream.remember(found_file(tiny.home), [replace(release, version=version) for version in ("1.1", "2.0")])
+
+    known = load_registry(plugins.Plugins((), {"tiny": tiny.engine}), home=tiny.home)
+    assert [r.version for r in known.match("tiny")] == ["1.1", "1.0.0"]
 
 
 class TestTheCommand:
@@ -179,6 +216,7 @@ class TestTheCommand:
         check = self.run(tiny, index, "update", "--check", "--json")
         assert check.returncode == 100, check.stderr
         (update,) = json.loads(check.stdout)["updates"]
+        assert update.pop("notes").startswith("Found in the package index on ")
         assert update == {"runtime": "tiny-any-cpu@1.0", "formats": ["tiny"], "release": "tiny-any-cpu@1.1"}
         dry = self.run(tiny, index, "update", "--dry-run")
         assert (dry.returncode, "would be updated" in dry.stdout) == (0, True)
@@ -187,6 +225,15 @@ class TestTheCommand:
         done = self.run(tiny, index, "update")
         assert (done.returncode, "updated" in done.stdout) == (0, True), done.stderr
         assert self.selected(tiny, index) == {"tiny-any-cpu@1.1": ["tiny"], "tiny-any-cpu@1.0": []}
+
+    @pytest.mark.usefixtures("installed")
+    def test_what_was_found_without_a_minimum_age_waits_with_one(self, tiny, index):
+        index.publish("1.1", "2030-02-01")
+        assert self.run(tiny, index, "update", "--check").returncode == 100
+
+        kept = self.run(tiny, index, "update", "--minimum-age", "7")
+        assert "stays: 1.1 is newer, but it was published on 2030-02-01" in kept.stdout, kept.stderr
+        assert self.selected(tiny, index) == {"tiny-any-cpu@1.0": ["tiny"]}
 
     @pytest.mark.usefixtures("installed")
     def test_a_version_that_does_not_start_is_never_selected(self, tiny, index):

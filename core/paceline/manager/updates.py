@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from paceline.versions import is_local, order
@@ -40,12 +41,13 @@ def plan_updates(
     pinned: Collection[str] = (),
     held: Collection[str] = (),
     allow_unpinned: bool = False,
+    published_until: datetime | None = None,
 ) -> tuple[tuple[Update, ...], tuple[Kept, ...]]:
     """The updates to make, and the runtimes that stay.
 
     `selected`: by model format. `ranked`: releases with their verdicts on this machine, in any order. A runtime is
     replaced by the newest release of its own name in one of `channels` that runs here, is not `held` (ids) and whose
-    packages all have hashes; never when it is `pinned` (ids).
+    packages all have hashes; never when it is `pinned` (ids). `published_until`: what was published later has to wait.
     """
     updates: list[Update] = []
     kept: list[Kept] = []
@@ -64,7 +66,7 @@ def plan_updates(
         refused: list[tuple[Release, str]] = []
         chosen = None
         for release, verdict in newer:
-            reason = _reason_against(release, verdict, channels, held, allow_unpinned)
+            reason = _reason_against(release, verdict, channels, held, allow_unpinned, published_until)
             if reason is None:
                 chosen = release
                 break
@@ -80,12 +82,19 @@ def plan_updates(
 
 
 def _reason_against(
-    release: Release, verdict: Verdict, channels: Collection[str], held: Collection[str], allow_unpinned: bool
+    release: Release,
+    verdict: Verdict,
+    channels: Collection[str],
+    held: Collection[str],
+    allow_unpinned: bool,
+    published_until: datetime | None,
 ) -> str | None:
     if release.channel not in channels:
         return f"it is of the {release.channel} channel"
     if release.id in held:
         return "it is held back"
+    if published_until and release.published and datetime.fromisoformat(release.published) > published_until:
+        return f"it was published on {release.published[:10]}, which is too recent for the minimum age"
     if not verdict.ok:
         return verdict.message
     if release.recipe.unpinned and not allow_unpinned:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
@@ -109,11 +109,12 @@ class PackageIndex:
         if network.is_offline():
             return Answer(problems=(self._unanswered("Paceline is offline: the package index was not asked"),))
         known = inventory.known(self.store, self.plugins).releases
+        held = self.store.selection().holds
         found: list[Release] = []
         problems: list[Problem] = []
         for name, engine in {r.name: r.engine for r in runtimes}.items():
             source = self.plugins.engines[engine].upstream if engine in self.plugins.engines else None
-            template = next((release for release in known if release.name == name), None)
+            template = upstream.template(known, name)
             if source is None or template is None or not upstream.can_be_asked(template, source):
                 continue
             self.tell(f"asking the package index for {source.package} newer than {template.version}")
@@ -124,6 +125,7 @@ class PackageIndex:
                     cache=paths.cache(),
                     minimum_age=self.policy.minimum_age,
                     prerelease=self.policy.channel == "beta",
+                    without=[id.removeprefix(f"{name}@") for id in held if id.startswith(f"{name}@")],
                 )
             except PacelineError as error:
                 problems.append(self._unanswered(error.message))
@@ -230,6 +232,7 @@ def find_updates(
         pinned=chosen.pins,
         held=chosen.holds,
         allow_unpinned=policy.allow_unpinned,
+        published_until=datetime.now(UTC) - policy.minimum_age if policy.minimum_age else None,
     )
     return Findings(updates, kept, tuple(problems))
 

@@ -22,6 +22,7 @@ from paceline.types import Package
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
+    from datetime import datetime
 
     from paceline.types import Recipe, Requirements
 
@@ -49,6 +50,8 @@ class Resolver:
         files uploaded after it count as absent. `anew`: packages that the index is asked for even where the cache holds
         an answer that counts as fresh, which it does for long when the clock was ahead.
         """
+        self.uploaded: dict[str, datetime] = {}
+        """By name, when the first file of each package of the last answers was uploaded, as far as the index says."""
         self._pythons = list(pythons)
         self._cache = cache
         self._environment = dict(uv_environment(os.environ, pinned=False))
@@ -102,6 +105,8 @@ class Resolver:
             pins = [f"{name}=={package.version}" for name, package in {**kept, **found}.items()]
             for entry in self._compile(roots, pins, python):
                 package = self._package(entry, python, unhashed, built)
+                if times := [f["upload-time"] for f in _listed(entry) if "upload-time" in f]:
+                    self.uploaded[package.name] = min(times)
                 before = found.get(package.name)
                 files = files_of(package) | (files_of(before) if before else {})
                 found[package.name] = pinned_to(package, files)
@@ -151,9 +156,13 @@ class Resolver:
             return list(tomllib.loads(lock.read_text(encoding="utf-8"))["packages"])
 
 
+def _listed(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [*entry.get("wheels", ()), *([entry["sdist"]] if "sdist" in entry else ())]
+
+
 def _files(entry: Mapping[str, Any]) -> Iterator[PackageFile]:
     """The files of a package in a pylock.toml: https://packaging.python.org/en/latest/specifications/pylock-toml/"""
-    for file in (*entry.get("wheels", ()), *([entry["sdist"]] if "sdist" in entry else ())):
+    for file in _listed(entry):
         name = unquote(urlsplit(file.get("url") or file.get("path", "")).path).rpartition("/")[2]
         remote = urlsplit(file.get("url", "")).scheme in ("http", "https")
         if sha256 := file.get("hashes", {}).get("sha256"):

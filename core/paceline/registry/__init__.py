@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+from packaging.specifiers import SpecifierSet
+
 from paceline import paths, query
 from paceline.errors import RegistryError, StoreError
 from paceline.packages.locked import files_of, pinned_to
@@ -71,7 +73,8 @@ def load_registry(plugins: Plugins, file: Path | None = None, *, home: Path | No
     if home is not None:
         _add_signed(by_id, home, remarks)
         for release in found_upstream(found_file(home)):
-            by_id.setdefault(release.id, replace(release, source=FOUND))
+            if _is_driven(release, plugins):
+                by_id.setdefault(release.id, replace(release, source=FOUND))
         _pin_by_first_use(by_id, home, remarks)
     served = [release for release in by_id.values() if release.engine in plugins.engines]
     return Registry(tuple(query.by_name_newest_first(served)), tuple(remarks))
@@ -152,6 +155,13 @@ def found_upstream(file: Path | None) -> tuple[Release, ...]:
     if file is None or not os.path.lexists(file):
         return ()
     return read_registry(file, way_out=f"delete {file}: `paceline runtime update --check` makes it again")
+
+
+def _is_driven(release: Release, plugins: Plugins) -> bool:
+    """Whether a release from a package index is still one that its engine's plugin says it can drive."""
+    engine = plugins.engines.get(release.engine)
+    upstream = None if engine is None else engine.upstream
+    return upstream is None or SpecifierSet(upstream.versions).contains(release.version, prereleases=True)
 
 
 def _of_engine(name: str, releases: Callable[[], Iterable[Release]]) -> list[Release]:

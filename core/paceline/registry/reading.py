@@ -13,6 +13,7 @@ import math
 import re
 import unicodedata
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -167,7 +168,7 @@ def _registry(node: _Node) -> tuple[Release, ...]:
 
 
 def _release(node: _Node) -> Release:
-    fields = node.object("engine version platform formats requires recipe", "channel features rank notes")
+    fields = node.object("engine version platform formats requires recipe", "channel features rank notes published")
     return Release(
         engine=fields["engine"].text(_NAME),
         version=fields["version"].text(_VERSION),
@@ -179,7 +180,17 @@ def _release(node: _Node) -> Release:
         features=fields["features"].texts(_WORD) if "features" in fields else (),
         rank=fields["rank"].integer() if "rank" in fields else 0,
         notes=fields["notes"].text() if "notes" in fields else "",
+        published=_time(fields["published"]) if "published" in fields else None,
     )
+
+
+def _time(node: _Node) -> str:
+    try:
+        if datetime.fromisoformat(node.text()).tzinfo is not None:
+            return node.text()
+    except ValueError:
+        pass
+    raise node.fail(f"{node.value!r} is no time with an offset, such as 2026-11-24T08:00:00+00:00")
 
 
 def _requirements(node: _Node) -> Requirements:

@@ -17,12 +17,12 @@ from packaging.version import Version
 
 from paceline.errors import InstallError
 from paceline.packages.resolution import Resolver
-from paceline.registry import found_upstream, registry_value
+from paceline.registry import FOUND, found_upstream, registry_value
 from paceline.store import transaction
 from paceline.versions import order
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
     from pathlib import Path
 
     from paceline.types import Release, Upstream
@@ -35,13 +35,14 @@ def newest(
     cache: Path,
     minimum_age: timedelta = timedelta(0),
     prerelease: bool = False,
+    without: Collection[str] = (),
     now: datetime | None = None,
 ) -> Release | None:
     """The newest release the package index allows for the platform of `release`; None when that one is not older.
 
     It is locked for the Python that runtimes are built on here. `minimum_age`: what was uploaded later than so long
-    before `now` is not looked at, which needs an index that publishes upload times. Raises InstallError when the index
-    cannot be asked or has no such package.
+    before `now` is not looked at, which needs an index that publishes upload times. `without`: versions that are not to
+    be found. Raises InstallError when the index cannot be asked or has no such package.
     """
     now = now or datetime.now(UTC)
     python = ".".join(platform.python_version_tuple()[:2])
@@ -53,7 +54,7 @@ def newest(
         prerelease=prerelease,
         anew=[upstream.package],
     )
-    roots = [_loosened(root, upstream) for root in release.recipe.roots]
+    roots = [_loosened(root, upstream, without) for root in release.recipe.roots]
     packages = resolver.packages(release.recipe, roots)
     name = str(canonicalize_name(upstream.package))
     version = next((p.version for p in packages if p.name == name), None)
@@ -72,10 +73,11 @@ def newest(
     return replace(
         release,
         version=version,
-        channel="beta" if Version(version).is_prerelease else release.channel,
+        channel="beta" if Version(version).is_prerelease else "stable",
         requires=replace(release.requires, python=f"=={python}.*"),
         recipe=recipe,
         notes=f"Found in the package index on {now:%Y-%m-%d}.",
+        published=resolver.uploaded.get(name, now).isoformat(timespec="seconds"),
     )
 
 
@@ -89,15 +91,31 @@ def can_be_asked(release: Release, upstream: Upstream | None) -> bool:
 
 
 def remember(file: Path, releases: Iterable[Release]) -> None:
-    """Add `releases` to those found before. Raises RegistryError for a damaged file, OSError for one not writable."""
+    """Add `releases` to those found before, or put them into their place.
+
+    Raises RegistryError for a damaged file, OSError for one not writable.
+    """
     known = {release.id: release for release in found_upstream(file)}
-    known.update((release.id, release) for release in releases)
+    for release in releases:
+        before = known.get(release.id)
+        if before is None or replace(before, notes=release.notes, published=release.published) != release:
+            known[release.id] = release
     transaction.write_json(file, registry_value(known[id] for id in sorted(known)))
 
 
-def _loosened(root: str, upstream: Upstream) -> str:
+def template(releases: Iterable[Release], name: str) -> Release | None:
+    """What the package index is asked about for all releases called `name`, given newest first.
+
+    That is the newest that the index did not bring itself: what it said before, of another channel or for another
+    Python, must not decide what it is asked now.
+    """
+    named = [release for release in releases if release.name == name]
+    return next((release for release in named if release.source != FOUND), named[-1] if named else None)
+
+
+def _loosened(root: str, upstream: Upstream, without: Collection[str]) -> str:
     if _is(root, upstream):
-        return f"{_bare(root)}{upstream.versions}"
+        return _bare(root) + ",".join([upstream.versions, *(f"!={version}" for version in sorted(without))])
     requirement = Requirement(root)
     pinned = [specifier.version for specifier in requirement.specifier if specifier.operator == "=="]
     return f"{_bare(root)}>={pinned[0]}" if pinned else root
