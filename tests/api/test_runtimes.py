@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import sys
 from contextlib import suppress
+from dataclasses import replace
 
 import httpx
 import psutil
 import pytest
 
+from paceline.manager import diskspace
 from paceline.manager.installation import install
 from paceline.store import Store
 
@@ -43,7 +47,7 @@ def store(tiny):
 
 def test_the_life_of_a_runtime(tiny, store, managed):
     tiny.offer(tiny.release("1.0"))
-    server = managed()
+    server = managed("--update-channel", "beta", PACELINE_MINIMUM_RELEASE_AGE="3")
     with server.client(server.admin) as http:
         events = work(http, "install", query="tiny")
         names = [name for name, _ in events]
@@ -59,6 +63,7 @@ def test_the_life_of_a_runtime(tiny, store, managed):
         assert release["verdict"]["status"] == "compatible"
         found = work(http, "update", check=True)[-1][1]["result"]
         assert [u["release"] for u in found["updates"]] == ["tiny-any-cpu@2.0"]
+        assert operations(http)[-1]["arguments"].items() >= {"channel": "beta", "minimum_age_days": 3.0}.items()
         assert [r.id for r in store.runtimes()] == ["tiny-any-cpu@1.0"]
         done = work(http, "update")[-1][1]["result"]
         assert done["installed"] == [{"runtime": "tiny-any-cpu@2.0", "instead_of": "tiny-any-cpu@1.0"}]
@@ -100,6 +105,81 @@ def test_the_life_of_a_runtime(tiny, store, managed):
         assert http.get("/api/v1/runtimes/survey").json()["facts"]["os"]["value"]
 
 
+def test_what_an_installation_would_do(tiny, store, managed):
+    release = tiny.release("1.0")
+    tiny.offer(replace(release, recipe=replace(release.recipe, installed_bytes=5_000_000)))
+    server = managed()
+    with server.client(server.admin) as http:
+        answer = http.post("/api/v1/runtimes/install", json={"query": "tiny", "dry_run": True})
+        assert answer.status_code == 200, answer.text
+        found = answer.json()
+        assert operations(http) == []
+    assert (found["plan"]["release"], found["plan"]["selects"]) == ("tiny-any-cpu@1.0", ["tiny"])
+    assert found["plan"]["built"] == ["tinyengine"]
+    (disk,) = found["disk"]  # home and cache share one
+    assert disk["needed_bytes"] == 5_000_000 + diskspace.MARGIN_BYTES
+    assert disk["free_bytes"] > 0
+    assert store.runtimes() == ()
+
+
+def test_the_latest_is_selected_and_what_nobody_needs_goes(tiny, store, store_world, managed):
+    first, second, third = (store_world.add(store, f"{n}.0") for n in range(1, 4))
+    store.select(first)
+    store.hold(third.id)
+    download = tiny.cache / "packages" / "files" / ("0" * 64) / "broken-off.whl"
+    server = managed()
+    with server.client(server.admin) as http:
+
+        def selected(**body):
+            return http.post("/api/v1/runtimes/select", json=body).json()["formats"]
+
+        assert selected(latest=True) == {"gguf": second.id}
+        store.select(first)
+        assert selected(query="engine", latest=True) == {"gguf": second.id}
+
+        would = work(http, "prune", keep=0, dry_run=True)[-1][1]["result"]
+        assert [r["id"] for r in would["runtimes"]] == [third.id, first.id]
+        assert store.find(first.id) is not None
+        download.parent.mkdir(parents=True)
+        download.write_bytes(b"x" * 100_000)
+        done = work(http, "prune")[-1][1]["result"]
+        assert [r["id"] for r in done["runtimes"]] == [third.id]
+        assert (done["runtimes"][0]["size_bytes"] > 0, done["cache"]) == (True, None)
+        assert download.exists()
+        done = work(http, "prune", keep=0, cache=True)[-1][1]["result"]
+        assert ([r["id"] for r in done["runtimes"]], done["kept"]) == (
+            [first.id],
+            [f"{second.id} is selected for gguf"],
+        )
+        assert "0.1 MB of broken-off downloads deleted" in done["cache"]
+        assert not download.exists()
+    assert store.runtimes() == (second,)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a compiler that is a script")
+def test_the_survey_is_taken_anew(tmp_path, managed):
+    compiler = tmp_path / "bin" / "nvcc"
+    compiler.parent.mkdir()
+
+    def release(version):
+        compiler.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {version}, V{version}.1'\n")
+        compiler.chmod(0o755)
+        os.utime(compiler, (1, 1))  # as the survey remembers it, it is the same program
+
+    release("12.4")
+    server = managed(PATH=f"{compiler.parent}:{os.environ['PATH']}")
+    with server.client(server.admin) as http:
+
+        def version(answer):
+            return answer.json()["facts"]["tool_versions"]["value"]["nvcc"]
+
+        assert version(http.get("/api/v1/runtimes/survey")) == "12.4"
+        release("12.8")
+        assert version(http.get("/api/v1/runtimes/survey")) == "12.4"
+        assert version(http.post("/api/v1/runtimes/survey", json={})) == "12.8"
+        assert version(http.get("/api/v1/runtimes/survey")) == "12.8"
+
+
 def test_who_may_do_what(managed):
     open_server, strict = managed(), managed("--require-token")
     change = ("POST", "/api/v1/runtimes/hold", {"query": "tiny@1.0.0"})
@@ -123,7 +203,8 @@ def test_who_may_do_what(managed):
         assert ask(server, token, *change) == changes, token
     # A page of a loopback origin, such as somebody's development server, is no administrator either.
     assert ask(open_server, None, *change, **page) == 401
-    for path in ("install", "update", "verify", "repair", "select", "unselect", "rollback", "remove", "pin", "unhold"):
+    selecting = ("select", "unselect", "rollback", "remove", "pin", "unhold")
+    for path in ("install", "update", "verify", "repair", "prune", "survey", *selecting):
         assert ask(open_server, open_server.user, "POST", f"/api/v1/runtimes/{path}", {}) == 403, path
     assert ask(open_server, open_server.user, "DELETE", "/api/v1/runtimes/operations/1") == 403
     with open_server.client() as http:
@@ -146,6 +227,12 @@ def test_malformed_requests_name_the_field(managed):
             ("update", {"channel": "nightly"}, 400, "channel"),
             ("update", {"minimum_age_days": -1}, 400, "minimum_age_days"),
             ("update", {"query": "tiny"}, 404, None),
+            ("install", {"query": "nothing", "dry_run": True}, 404, "query"),
+            ("prune", {"keep": -1}, 400, "keep"),
+            ("prune", {"query": "tiny"}, 400, "query"),
+            ("survey", {"refresh": True}, 400, "refresh"),
+            ("select", {"latest": True, "model": "m"}, 400, "query"),
+            ("select", {"query": "tiny@1", "latest": True}, 400, None),
             ("select", {}, 400, "query"),
             ("select", {"query": "tiny"}, 404, "query"),
             ("unselect", {}, 400, "format"),

@@ -73,6 +73,23 @@ def test_a_dry_run_changes_nothing(tiny):
     assert not tiny.home.exists()
 
 
+def test_release_notes_are_where_people_look(tiny):
+    ok(tiny.paceline("runtime", "get", "tiny"))
+    new = replace(tiny.release("2.0"), notes="Twice as tiny.")
+    tiny.offer(tiny.release(), new)
+
+    assert "Twice" not in ok(tiny.paceline("runtime", "get", "--list"))
+    listed = ok(tiny.paceline("runtime", "get", "--list", "-v")).splitlines()
+    assert listed[-2:] == ["", f"{new.id}: Twice as tiny."]
+    assert "\nTwice as tiny.\n" in ok(tiny.paceline("runtime", "get", "tiny@2.0", "--dry-run"))
+    plan = json.loads(ok(tiny.paceline("runtime", "get", "tiny@2.0", "--dry-run", "--json")))
+    assert plan["notes"] == "Twice as tiny."
+    update = ["runtime", "update", "--dry-run", "--registry-only"]
+    assert ok(tiny.paceline(*update)).endswith(f"would be updated\n\n{new.id}: Twice as tiny.\n")
+    (found,) = json.loads(ok(tiny.paceline(*update, "--json")))["updates"]
+    assert (found["release"], found["notes"]) == (new.id, "Twice as tiny.")
+
+
 def test_what_is_available_has_a_verdict(tiny):
     tiny.offer(tiny.release("1.0"), replace(tiny.release("2.0"), requires=ELSEWHERE))
     ok(tiny.paceline("runtime", "get"))

@@ -108,10 +108,11 @@ def test_the_answer_with_a_draft_is_the_answer_without(server, pair, name, sampl
     "options",
     [
         {"repeat_penalty": 1.3},
+        {"repeat_penalty": 1.3, "repeat_last_n": 8},
         {"presence_penalty": 0.5, "frequency_penalty": 0.5},
         {"logit_bias": {"11": -100}},
         {"top_k": 0, "top_p": 0.9},
-        {"stop": ["\n\n", "return"]},
+        {"stop": ["\n", "return"]},
         {"min_p": 0.2, "temperature": 2.0},
     ],
     ids=json.dumps,
@@ -123,6 +124,7 @@ def test_whatever_the_sampling(server, pair, options, exact):
     plain = chat(server, pair[0], **request)
     drafted = chat(server, pair[0], draft_model=pair[1], **knobs, **request)
     assert text(drafted) == text(plain)
+    assert text(plain) != text(chat(server, pair[0], temperature=0.9, seed=5))
     assert drafted["stats"]["total_draft_tokens_count"] > 0 or not exact
 
 

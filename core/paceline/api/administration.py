@@ -65,13 +65,14 @@ class Administration:
         self.store = store
         self.tokens = tokens
         self.operations = Operations(store.home, serving.is_busy)
-        self._update = update or UpdateAtStart()
+        self.update = update or UpdateAtStart()
+        """Its channel and minimum age hold for every update that does not say otherwise."""
         self._updating: asyncio.Task[None] | None = None
         self._operation: Operation | None = None
 
     def begin(self) -> None:
         """Begin the update at start-up, in the background."""
-        if self._update.mode in (UpdateMode.CHECK, UpdateMode.APPLY):
+        if self.update.mode in (UpdateMode.CHECK, UpdateMode.APPLY):
             self._updating = asyncio.get_running_loop().create_task(self._update_once())
 
     async def close(self) -> None:
@@ -86,9 +87,9 @@ class Administration:
         """What became of the update at start-up, and which runtimes were given back since."""
         operation = self._operation
         return {
-            "mode": self._update.mode,
-            "channel": self._update.channel,
-            "minimum_age_days": self._update.minimum_age_days,
+            "mode": self.update.mode,
+            "channel": self.update.channel,
+            "minimum_age_days": self.update.minimum_age_days,
             "state": operation.state if operation else self._state(),
             "operation": operation.describe() if operation else None,
             "returned": [
@@ -107,15 +108,15 @@ class Administration:
         """Of an update that no operation makes, or none yet."""
         if self._updating is not None:
             return State.WAITING
-        return State.DONE if self._update.mode is UpdateMode.BEFORE else "off"
+        return State.DONE if self.update.mode is UpdateMode.BEFORE else "off"
 
     async def _update_once(self) -> None:
-        await self.serving.quiet(self._update.quiet_s)
+        await self.serving.quiet(self.update.quiet_s)
         arguments = {
             "query": None,
-            "check": self._update.mode is UpdateMode.CHECK,
-            "channel": self._update.channel,
-            "minimum_age_days": self._update.minimum_age_days,
+            "check": self.update.mode is UpdateMode.CHECK,
+            "channel": self.update.channel,
+            "minimum_age_days": self.update.minimum_age_days,
             "registry_only": False,
             "allow_unpinned": False,
             "hold_failed": True,

@@ -20,6 +20,7 @@ from paceline.api.security import admin_only
 from paceline.api.streams import send_body, send_end, send_start, until_client_leaves
 from paceline.errors import NotFoundError, RequestError
 from paceline.manager import inventory
+from paceline.manager.preview import preview
 from paceline.store import Store
 from paceline.survey import known_survey
 
@@ -40,14 +41,20 @@ class One(Change):
     query: Query
 
 
-class Work(Change):
-    """Long work on what `query` means; `background` answers at once and is not ended by the client's leaving."""
+class Long(Change):
+    """Long work; `background` answers at once and is not ended by the client's leaving."""
 
-    query: Query | None = None
     background: bool | None = None
 
 
+class Work(Long):
+    """Long work on what `query` means."""
+
+    query: Query | None = None
+
+
 class Install(Work):
+    dry_run: bool | None = None
     allow_incompatible: bool | None = None
     allow_unpinned: bool | None = None
 
@@ -60,7 +67,15 @@ class Update(Work):
     allow_unpinned: bool | None = None
 
 
-class Select(One):
+class Prune(Long):
+    keep: Annotated[int, Field(ge=0)] | None = None
+    cache: bool | None = None
+    dry_run: bool | None = None
+
+
+class Select(Change):
+    query: Query | None = None
+    latest: bool | None = None
     model: Query | None = None
 
 
@@ -83,7 +98,7 @@ def routes(admin: Administration) -> APIRouter:
     _add_reads(router, admin)
     guarded = APIRouter(dependencies=[Depends(admin_only(admin.tokens))])
     _add_changes(guarded, admin)
-    _add_work(guarded, admin.operations)
+    _add_work(guarded, admin)
     router.include_router(guarded)
     _add_one(router, admin.store)
     return router
@@ -110,7 +125,7 @@ def _add_reads(router: APIRouter, admin: Administration) -> None:
     @router.get("/survey")
     async def survey() -> dict[str, Any]:
         """The facts about this machine, each with its source."""
-        return {"facts": jsonable_encoder(await _of(known_survey))}
+        return await _of(_facts)
 
     @router.get("/updates")
     async def updates() -> dict[str, Any]:
@@ -133,6 +148,12 @@ def _add_one(router: APIRouter, store: Store) -> None:
 
 def _add_changes(router: APIRouter, admin: Administration) -> None:
     store = admin.store
+
+    @router.post("/survey")
+    async def survey(request: Request) -> dict[str, Any]:
+        """Ask drivers and compilers anew, whatever is remembered."""
+        validate(Change, await read_object(request))
+        return await _of(lambda: _facts(refresh=True))
 
     @router.post("/select")
     async def select(request: Request) -> dict[str, Any]:
@@ -172,9 +193,12 @@ def _add_changes(router: APIRouter, admin: Administration) -> None:
     mark("unhold", lambda query: inventory.one_of(query, store.selection().holds, "held"), store.unhold)
 
 
-def _add_work(router: APIRouter, operations: Operations) -> None:
-    def begin(do: str, wanted: Work, **arguments: Any) -> Response:
-        operation = operations.start(do, {"query": wanted.query, **arguments})
+def _add_work(router: APIRouter, admin: Administration) -> None:
+    operations = admin.operations
+
+    def begin(do: str, wanted: Long, **arguments: Any) -> Response:
+        query = {"query": wanted.query} if isinstance(wanted, Work) else {}
+        operation = operations.start(do, {**query, **arguments})
         if wanted.background:
             return JSONResponse(operation.describe(), 202)
         return _Followed(operations, operation)
@@ -183,17 +207,20 @@ def _add_work(router: APIRouter, operations: Operations) -> None:
     async def install(request: Request) -> Response:
         wanted = validate(Install, await read_object(request))
         allowed = {"allow_incompatible": bool(wanted.allow_incompatible), "allow_unpinned": bool(wanted.allow_unpinned)}
+        if wanted.dry_run:
+            return JSONResponse(await _of(lambda: _preview(admin, wanted.query, **allowed)))
         return begin("install", wanted, **allowed)
 
     @router.post("/update", response_model=None)
     async def update(request: Request) -> Response:
-        wanted = validate(Update, await read_object(request))
+        wanted, usual = validate(Update, await read_object(request)), admin.update
+        age = wanted.minimum_age_days
         return begin(
             "update",
             wanted,
             check=bool(wanted.check),
-            channel=wanted.channel or "stable",
-            minimum_age_days=wanted.minimum_age_days or 0.0,
+            channel=wanted.channel or usual.channel,
+            minimum_age_days=usual.minimum_age_days if age is None else age,
             registry_only=bool(wanted.registry_only),
             allow_unpinned=bool(wanted.allow_unpinned),
             hold_failed=False,
@@ -206,6 +233,12 @@ def _add_work(router: APIRouter, operations: Operations) -> None:
     @router.post("/repair", response_model=None)
     async def repair(request: Request) -> Response:
         return begin("repair", validate(Work, await read_object(request)))
+
+    @router.post("/prune", response_model=None)
+    async def prune(request: Request) -> Response:
+        wanted = validate(Prune, await read_object(request))
+        keep = 1 if wanted.keep is None else wanted.keep
+        return begin("prune", wanted, keep=keep, cache=bool(wanted.cache), dry_run=bool(wanted.dry_run))
 
     @router.delete("/operations/{id}")
     async def cancel(id: str) -> dict[str, Any]:
@@ -302,8 +335,26 @@ def _selection(store: Store) -> dict[str, Any]:
     }
 
 
+def _facts(*, refresh: bool = False) -> dict[str, Any]:
+    return {"facts": jsonable_encoder(known_survey(refresh=refresh))}
+
+
+def _preview(
+    admin: Administration, query: str | None, *, allow_incompatible: bool, allow_unpinned: bool
+) -> dict[str, Any]:
+    ranked = inventory.ranked(admin.store, admin.plugins, query)
+    allowed = {"allow_incompatible": allow_incompatible, "allow_unpinned": allow_unpinned}
+    choice = inventory.chosen(ranked, admin.store, query, **allowed)
+    return {**jsonable_encoder(preview(choice.release, admin.store)), "remarks": list(choice.remarks)}
+
+
 def _select(admin: Administration, wanted: Select) -> dict[str, Any]:
-    runtime = admin.store.get(wanted.query)
+    if wanted.query is None:
+        if not wanted.latest or wanted.model is not None:
+            raise RequestError("give a `query`; `latest` alone moves every selection", param="query")
+        admin.store.select_latest()
+        return _selection(admin.store)
+    runtime = inventory.newest_installed(admin.store, wanted.query) if wanted.latest else admin.store.get(wanted.query)
     if wanted.model is None:
         admin.store.select(runtime)
         return _selection(admin.store)

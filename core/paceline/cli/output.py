@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,13 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def reason(release: Release, verdict: Verdict) -> str:
     """A verdict's sentence for a row that names the release already."""
     return verdict.message.removeprefix(f"{release.id} ")
+
+
+def notes(releases: Iterable[Release]) -> None:
+    """Print what registries say of releases, a paragraph for each that has notes."""
+    for release in releases:
+        if release.notes:
+            click.echo(f"\n{release.id}: {release.notes}")
 
 
 def as_json_text(value: object) -> None:

@@ -25,8 +25,8 @@ from paceline.store import Store
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from paceline.manager.diskspace import Space
     from paceline.manager.plan import InstallPlan
+    from paceline.manager.preview import Preview
     from paceline.plugins import Plugins
     from paceline.types import Release, Runtime, Verdict
 
@@ -81,6 +81,7 @@ def ls(as_json: bool) -> None:
 @runtime.command("get")
 @click.argument("query", required=False)
 @click.option("-l", "--list", "as_list", is_flag=True, help="List the releases that match, each with its verdict.")
+@click.option("-v", "--verbose", is_flag=True, help="With --list, print each release's notes too.")
 @click.option("--from", "source", type=click.Path(path_type=Path), help="A wheel or folder to take its package from.")
 @click.option("--allow-incompatible", is_flag=True, help="Install what this machine is said not to run.")
 @click.option("--allow-unpinned", is_flag=True, help="Install packages whose index publishes no hashes.")
@@ -90,6 +91,7 @@ def get(
     query: str | None,
     source: Path | None,
     as_list: bool,
+    verbose: bool,
     allow_incompatible: bool,
     allow_unpinned: bool,
     dry_run: bool,
@@ -104,9 +106,8 @@ def get(
     """
     from paceline import plugins
     from paceline.cli.local import taken_from
-    from paceline.manager.diskspace import space_for
     from paceline.manager.local_packages import is_path
-    from paceline.manager.policy import choose
+    from paceline.manager.preview import plan_here, preview
 
     if source is None and query is not None and is_path(query):
         source, query = Path(query), None
@@ -118,51 +119,39 @@ def get(
         if source is not None:
             ranked, wheel = kept.enter_context(taken_from(source, ranked))
         if as_list:
-            _print_list(ranked, store, as_json)
+            _print_list(ranked, store, verbose, as_json)
             return
-        held = () if query and "@" in query else store.selection().holds
+        allowed = {"allow_incompatible": allow_incompatible, "allow_unpinned": allow_unpinned}
         try:
-            choice = choose(ranked, allow_incompatible=allow_incompatible, allow_unpinned=allow_unpinned, held=held)
+            choice = inventory.chosen(ranked, store, query, **allowed)
         except UnpinnedError as error:
             if dry_run or as_json or not _accepts(error):
                 raise
             allow_unpinned = True
-            choice = choose(ranked, allow_incompatible=allow_incompatible, allow_unpinned=True, held=held)
+            choice = inventory.chosen(ranked, store, query, **{**allowed, "allow_unpinned": True})
         release = choice.release
         for remark in choice.remarks:
             click.echo(remark, err=True)
-        plan = _plan(release, store)
         if dry_run:
-            output.as_json_text(plan) if as_json else _print_plan(plan, space_for(release, store, paths.cache()))
+            would = preview(release, store)
+            if as_json:
+                output.as_json_text({**output.plain(would.plan), "disk": would.disk})
+            else:
+                _print_plan(would)
             return
-        _install(release, plan, store, loaded, allow_unpinned, as_json, wheel)
+        _install(release, plan_here(release, store), store, loaded, allow_unpinned, as_json, wheel)
 
 
 def install_best(loaded: Plugins, store: Store, model_format: str) -> Runtime:
     """Install the best release for this machine that serves `model_format`, showing its progress."""
-    from paceline.manager.policy import choose
+    from paceline.manager.preview import plan_here
 
     ranked = [(r, v) for r, v in inventory.ranked(store, loaded, tell=_note) if model_format in r.formats]
-    choice = choose(ranked, held=store.selection().holds)
+    choice = inventory.chosen(ranked, store, None)
     for remark in choice.remarks:
         click.echo(remark, err=True)
-    plan = _plan(choice.release, store)
+    plan = plan_here(choice.release, store)
     return _run_install(choice.release, plan, store, loaded, allow_unpinned=False)
-
-
-def _plan(release: Release, store: Store) -> InstallPlan:
-    import psutil
-
-    from paceline.manager.plan import make_plan
-
-    return make_plan(
-        release,
-        store.home,
-        [r.id for r in store.runtimes()],
-        store.selection(),
-        build_s=store.build_time(release.name),
-        cores=psutil.cpu_count(),
-    )
 
 
 def _note(remark: str) -> None:
@@ -229,7 +218,7 @@ def _install(
             click.echo(f"{name.upper()} is served by {chosen}; select this one: paceline runtime select {installed.id}")
 
 
-def _print_list(ranked: Sequence[tuple[Release, Verdict]], store: Store, as_json: bool) -> None:
+def _print_list(ranked: Sequence[tuple[Release, Verdict]], store: Store, verbose: bool, as_json: bool) -> None:
     installed = {r.id for r in store.runtimes()}
     if as_json:
         output.as_json_text([inventory.describe_release(r, v, installed=r.id in installed) for r, v in ranked])
@@ -239,6 +228,8 @@ def _print_list(ranked: Sequence[tuple[Release, Verdict]], store: Store, as_json
         for r, v in ranked
     ]
     output.table(["NAME", "VERSION", "STATE", "SOURCE", "VERDICT"], rows)
+    if verbose:
+        output.notes(r for r, _ in ranked)
 
 
 def _verdict_words(release: Release, verdict: Verdict) -> str:
@@ -252,11 +243,14 @@ def _verdict_words(release: Release, verdict: Verdict) -> str:
     return ", ".join(notes)
 
 
-def _print_plan(plan: InstallPlan, spaces: Sequence[Space]) -> None:
+def _print_plan(would: Preview) -> None:
+    plan = would.plan
     if plan.already_installed:
         click.echo(f"{plan.release} is already installed in {plan.directory}")
         return
     click.echo(f"Would install {plan.release} in {plan.directory}")
+    if plan.notes:
+        click.echo(plan.notes)
     click.echo(_building(plan) if plan.built else "Nothing is compiled")
     if plan.download_bytes:
         click.echo(f"{_fetching(plan)}, less what the cache already holds")
@@ -272,7 +266,7 @@ def _print_plan(plan: InstallPlan, spaces: Sequence[Space]) -> None:
             for p in plan.packages
         ],
     )
-    for space in spaces:
+    for space in would.disk:
         click.echo(
             f"Needs {output.size(space.needed_bytes)} in {space.folder}, {output.size(space.free_bytes)} are free"
         )

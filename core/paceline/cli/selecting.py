@@ -8,7 +8,7 @@ import click
 
 from paceline import paths
 from paceline.cli import output
-from paceline.errors import AmbiguousError, NotFoundError, UsageError
+from paceline.errors import NotFoundError, UsageError
 from paceline.manager import inventory
 from paceline.store import Store
 
@@ -39,7 +39,7 @@ def select(query: str | None, latest: bool, model: str | None, dry_run: bool, as
             raise UsageError("a QUERY is missing", help="name a runtime: `paceline runtime ls` lists them")
         _select_latest(store, dry_run, as_json)
         return
-    chosen = _newest(store, query) if latest else store.get(query)
+    chosen = inventory.newest_installed(store, query) if latest else store.get(query)
     if model is not None:
         _select_for_model(store, chosen, model, dry_run, as_json)
         return
@@ -151,21 +151,6 @@ unhold = _command(
     lambda store, query: inventory.one_of(query, store.selection().holds, "held"),
     Store.unhold,
 )
-
-
-def _newest(store: Store, query: str) -> Runtime:
-    if "@" in query:
-        raise UsageError(f"{query!r} names a version already", help="leave out the version, or --latest")
-    held = store.selection().holds
-    found = [r for r in store.match(query) if r.id not in held]
-    if not found:
-        raise NotFoundError(f"every installed runtime that matches {query!r} is held", help="`paceline runtime unhold`")
-    names = dict.fromkeys(r.name for r in found)
-    if len(names) > 1:
-        raise AmbiguousError(
-            f"{query!r} means several runtimes: {', '.join(names)}", help=f"give the name, such as `{found[0].name}`"
-        )
-    return found[0]
 
 
 def _select_latest(store: Store, dry_run: bool, as_json: bool) -> None:

@@ -106,6 +106,7 @@ def _print(found: Findings, *, applied: bool) -> None:
     rows += [[k.runtime.id, k.newer.version if k.newer else "", f"stays: {k.reason}"] for k in found.kept]
     if rows:
         output.table(["RUNTIME", "NEWER", ""], rows)
+        output.notes(u.release for u in found.updates)
     else:
         click.echo("no runtime is selected: `paceline runtime get` installs the best for this machine")
     for problem in found.problems:
@@ -114,7 +115,10 @@ def _print(found: Findings, *, applied: bool) -> None:
 
 def _json(found: Findings, done: list[str]) -> dict[str, Any]:
     return {
-        "updates": [{"runtime": u.runtime.id, "formats": u.formats, "release": u.release.id} for u in found.updates],
+        "updates": [
+            {"runtime": u.runtime.id, "formats": u.formats, "release": u.release.id, "notes": u.release.notes}
+            for u in found.updates
+        ],
         "kept": [{"runtime": k.runtime.id, "reason": k.reason, "newer": k.newer and k.newer.id} for k in found.kept],
         "problems": output.plain(found.problems),
         "installed": done,

@@ -86,7 +86,7 @@ def remove(query: str, force: bool, dry_run: bool, as_json: bool) -> None:
             store.remove_incomplete(name, force=force)
     else:
         chosen = store.get(query)
-        name, size, linked = chosen.id, store.manifest(chosen).get("size_bytes"), chosen.linked
+        name, size, linked = chosen.id, store.size(chosen), chosen.linked
         if not dry_run:
             store.remove(chosen, force=force)
     if as_json:
@@ -111,25 +111,14 @@ def prune(keep: int, cache: bool, dry_run: bool, as_json: bool) -> None:
     from paceline.manager.cleanup import clean_cache, clean_up, plan_cleanup
 
     store = Store(paths.home())
-    sizes = {r.id: store.manifest(r).get("size_bytes") for r in store.runtimes()}
     done = plan_cleanup(store, keep) if dry_run or not store.home.exists() else clean_up(store, keep)
     said = clean_cache(paths.cache()) if cache and not dry_run else None
     if as_json:
-        output.as_json_text(
-            {
-                "runtimes": [{"id": r.id, "size_bytes": sizes[r.id]} for r in done.runtimes],
-                "incomplete": done.incomplete,
-                "leftovers": done.leftovers,
-                "logs": done.logs,
-                "kept": done.kept,
-                "cache": said,
-                "dry_run": dry_run,
-            }
-        )
+        output.as_json_text(done.describe(said, dry_run=dry_run))
         return
     verb = "Would remove" if dry_run else "Removed"
     for runtime in done.runtimes:
-        click.echo(f"{verb} {runtime.id} ({output.size(sizes[runtime.id])})")
+        click.echo(f"{verb} {runtime.id} ({output.size(done.sizes[runtime.id])})")
     for name in done.incomplete:
         click.echo(f"{verb} {name}, which was incomplete")
     if done.leftovers or done.logs:

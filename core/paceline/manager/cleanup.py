@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from paceline.errors import InUseError, NotFoundError
 from paceline.packages.environment import prune_cache
@@ -12,6 +12,7 @@ from paceline.progress import silent
 from paceline.store import transaction
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from paceline.progress import Progress
@@ -35,13 +36,27 @@ class Cleanup:
     """Of failed installations, but for the newest."""
     kept: tuple[str, ...]
     """Why each runtime that is needed stays, in sentences."""
+    sizes: Mapping[str, int | None]
+    """By id, the bytes of each installed runtime, as its manifest has them."""
+
+    def describe(self, cache: str | None, *, dry_run: bool) -> dict[str, Any]:
+        """As JSON. `cache`: what was said of the cache; None when nobody looked at it."""
+        return {
+            "runtimes": [{"id": r.id, "size_bytes": self.sizes[r.id]} for r in self.runtimes],
+            "incomplete": list(self.incomplete),
+            "leftovers": [str(path) for path in self.leftovers],
+            "logs": [str(path) for path in self.logs],
+            "kept": list(self.kept),
+            "cache": cache,
+            "dry_run": dry_run,
+        }
 
 
 def plan_cleanup(store: Store, keep: int) -> Cleanup:
     """What `clean_up` would delete. An installation under way has its folder among the leftovers; it is waited for."""
     needed, idle = [], []
-    chosen = store.selection()
-    for runtime in store.runtimes():
+    chosen, installed = store.selection(), store.runtimes()
+    for runtime in installed:
         if reason := store.protection(runtime, chosen):
             needed.append(reason)
         elif pids := store.in_use_by(runtime):
@@ -55,6 +70,7 @@ def plan_cleanup(store: Store, keep: int) -> Cleanup:
         leftovers=_children(store.staging),
         logs=tuple(sorted(_children(store.logs), key=_modified)[:-KEPT_LOGS]),
         kept=tuple(needed),
+        sizes={runtime.id: store.size(runtime) for runtime in installed},
     )
 
 
@@ -81,7 +97,7 @@ def clean_up(store: Store, keep: int, progress: Progress = silent) -> Cleanup:
                 continue
         for log in plan.logs:
             transaction.discard(log)
-    return Cleanup(tuple(removed), tuple(incomplete), plan.leftovers, plan.logs, plan.kept)
+    return replace(plan, runtimes=tuple(removed), incomplete=tuple(incomplete))
 
 
 def clean_cache(cache: Path) -> str:
@@ -95,7 +111,7 @@ def _last_needed(store: Store, runtime: Runtime) -> datetime:
         return used
     try:
         return datetime.fromisoformat(store.manifest(runtime)["installed_at"]).astimezone(UTC)
-    except (KeyError, TypeError, ValueError):
+    except (NotFoundError, KeyError, TypeError, ValueError):
         return datetime.min.replace(tzinfo=UTC)
 
 

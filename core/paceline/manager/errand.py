@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from paceline import paths, plugins, refusals
 from paceline.errors import PacelineError
 from paceline.manager import inventory, updating
+from paceline.manager.cleanup import clean_cache, clean_up, plan_cleanup
 from paceline.manager.installation import install
 from paceline.manager.mending import mend, to_mend
-from paceline.manager.policy import choose
 from paceline.progress import Phase
 from paceline.store import Store, health
 
@@ -66,8 +66,8 @@ def _install(
     store: Store, loaded: Plugins, *, query: str | None, allow_incompatible: bool, allow_unpinned: bool
 ) -> dict[str, Any]:
     ranked = inventory.ranked(store, loaded, query)
-    held = () if query and "@" in query else store.selection().holds
-    choice = choose(ranked, allow_incompatible=allow_incompatible, allow_unpinned=allow_unpinned, held=held)
+    allowed = {"allow_incompatible": allow_incompatible, "allow_unpinned": allow_unpinned}
+    choice = inventory.chosen(ranked, store, query, **allowed)
     release, before = choice.release, {r.id for r in store.runtimes()}
     runtime = install(release, store, loaded.engine(release.engine), _teller(release.id), allow_unpinned=allow_unpinned)
     return {
@@ -140,6 +140,12 @@ def _repair(store: Store, loaded: Plugins, *, query: str | None) -> dict[str, An
     return {"whole": [n for n in names if n not in damaged], "repaired": damaged}
 
 
+def _prune(store: Store, loaded: Plugins, *, keep: int, cache: bool, dry_run: bool) -> dict[str, Any]:
+    done = plan_cleanup(store, keep) if dry_run else clean_up(store, keep, _teller(None))
+    said = clean_cache(paths.cache()) if cache and not dry_run else None
+    return done.describe(said, dry_run=dry_run)
+
+
 def _checked(store: Store, name: str) -> health.Health:
     _teller(name)(Phase.CHECK, message="hashing the files")
     return health.full(store.folder / name)
@@ -150,6 +156,7 @@ ERRANDS: dict[str, Callable[..., dict[str, Any]]] = {
     "update": _update,
     "verify": _verify,
     "repair": _repair,
+    "prune": _prune,
 }
 
 

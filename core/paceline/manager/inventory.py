@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from paceline.errors import AmbiguousError, NotFoundError
+from paceline.errors import AmbiguousError, NotFoundError, UsageError
+from paceline.manager.policy import Choice, choose
 from paceline.packages.locked import download_bytes
 from paceline.store import health
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from paceline.plugins import Plugins
     from paceline.registry import Registry
@@ -44,6 +45,38 @@ def ranked(
             what, help="`paceline runtime get --list` shows every release, `paceline plugins` the engines"
         )
     return rank(matching, known_survey())
+
+
+def chosen(
+    ranked: Sequence[tuple[Release, Verdict]],
+    store: Store,
+    query: str | None,
+    *,
+    allow_incompatible: bool = False,
+    allow_unpinned: bool = False,
+) -> Choice:
+    """What `policy.choose` takes of the releases that `query` means; one that is held only where it names a version."""
+    held = () if query and "@" in query else store.selection().holds
+    return choose(ranked, allow_incompatible=allow_incompatible, allow_unpinned=allow_unpinned, held=held)
+
+
+def newest_installed(store: Store, query: str) -> Runtime:
+    """The newest installed version, not held, of the one name that a query means.
+
+    Raises UsageError for a query with a version, NotFoundError and AmbiguousError.
+    """
+    if "@" in query:
+        raise UsageError(f"{query!r} names a version already", help="leave out the version, or ask for no latest one")
+    held = store.selection().holds
+    found = [r for r in store.match(query) if r.id not in held]
+    if not found:
+        raise NotFoundError(f"every installed runtime that matches {query!r} is held", help="`paceline runtime unhold`")
+    names = dict.fromkeys(r.name for r in found)
+    if len(names) > 1:
+        raise AmbiguousError(
+            f"{query!r} means several runtimes: {', '.join(names)}", help=f"give the name, such as `{found[0].name}`"
+        )
+    return found[0]
 
 
 def installed_names(store: Store, query: str | None = None) -> list[str]:
@@ -98,7 +131,7 @@ def describe_runtime(runtime: Runtime, store: Store, selection: Selection) -> di
         "selected_for_models": list(selection.models_of(runtime.id)),
         "pinned": runtime.id in selection.pins,
         "held": runtime.id in selection.holds,
-        "size_bytes": store.manifest(runtime).get("size_bytes"),
+        "size_bytes": store.size(runtime),
         "last_used": used.isoformat(timespec="seconds") if used is not None else None,
         "in_use_by": list(store.in_use_by(runtime)),
         "state": state.state.value,

@@ -34,6 +34,8 @@ class InstallPlan:
     """Packages whose files cannot be checked, because their index publishes no hashes."""
     selects: tuple[str, ...]
     """Formats the runtime will be selected for, because they have none."""
+    notes: str
+    """What its registry says of the release; empty where it says nothing."""
 
 
 def make_plan(
@@ -62,6 +64,7 @@ def make_plan(
         download_bytes=download_bytes(recipe),
         unpinned=tuple(p.name for p in recipe.unpinned),
         selects=tuple(f for f in release.formats if selection.formats.get(f) not in installed),
+        notes=release.notes,
     )
 
 
