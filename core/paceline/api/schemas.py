@@ -66,6 +66,7 @@ class GenerationRequest(Schema):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repeat_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    repeat_last_n: Annotated[int, Field(ge=-1, le=_INT32)] | None = None
     typical_p: Annotated[float, Field(ge=0, le=1)] | None = None
     xtc_probability: Annotated[float, Field(ge=0, le=1)] | None = None
     xtc_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -163,6 +164,7 @@ class GenerationRequest(Schema):
             "top_p": self.top_p,
             "min_p": self.min_p,
             "repeat_penalty": self.repeat_penalty,
+            "repeat_last_n": self.repeat_last_n,
             "typical_p": self.typical_p,
             "xtc_probability": self.xtc_probability,
             "xtc_threshold": self.xtc_threshold,

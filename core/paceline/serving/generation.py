@@ -28,6 +28,7 @@ class Sampling:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repeat_last_n: int = 64
+    """Tokens that the three penalties look back over: -1 is the whole context, 0 is off."""
     typical_p: float = 1.0
     """1 keeps all."""
     xtc_probability: float = 0.0
