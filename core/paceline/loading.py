@@ -62,8 +62,9 @@ class LoadConfig:
         return options
 
     def for_draft(self) -> LoadConfig:
-        """What of it a draft beside the model shares; its caches have their own types, and it is never divided."""
-        return self.without({"eval_batch_size", "cache_type_k", "cache_type_v", "gpu_layers", "tensor_split", "lora"})
+        """What of it a draft beside the model shares: its caches have their own types, and it lies on one GPU whole."""
+        divided = {"gpu_layers", "tensor_split", "offload_kv_cache"}
+        return self.without({"eval_batch_size", "cache_type_k", "cache_type_v", "lora"} | divided)
 
     def draft_options(self) -> dict[str, object]:
         """The `options` of the draft's `load`; it has as many requests as the main model anyway."""
@@ -86,6 +87,8 @@ class MemoryEstimate:
     """The context and the number of requests it is the estimate of."""
     reading: int = 0
     """What comes on top while the longest prompt is read."""
+    gpus: tuple[int, ...] = ()
+    """Of `on_gpu`, what must lie on each GPU, in the engine's order; empty: the engine divides it as they have room."""
 
     @property
     def total(self) -> int:

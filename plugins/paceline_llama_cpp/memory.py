@@ -8,9 +8,11 @@ found by measuring models of many shapes.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 from paceline import LoadConfig, MemoryEstimate
 from paceline.formats.ggml_types import TENSOR_TYPES
@@ -26,6 +28,7 @@ READ_APART, LEAST_READING_BATCH = 256, 128
 _SIZES = {name.lower(): (block, size) for name, block, size in TENSOR_TYPES.values()}
 _CELLS = 256
 _FLOAT = 4
+_MOST_GPUS = 1024
 # Their caches hold more than keys and values, in ways of their own.
 _UNKNOWN_CACHES = frozenset(
     {"deepseek32", "deepseek4", "dflash", "dots3note", "glm-dsa", "glm5-next", "hy_v4", "minimax-m3", "qwen4exp"}
@@ -56,13 +59,19 @@ def estimate(
     compute = model.compute(cells, slots, min(batch, cells * slots), outputs, config, embedding)
     adapters = sum(adapter.path.stat().st_size for adapter in config.lora or () if adapter.path.is_file())
     weights = sum(model.weights.values()) + adapters
-    on_gpu = 0
-    if gpu:
-        layers = -1 if config.gpu_layers is None else config.gpu_layers
-        on_gpu = model.on_gpu(layers, caches or {}, compute or 0, cached=config.offload_kv_cache is not False)
+    shares = _shares(config, draft=draft)
+    on_gpus = model.on_gpus(shares or (1.0,), caches or {}, compute, config) if gpu else ()
     reading = model.reading(context, cells, config) if cpu and not draft and not embedding else 0
     total = None if caches is None else sum(caches.values())
-    return MemoryEstimate(weights, total, compute, on_gpu, context, slots, reading)
+    return MemoryEstimate(weights, total, compute, sum(on_gpus), context, slots, reading, on_gpus if shares else ())
+
+
+def _shares(config: LoadConfig, *, draft: bool) -> tuple[float, ...]:
+    """The share of each GPU; empty where llama.cpp divides by what is free."""
+    if config.main_gpu is not None or draft:
+        return (*[0.0] * min(config.main_gpu or 0, _MOST_GPUS), 1.0)
+    split = config.tensor_split or ()
+    return split if any(split) else ()
 
 
 class _Shape:
@@ -142,16 +151,30 @@ class _Shape:
         compute = self.compute(cells, 1, min(batch, cells), 1, config, embedding=False)
         return 0 if caches is None else sum(caches.values()) + compute
 
-    def on_gpu(self, layers: int, caches: dict[int, int], compute: int, *, cached: bool) -> int:
-        """Bytes on GPUs when the last so many layers (the output counts as one) are there; -1: all."""
+    def on_gpus(
+        self, shares: Sequence[float], caches: dict[int, int], compute: int, config: LoadConfig
+    ) -> tuple[int, ...]:
+        """Bytes on GPUs that take such shares of the layers there: the last `gpu_layers`, the output being one of them.
+
+        A layer goes where its part of the way through them falls in the shares (llama.cpp's `llama-model.cpp`). The
+        buffers are counted once, beside the output: that each GPU has some of its own is left out.
+        """
+        layers = -1 if config.gpu_layers is None else config.gpu_layers
         count = self.layers + 1 if layers < 0 else min(layers, self.layers + 1)
-        if count == 0:
-            return 0
-        there = range(self.layers + 1 - count, self.layers)
+        found = [0] * len(shares)
+        ends = [end / sum(shares) for end in accumulate(shares)]
         embedding = self._tensors.get("token_embd.weight")
         output = self._tensors.get("output.weight") or embedding  # tied ones are there a second time
-        weights = sum(self.weights.get(layer, 0) for layer in there) + ((output.size_bytes or 0) if output else 0)
-        return weights + (sum(caches.get(layer, 0) for layer in there) if cached else 0) + compute
+        for place in range(count):
+            layer = self.layers + 1 - count + place
+            if layer == self.layers:
+                taken = ((output.size_bytes or 0) if output else 0) + compute
+            else:
+                taken = self.weights.get(layer, 0) + (
+                    caches.get(layer, 0) if config.offload_kv_cache is not False else 0
+                )
+            found[bisect_right(ends, place / count)] += taken
+        return tuple(found)
 
     # --- one layer -------------------------------------------------------------------------------------------------
 

@@ -23,10 +23,9 @@ CACHE_TYPES = {
 """Name -> ggml type: what llama.cpp's own programs cache keys and values in."""
 
 _FLOATS = ("f32", "f16", "bf16")
-_PLACING = ("gpu_layers", "main_gpu", "mmap", "mlock")
-_COMPUTING = ("flash_attention", "offload_kv_cache", "cache_type_k", "cache_type_v")
-MAIN_OPTIONS = (*_PLACING, "tensor_split", *_COMPUTING, "eval_batch_size", "parallel", "embedding", "lora")
-_DRAFT_OPTIONS = (*_PLACING, *_COMPUTING)
+_DIVIDING = ("gpu_layers", "tensor_split", "offload_kv_cache")
+_DRAFT_OPTIONS = ("main_gpu", "mmap", "mlock", "flash_attention", "cache_type_k", "cache_type_v")
+MAIN_OPTIONS = (*_DIVIDING, *_DRAFT_OPTIONS, "eval_batch_size", "parallel", "embedding", "lora")
 
 _LOAD_MODES = {(False, False): 0, (True, False): 1, (False, True): 2, (True, True): 3}
 """(map the file, lock it in memory) -> `llama_load_mode`."""

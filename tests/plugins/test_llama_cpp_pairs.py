@@ -178,8 +178,9 @@ def test_a_refusal_stands_when_the_files_are_gone(tmp_path, write_gguf):
 
 
 def test_the_worker_runs_in_its_runtime(tmp_path, monkeypatch):
-    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "GLIBC_TUNABLES"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("sys.platform", "darwin")
     python = tmp_path / "env/bin/python"
     runtime = Runtime("llama.cpp", "1", "linux", ("gguf",), (), tmp_path, python)
     spec = LlamaCpp().worker(runtime)
@@ -188,6 +189,23 @@ def test_the_worker_runs_in_its_runtime(tmp_path, monkeypatch):
     assert spec.env == {"GGML_NO_BACKTRACE": "1", "GOMP_SPINCOUNT": "2000"}
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     assert LlamaCpp().worker(runtime).env == {"GGML_NO_BACKTRACE": "1", "OMP_WAIT_POLICY": "ACTIVE"}
+
+
+@pytest.mark.parametrize(
+    ("said", "given"),
+    [
+        ("", "glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.check=3", "glibc.malloc.check=3:glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.hugetlb=0", "glibc.malloc.hugetlb=0"),
+    ],
+)
+def test_on_linux_a_worker_asks_for_huge_pages_unless_the_environment_speaks_of_them(
+    tmp_path, monkeypatch, said, given
+):
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setenv("GLIBC_TUNABLES", said)
+    runtime = Runtime("llama.cpp", "1", "linux", ("gguf",), (), tmp_path, tmp_path / "env/bin/python")
+    assert LlamaCpp().worker(runtime).env["GLIBC_TUNABLES"] == given
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="LD_LIBRARY_PATH is Linux's")

@@ -19,3 +19,10 @@ def test_an_adapter_is_a_file_or_a_folder_as_the_engine_says(tmp_path, feature, 
     with pytest.raises(RequestError, match=f"is a {other}; for tried an adapter is a {fits}") as caught:
         check_options(info, model, LoadConfig(lora=(LoraAdapter(tmp_path / other),)))
     assert caught.value.param == "lora"
+
+
+def test_a_draft_lies_on_one_gpu_whole_whatever_the_main_model_does():
+    divided = LoadConfig(gpu_layers=3, tensor_split=(1.0, 1.0), offload_kv_cache=False)
+    assert divided.draft_options() == {}
+    shared = {"main_gpu": 1, "flash_attention": False, "mmap": False}
+    assert LoadConfig(**shared, parallel=4, cache_type_k="q8_0", context_length=99).draft_options() == shared

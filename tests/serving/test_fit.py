@@ -1,5 +1,7 @@
 """What fits is told with numbers and ways out; what is unknown is never refused."""
 
+from dataclasses import replace
+
 import pytest
 
 from paceline.errors import DoesNotFitError
@@ -30,13 +32,13 @@ def refusal(model, room, config=None, of=estimate_of, others=()):
     return caught.value
 
 
-@pytest.mark.parametrize("room", [Room(None), Room(25 * GIB), Room(25 * GIB, 0), Room(None, 0)])
+@pytest.mark.parametrize("room", [Room(None), Room(25 * GIB), Room(25 * GIB, (0,)), Room(None, (0, 0))])
 def test_what_fits_or_is_unknown_is_not_refused(model, room):
     check_fits(model, LoadConfig(), room, estimate_of)
 
 
 def test_an_engine_that_cannot_tell_is_not_refused(model):
-    check_fits(model, LoadConfig(), Room(0, 0), lambda config: None)
+    check_fits(model, LoadConfig(), Room(0, (0,)), lambda config: None)
 
 
 def test_unknown_parts_count_as_nothing(model):
@@ -67,17 +69,46 @@ def test_a_gpu_that_is_too_small(model):
     def on_gpu(config):
         return estimate_of(config, gpu=True)
 
-    error = refusal(model, Room(64 * GIB, 6 * GIB), of=on_gpu)
+    error = refusal(model, Room(64 * GIB, (3 * GIB, 3 * GIB)), of=on_gpu)
     assert "6.0 GiB on GPUs are available for the 8.0 GiB that go there" in error.message
     assert "gpu_layers 0 fits the machine's memory" in error.help
-    check_fits(model, LoadConfig(gpu_layers=0), Room(64 * GIB, 6 * GIB), on_gpu)
+    check_fits(model, LoadConfig(gpu_layers=0), Room(64 * GIB, (3 * GIB, 3 * GIB)), on_gpu)
+    check_fits(model, LoadConfig(), Room(64 * GIB, (3 * GIB, 5 * GIB)), on_gpu)
+
+
+@pytest.mark.parametrize("named", [{"main_gpu": 1}, {"tensor_split": (0.0, 1.0)}])
+def test_one_gpu_that_is_too_small_for_what_must_go_there(model, named):
+    def there(config):
+        placed = (0, 8 * GIB) if config.main_gpu or config.tensor_split else ()
+        return replace(estimate_of(config, gpu=True), gpus=placed)
+
+    config = LoadConfig(**named)
+    check_fits(model, config, Room(64 * GIB, (2 * GIB, 8 * GIB)), there)
+    error = refusal(model, Room(64 * GIB, (8 * GIB, 2 * GIB)), config, of=there)
+    assert error.message.endswith("2.0 GiB on GPU 1 is available for the 8.0 GiB that go there")
+    assert f"it fits without {next(iter(named))}" in error.help
+    assert "it fits without" not in refusal(model, Room(64 * GIB, (4 * GIB, 2 * GIB)), config, of=there).help
+    check_fits(model, config, Room(64 * GIB, (9 * GIB,)), there)  # there is no such GPU, as the engine will say
+
+
+def test_a_draft_and_its_main_model_share_what_there_is():
+    main, draft = MemoryEstimate(9, 0, 0, 9), MemoryEstimate(3, 0, 0, 3, gpus=(3,))
+    assert Room(None, (3, 9)).holds(main, draft)
+    assert not Room(None, (2, 10)).holds(main, draft)
+    assert not Room(None, (3, 8)).holds(main, draft)
+    assert not Room(None, (5, 9)).holds(draft, replace(draft, gpus=(3, 0)))
+
+
+def test_an_unloaded_model_can_have_lain_anywhere():
+    assert Room(5, (1, 2)).freed(3) == Room(8, (4, 5))
+    assert Room(None).freed(3) == Room(None)
 
 
 def test_the_room_is_what_the_machine_leaves_and_what_is_free_on_gpus(monkeypatch):
     assert 0 < room_now().host < 1 << 50
     monkeypatch.setenv("PACELINE_OVERRIDE_MEMORY_AVAILABLE", "3GiB")
     cpu, gpu = Device("CPU", "cpu", GIB, None, GIB), Device("CUDA0", "gpu", 24 * GIB, None, 20 * GIB)
-    assert room_now([cpu, gpu, gpu]) == Room(3 * GIB, 40 * GIB)
+    assert room_now([cpu, gpu, gpu]) == Room(3 * GIB, (20 * GIB, 20 * GIB))
     assert room_now([cpu]) == Room(3 * GIB, None)
     assert room_now([gpu, Device("CUDA1", "gpu", 24 * GIB)]).gpus is None
     monkeypatch.setenv("PACELINE_OVERRIDE_MEMORY_AVAILABLE", "unknown")

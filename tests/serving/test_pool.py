@@ -21,6 +21,7 @@ from paceline.errors import (
     WorkerError,
 )
 from paceline.loading import LoadConfig, LoraAdapter, MemoryEstimate
+from paceline.serving.client import Device, WorkerClient
 from paceline.serving.generation import (
     Completion,
     ContextOverflow,
@@ -579,6 +580,44 @@ def test_a_draft_that_does_not_fit_is_left_out(weighed, line, monkeypatch):
             assert text == line
             assert completion.acceptance is None
             assert "the draft finch does not fit: it would take 512.0 MiB" in completion.draft_skipped
+
+    run(scenario())
+
+
+def test_what_is_free_on_gpus_is_asked_anew_for_a_draft_and_another_configuration(weighed, line, monkeypatch):
+    echo = weighed.plugins.engine("echo")
+
+    class OnGpu(type(echo)):
+        def estimate(self, model, config, *, runtime, draft=False):
+            found = super().estimate(model, config, runtime=runtime, draft=draft)
+            return replace(found, on_gpu=found.total, gpus=(found.total,) if draft else ())
+
+    weighed = replace(weighed, plugins=replace(weighed.plugins, engines={"echo": OnGpu()}))
+    parrot, finch = weighed.add("parrot"), weighed.add_draft("finch")
+    free = [2 << 30, 1 << 30]
+    initialize = WorkerClient.initialize
+
+    async def with_gpus(client):
+        info = await initialize(client)
+        return replace(
+            info, devices=tuple(Device(f"GPU{n}", "gpu", 4 << 30, None, size) for n, size in enumerate(free))
+        )
+
+    monkeypatch.setattr(WorkerClient, "initialize", with_gpus)
+
+    async def scenario():
+        async with weighed.serving() as serving:
+            main, draft = weighed.model(parrot), weighed.model(finch)
+            loaded = await serving.load(main, config=LoadConfig(context_length=2560))
+            free[:] = [2 << 30, 511 << 20]
+            with pytest.raises(DoesNotFitError, match=r"2\.5 GiB on GPUs are available"):
+                await serving.load(main, config=LoadConfig(context_length=4096))
+            assert serving.loaded()[0].load_s == loaded.load_s
+            _, _, completion = await answer(serving, main, ask(line, draft=DraftKnobs()), draft)
+            assert "2.0 GiB on GPU 0 is available" in completion.draft_skipped
+            free[:] = [4 << 30, 0]
+            _, _, completion = await answer(serving, main, ask(line, draft=DraftKnobs()), draft)
+            assert completion.draft_skipped is None
 
     run(scenario())
 

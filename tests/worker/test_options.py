@@ -66,6 +66,11 @@ def test_a_main_model_is_divided_and_a_draft_goes_to_one_gpu():
     assert read_options({}, "draft", gpus).placement == Placement(gpu_layers=-1, main_gpu=0)
     assert read_options({"main_gpu": 1}, "draft", gpus).placement.main_gpu == 1
     assert read_options({}, "draft", []).placement.main_gpu is None
+    for name, value in {"gpu_layers": 3, "tensor_split": [1], "offload_kv_cache": False}.items():
+        read_options({name: value}, "main", gpus)
+        with pytest.raises(Fault) as error:
+            read_options({name: value}, "draft", gpus)
+        assert error.value.data["param"] == f"options.{name}"
 
 
 @pytest.mark.parametrize(

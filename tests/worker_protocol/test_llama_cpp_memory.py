@@ -195,6 +195,21 @@ def test_the_last_layers_go_to_the_gpu_and_the_output_is_the_last(models, layers
     output = 2 * LLAMA["vocab"] * embd
     assert found.on_gpu == there * (layer + found.cache // 4) + output + found.compute
     assert estimate(offload_kv_cache=False).on_gpu == found.on_gpu - there * found.cache // 4
+    assert found.gpus == estimate(tensor_split=(0.0, 0.0)).gpus == ()
+    assert estimate(main_gpu=1).gpus == (0, found.on_gpu)
+    assert estimate(tensor_split=(1.0,)).gpus == (found.on_gpu,)
+    first = (there + 2) // 2  # of those layers and the output, half and what is left over
+    whole, rest = layer + found.cache // 4, output + found.compute
+    halves = (first * whole, 0, (there - first) * whole + rest) if there else (rest, 0, 0)
+    assert estimate(tensor_split=(2.0, 0.0, 2.0)).gpus == halves
+
+
+@pytest.mark.parametrize("main_gpu", [None, 0, 2])
+def test_a_draft_goes_to_one_gpu_as_a_whole(models, main_gpu):
+    engine = plugins.load().engine("llama.cpp-cuda")
+    config = LoadConfig(gpu_layers=0, tensor_split=(1.0, 1.0), main_gpu=main_gpu)
+    found = engine.estimate(read(models("llama")), config, runtime=CPU, draft=True)
+    assert found.on_gpu == found.gpus[main_gpu or 0] == sum(found.gpus) > found.weights * 0.9
 
 
 def test_adapters_are_weights_too(models, tmp_path):

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 def estimate(ctx: click.Context, model: str, draft_id: str | None, as_json: bool, config: LoadConfig) -> None:
     """Say what memory loading MODEL would take, told from its metadata, and whether it fits this machine now.
 
-    Nothing is loaded. Memory of GPUs is compared with all they have, as nobody is asked what is free there.
+    Nothing is loaded. Memory of GPUs is compared with all they have, as nobody is asked what is free there, and they
+    are counted in the survey's order, which an engine need not share.
     """
     from paceline.host import open_host
     from paceline.serving import fit
@@ -46,18 +47,17 @@ def estimate(ctx: click.Context, model: str, draft_id: str | None, as_json: bool
         found.append((draft, fit.estimate(engine, draft, beside, runtime, draft=True)))
     survey = known_survey()
     gpus = [gpu.memory_bytes for gpu in survey.gpus.value or () if not gpu.unified]
-    room = fit.Room(
-        survey.memory_available.value, sum(g for g in gpus if g is not None) if all(gpus) and gpus else None
-    )
+    sizes = tuple(size for size in gpus if size)
+    room = fit.Room(survey.memory_available.value, sizes if sizes and len(sizes) == len(gpus) else None)
     known = [e for _, e in found if e is not None]
-    fits = room.holds_all(known) if len(known) == len(found) else None
+    fits = room.holds(*known) if len(known) == len(found) else None
     if as_json:
         output.as_json_text(
             {
                 "runtime": runtime.id,
                 "models": [{"id": m.id, "estimate": _plain(e)} for m, e in found],
                 "needed": {"host": sum(e.on_host for e in known), "gpus": sum(e.on_gpu for e in known)},
-                "available": {"host": room.host, "gpus": room.gpus},
+                "available": {"host": room.host, "gpus": room.on_gpus},
                 "fits": fits,
             }
         )
@@ -80,6 +80,6 @@ def _print(found: list[tuple[Model, MemoryEstimate | None]], room: Room, fits: b
     have = "unknown" if room.host is None else f"{size(room.host)} ({source})"
     click.echo(f"memory:  {size(on_host)} needed, available {have}")
     if on_gpus:
-        have = "unknown" if room.gpus is None else size(room.gpus)
+        have = "unknown" if room.on_gpus is None else size(room.on_gpus)
         click.echo(f"on GPUs: {size(on_gpus)} needed, of {have}")
     click.echo({True: "It fits.", False: "It does not fit.", None: "Nobody can tell whether it fits."}[fits])

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from paceline.errors import DoesNotFitError, ModelFileError
@@ -32,33 +33,53 @@ class Room:
     """Memory that could be had now, in bytes; None: nobody can tell."""
 
     host: int | None
-    gpus: int | None = None
-    """Of all GPUs with memory of their own together."""
+    gpus: tuple[int, ...] | None = None
+    """Of each GPU with memory of its own, in the engine's order."""
 
-    def holds(self, estimate: MemoryEstimate) -> bool:
-        """False only when it is known that the estimate needs more."""
-        return all(have is None or need <= have for need, have in self.compare(estimate))
+    @property
+    def on_gpus(self) -> int | None:
+        """Of all GPUs together."""
+        return None if self.gpus is None else sum(self.gpus)
 
-    def holds_all(self, estimates: Sequence[MemoryEstimate]) -> bool:
-        """The same for several models together."""
-        needs = sum(e.on_host for e in estimates), sum(e.on_gpu for e in estimates)
-        return all(have is None or need <= have for need, have in zip(needs, (self.host, self.gpus), strict=True))
+    def holds(self, *estimates: MemoryEstimate) -> bool:
+        """False only when it is known that the estimates together need more."""
+        return not any(self.shortages(*estimates))
 
-    def compare(self, estimate: MemoryEstimate) -> tuple[tuple[int, int | None], tuple[int, int | None]]:
-        """(needed, available) of the machine's memory and of the GPUs'."""
-        return (estimate.on_host, self.host), (estimate.on_gpu, self.gpus)
+    def shortages(self, *estimates: MemoryEstimate) -> Iterator[Shortage]:
+        """Where it is known that the estimates together need more: what must go to one GPU is told of that one."""
+        on_host, on_gpus = sum(e.on_host for e in estimates), sum(e.on_gpu for e in estimates)
+        if self.host is not None and on_host > self.host:
+            yield Shortage(on_host, self.host, "of memory is")
+        placed = [sum(needs) for needs in zip_longest(*(e.gpus for e in estimates), fillvalue=0)]
+        # A GPU that is not there is for the engine to refuse.
+        needs = enumerate(zip(placed, self.gpus or (), strict=False))
+        small = [Shortage(need, have, f"on GPU {i} is") for i, (need, have) in needs if need > have]
+        yield from small
+        if not small and self.on_gpus is not None and on_gpus > self.on_gpus:
+            yield Shortage(on_gpus, self.on_gpus, "on GPUs are")
 
     def freed(self, bytes_: int) -> Room:
-        """As it will be when so much of the machine's memory was given back."""
-        return self if self.host is None else replace(self, host=self.host + bytes_)
+        """The most it can be when a model that took so much was unloaded, wherever it lay."""
+        host = None if self.host is None else self.host + bytes_
+        return Room(host, None if self.gpus is None else tuple(free + bytes_ for free in self.gpus))
+
+
+@dataclass(frozen=True)
+class Shortage:
+    """A place with less memory than is needed there, in bytes."""
+
+    need: int
+    have: int
+    where: str
+    """`of memory is`: as it stands between the number and `available`."""
 
 
 def room_now(devices: Iterable[Device] = ()) -> Room:
     """What this process's control group and the machine leave, and what `devices` say is free on GPUs."""
     fact = read_overrides(os.environ).get("memory_available") or memory_available()
     free = [device.memory_free_bytes for device in devices if device.kind == "gpu"]
-    known = [size for size in free if size is not None]
-    return Room(fact.value, sum(known) if known and len(known) == len(free) else None)
+    known = tuple(size for size in free if size is not None)
+    return Room(fact.value, known if known and len(known) == len(free) else None)
 
 
 class MemoryGuard:
@@ -80,9 +101,9 @@ class MemoryGuard:
         if self._enabled:
             await asyncio.to_thread(check_fits, model, config, room, estimate_of, others=others)
 
-    async def against_draft(self, draft: Model, config: LoadConfig, runtime: Runtime) -> str | None:
-        """Why `draft` does not fit beside a main model that is loaded with `config`; None when it may."""
-        engine, room = self._plugins.engine(runtime.engine), room_now()
+    async def against_draft(self, draft: Model, config: LoadConfig, runtime: Runtime, room: Room) -> str | None:
+        """Why `draft` does not fit in what a main model, loaded with `config`, has left; None when it may."""
+        engine = self._plugins.engine(runtime.engine)
         needed = (
             await asyncio.to_thread(estimate, engine, draft, config, runtime, draft=True) if self._enabled else None
         )
@@ -148,10 +169,9 @@ def size(count: int) -> str:
 
 def _available(estimate: MemoryEstimate, room: Room) -> str:
     said = []
-    for (need, have), where in zip(room.compare(estimate), ("of memory", "on GPUs"), strict=True):
-        if have is not None and need > have:
-            share = f" for the {size(need)} that go there" if need < estimate.total else ""
-            said.append(f"{size(have)} {where} {'is' if where == 'of memory' else 'are'} available{share}")
+    for lack in room.shortages(estimate):
+        share = f" for the {size(lack.need)} that go there" if lack.need < estimate.total else ""
+        said.append(f"{size(lack.have)} {lack.where} available{share}")
     return " and ".join(said)
 
 
@@ -179,12 +199,15 @@ def _advice(
         if fits(replace(fixed, context_length=context)):
             yield f"context_length {context} fits"
             return
+    for name in ("main_gpu", "tensor_split"):
+        if getattr(config, name) is not None and fits(replace(config, **{name: None})):
+            yield f"it fits without {name}, divided among all GPUs as they have room"
     if needed.on_gpu and room.host is not None and needed.total <= room.host:
         yield "gpu_layers 0 fits the machine's memory"
 
 
 def _unloading(needed: MemoryEstimate, room: Room, others: Sequence[tuple[str, int]]) -> Iterator[str]:
     for name, taken in others:
-        if room.freed(taken).holds(needed):
+        if room.host is not None and replace(room, host=room.host + taken).holds(needed):
             yield f"unloading {name} gives {size(taken)} back, which is enough"
             return

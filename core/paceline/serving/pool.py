@@ -28,7 +28,7 @@ from paceline.errors import (
 from paceline.loading import LoadConfig
 from paceline.serving.client import PATIENCE_S
 from paceline.serving.configuration import check_config, check_options, fitting, load_params
-from paceline.serving.fit import MemoryGuard, room_now
+from paceline.serving.fit import MemoryGuard
 from paceline.serving.generation import Completion, GenerateParams, TokenBatch
 from paceline.serving.launcher import Launcher, LocalLauncher
 from paceline.serving.starting import Returned, Starter, Worker
@@ -201,7 +201,7 @@ class Serving:
                 check_options(worker.info, model, config)
                 if not force:
                     wanted = config.over(fitting(self._defaults, worker.info, model))
-                    room = room_now().freed(worker.memory_bytes)
+                    room = (await worker.room()).freed(worker.memory_bytes)
                     await self._guard.check(model, wanted, worker.runtime, room, others=self._idle(model))
                 await self._drained(place)
                 await self._stop(place)
@@ -324,7 +324,8 @@ class Serving:
         worker.draft = None
         if not place.force:
             config = replace(worker.config, context_length=worker.context_length, parallel=worker.slots)
-            if (why := await self._guard.against_draft(draft, config, worker.runtime)) is not None:
+            room = await worker.room()
+            if (why := await self._guard.against_draft(draft, config, worker.runtime, room)) is not None:
                 return why
         try:
             options = worker.config.draft_options()

@@ -15,7 +15,7 @@ from paceline.errors import PacelineError, RequestError, WorkerDied
 from paceline.loading import LoadConfig
 from paceline.serving.client import WorkerClient, WorkerInfo
 from paceline.serving.configuration import check_options, fitting, load_params, selected_runtime
-from paceline.serving.fit import MemoryGuard, room_now
+from paceline.serving.fit import MemoryGuard, Room, room_now
 from paceline.serving.launcher import Launcher
 from paceline.types import Model, ModelKind, Runtime
 
@@ -44,6 +44,10 @@ class Worker:
     memory_bytes: int = 0
     """What it says it took; 0 when it does not say."""
     draft: Model | None = None
+
+    async def room(self) -> Room:
+        """What is free now beside all that it has loaded: the engine is asked anew, as it alone knows its GPUs."""
+        return room_now((await self.client.initialize()).devices)
 
     def differs(self, config: LoadConfig) -> bool:
         """Whether anything that `config` names is otherwise here."""
