@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ class LlamaCpp(Engine):
     def worker(self, runtime: Runtime) -> WorkerSpec:
         spec = python_worker(runtime.python, "paceline_llama_cpp_worker", worker_root())
         # ggml attaches a debugger to its own process for a backtrace when it aborts; a dying worker must just die.
-        return replace(spec, env={**spec.env, "GGML_NO_BACKTRACE": "1", **_waiting()})
+        return replace(spec, env={**spec.env, "GGML_NO_BACKTRACE": "1", **_waiting(), **_huge_pages()})
 
     def estimate(
         self, model: Model, config: LoadConfig, *, runtime: Runtime, draft: bool = False
@@ -69,3 +70,15 @@ def _waiting() -> dict[str, str]:
     """
     said = {name: os.environ[name] for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT") if name in os.environ}
     return said or {"GOMP_SPINCOUNT": "2000"}
+
+
+def _huge_pages() -> dict[str, str]:
+    """Repacked weights and caches in pages of 2 MiB, where Linux gives them to who asks.
+
+    That is a tunable of the GNU C library from 2.35 on (docs/decisions/huge-pages.md); others ignore it. What the
+    environment says about it counts more.
+    """
+    said = os.environ.get("GLIBC_TUNABLES", "")
+    if sys.platform != "linux" or "glibc.malloc.hugetlb" in said:
+        return {"GLIBC_TUNABLES": said} if said else {}
+    return {"GLIBC_TUNABLES": ":".join(filter(None, (said, "glibc.malloc.hugetlb=1")))}
