@@ -11,6 +11,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from paceline_mlx_worker.ahead import Ahead, Places
 from paceline_mlx_worker.binding import Model
 from paceline_mlx_worker.memory import Memory
 
@@ -82,6 +83,9 @@ class Context:
         self._likeliest: list[int] | None = None
         self._probabilities: list[float] | None = None
         self._rows: Logits | None = None
+        self._ahead = Ahead(lambda places, tokens: self._pass(places, tokens)[0])
+        self._next: Places = []
+        """Where the next tokens go if the last batch was a token of each lane, and can be taken back."""
 
     @property
     def can_roll_back(self) -> bool:
@@ -95,33 +99,24 @@ class Context:
 
     def decode(self) -> None:
         """Compute the batch; its outputs' logits can be read until the next one."""
-        few = _FEW_BESIDE_OTHERS if sum(entry.outputs > 0 for entry in self.batch.entries) > 1 else _FEW
-        silent, rest = [], []
-        for entry in self.batch.entries:
+        entries = self.batch.entries
+        single = all(len(entry.tokens) == entry.outputs == 1 for entry in entries)
+        places = [(entry.lane, entry.start) for entry in entries] if single else []
+        begun = self._ahead.take(places, [entry.tokens[0] for entry in entries])
+        for entry in entries:
             self._held[entry.lane] = entry.start + len(entry.tokens)
-            count = len(entry.tokens) - entry.outputs
-            if entry.outputs and count <= few:
-                rest.append(entry)
-                continue
-            silent.append(entry.part(0, count))
-            if entry.outputs:
-                rest.append(entry.part(count, len(entry.tokens), outputs=entry.outputs))
-        self._read(silent)
-        found: dict[int, Any] = {}
-        for group in self._groups(rest):
-            logits = self._run(group)
-            self._memory.leave()
-            for row, entry in zip(logits, group, strict=True):
-                found[entry.lane] = row[len(entry.tokens) - entry.outputs : len(entry.tokens)]
-        parts = [found[entry.lane] for entry in rest]
-        self._logits = parts[0] if len(parts) == 1 else mx.concatenate(parts) if parts else None
+        self._logits = self._compute() if begun is None else begun[:, 0]
         self._likeliest = self._probabilities = self._rows = None
+        self._next = [(lane, start + 1) for lane, start in places] if self._memory.can_pad else []
 
     def likeliest(self, index: int) -> int:
         """The token with the highest of the logits at one of the outputs, the first of equals."""
         if self._likeliest is None:
-            found: list[int] = mx.argmax(self._logits, axis=-1).tolist()
-            self._likeliest = found
+            if self._next:
+                self._likeliest = self._ahead.likeliest(self._next, self._logits)
+            else:
+                found: list[int] = mx.argmax(self._logits, axis=-1).tolist()
+                self._likeliest = found
         return self._likeliest[index]
 
     def likeliest_with_probability(self, index: int) -> tuple[int, float]:
@@ -148,6 +143,7 @@ class Context:
 
     def keep(self, lane: int, length: int) -> bool:
         """Forget a lane from position `length` on; False when its memory cannot forget a part."""
+        self._ahead.forget()
         if length and self._memory.keep(lane, length, self._held.get(lane, 0)):
             self._held[lane] = length
             return True
@@ -163,19 +159,23 @@ class Context:
 
     def go_back(self, lane: int, length: int, saved: Any) -> None:
         """Return to a checkpoint of `length` tokens; what can be rolled back is still to be, by `keep`."""
+        self._ahead.forget()
         self._memory.go_back(lane, saved)
         self._held[lane] = length
 
     def forget(self, lane: int) -> None:
+        self._ahead.forget()
         self._memory.forget(lane)
         self._held[lane] = 0
 
     def copy(self, source: int, target: int) -> None:
         """Give `target`, which is empty, all that `source` holds."""
+        self._ahead.forget()
         self._memory.copy(source, target)
         self._held[target] = self._held.get(source, 0)
 
     def close(self) -> None:
+        self._ahead.forget()
         del self._memory
         self._logits = self._likeliest = self._rows = None
         gc.collect()
@@ -187,12 +187,32 @@ class Context:
             self._rows = np.asarray(self._logits.astype(mx.float32))
         return self._rows
 
+    def _compute(self) -> Any:
+        """Logits of the batch's outputs, shape (outputs, n_vocab); None if it has none."""
+        few = _FEW_BESIDE_OTHERS if sum(entry.outputs > 0 for entry in self.batch.entries) > 1 else _FEW
+        silent, rest = [], []
+        for entry in self.batch.entries:
+            count = len(entry.tokens) - entry.outputs
+            if entry.outputs and count <= few:
+                rest.append(entry)
+                continue
+            silent.append(entry.part(0, count))
+            if entry.outputs:
+                rest.append(entry.part(count, len(entry.tokens), outputs=entry.outputs))
+        self._read(silent)
+        found: dict[int, Any] = {}
+        for group in self._groups(rest):
+            logits, _ = self._run(group)
+            for row, entry in zip(logits, group, strict=True):
+                found[entry.lane] = row[len(entry.tokens) - entry.outputs : len(entry.tokens)]
+        parts = [found[entry.lane] for entry in rest]
+        return parts[0] if len(parts) == 1 else mx.concatenate(parts) if parts else None
+
     def _read(self, entries: Sequence[_Entry]) -> None:
         """Compute tokens whose logits nobody wants."""
         while entries:
             for group in self._groups([entry.part(0, CHUNK) for entry in entries]):
-                self._run(group)
-                mx.eval(self._memory.leave())
+                mx.eval(self._run(group)[1])
             mx.clear_cache()
             entries = [entry.part(CHUNK, len(entry.tokens)) for entry in entries if len(entry.tokens) > CHUNK]
 
@@ -213,9 +233,14 @@ class Context:
             padding = 0
         return [sorted(group, key=lambda e: e.lane) for group in groups]
 
-    def _run(self, group: Sequence[_Entry]) -> Any:
-        """Logits of all tokens of a pass, shape (entries, tokens, n_vocab)."""
+    def _run(self, group: Sequence[_Entry]) -> tuple[Any, list[Any]]:
+        """Logits of all tokens of a pass, shape (entries, tokens, n_vocab), and what it leaves in memory."""
         size = max(len(entry.tokens) for entry in group)
         tokens = [[*entry.tokens, *[entry.tokens[-1]] * (size - len(entry.tokens))] for entry in group]
-        lanes, starts = [entry.lane for entry in group], [entry.start for entry in group]
-        return self._model.net(mx.array(tokens), cache=self._memory.caches(lanes, starts, size))
+        return self._pass([(entry.lane, entry.start) for entry in group], mx.array(tokens))
+
+    def _pass(self, places: Places, tokens: Any) -> tuple[Any, list[Any]]:
+        """The same for tokens, shape (places, tokens), that follow each other from `places` on."""
+        lanes, starts = zip(*places, strict=True)
+        logits = self._model.net(tokens, cache=self._memory.caches(lanes, starts, tokens.shape[1]))
+        return logits, self._memory.leave()

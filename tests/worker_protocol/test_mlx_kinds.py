@@ -83,6 +83,79 @@ def test_how_sure_a_draft_is_follows_from_its_logits(candidate, models, kind):
     assert said == ["True True"] * 2
 
 
+# In the runtime: greedy steps of two lanes, then what was not foreseen, each beside a context that reads all anew.
+AHEAD = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import mlx.core as mx
+import numpy as np
+from paceline_mlx_worker.binding import Model
+from paceline_mlx_worker.context import Context
+from paceline_mlx_worker.memory import memory_of
+
+model = Model(sys.argv[2], progress=lambda fraction: None)
+passes = []
+class Counted:
+    def __init__(self, net):
+        self.net = net
+    def __call__(self, tokens, cache=None):
+        passes.append(tokens.shape)
+        return self.net(tokens, cache=cache)
+model.net, net = Counted(model.net), model.net
+
+def opened():
+    return Context(model, memory_of(net, None))
+
+def read(context, lane, tokens, start):
+    context.batch.clear()
+    context.batch.add(lane, tokens, start, outputs=1)
+    context.decode()
+    return context.logits(0)
+
+def anew(tokens):
+    return read(opened(), 0, tokens, 0)
+
+context, held = opened(), [[1, 2, 3], [4, 5, 6]]
+for lane, tokens in enumerate(held):
+    context.batch.add(lane, tokens, 0, outputs=1)
+context.decode()
+ahead = 0
+for _ in range(12):
+    before = len(passes)
+    found = [context.likeliest(index) for index in range(2)]
+    ahead += len(passes) - before
+    context.batch.clear()
+    for lane, token in enumerate(found):
+        context.batch.add(lane, [token], len(held[lane]), outputs=1)
+        held[lane].append(token)
+    context.decode()
+print(ahead, len(passes))
+print(*(bool(np.array_equal(context.logits(i), anew(held[i]))) for i in range(2)))
+
+def agrees(lane, tokens, start):
+    return bool(np.array_equal(read(context, lane, tokens[start:], start), anew(tokens)))
+
+context.likeliest(0)
+other = [*held[0], (context.likeliest(0) + 1) % 300]
+print(agrees(0, other, len(other) - 1))
+context.likeliest(0)
+context.keep(0, 5)
+print(agrees(0, held[0][:5] + [9], 5))
+token, length = context.likeliest(0), 6
+context.forget(0)
+context.copy(1, 0)
+context.keep(0, length)
+print(agrees(0, held[1][:length] + [token], length))
+"""
+
+
+@pytest.mark.parametrize("kind", ["16-bit", "4-bit", "window"])
+def test_steps_begun_ahead_are_used_and_leave_no_trace_when_they_are_not(candidate, models, kind):
+    command = [candidate.argv[0], "-I", "-B", "-c", AHEAD, worker_root(), str(models / kind)]
+    said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    assert said == ["11 13", "True True", "True", "True", "True"]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_several_at_once_are_what_each_is_alone(worker, models, kind):
     answer = worker.call("load", role="main", path=str(models / kind), context_length=512, options={"parallel": 3})
