@@ -66,7 +66,7 @@ class Drafter(Generic[ContextT, ModelT]):
             lanes.decode()
             for seat in wanting:
                 if seat not in rows:
-                    round_.stop(seat)  # far behind, it reads on in the next step
+                    round_.stop(seat, behind=True)  # it reads on in the next step
             for seat, row in rows.items():
                 token, probability = lanes.context.likeliest_with_probability(row)
                 if token >= self._n_vocab:

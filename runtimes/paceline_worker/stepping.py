@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic
 
-from paceline_worker.chunks import draft_room, share
+from paceline_worker.chunks import draft_room, reading_room, share
 from paceline_worker.decoding import Decoding, fit_prompt
 from paceline_worker.drafting import Drafter
 from paceline_worker.grammar import Grammars
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 
 CHUNK = 512
 """Tokens computed in one step unless the load says otherwise: the grain of progress and of cancelling."""
-
-_SHARED_CHUNK = 128
-"""Prompt tokens per step beside running generations, which wait no longer than these take."""
 
 
 class Stepper(Generic[ContextT, ModelT]):
@@ -123,7 +120,8 @@ class Stepper(Generic[ContextT, ModelT]):
             if proposal:
                 main.mark(sequence.lane)
         room = main.left - sum(max(round_.rows, 1 + len(proposal)) for proposal in proposals)
-        shares = share([lag for _, lag in prompts], min(room, _SHARED_CHUNK if decoding else self._chunk))
+        room = min(room, reading_room(len(decoding), len(prompts), self._chunk))
+        shares = share([lag for _, lag in prompts], room)
         chunks = [(s, n) for (s, _), n in zip(prompts, shares, strict=True) if n]
         apart = [self._is_read_apart(s) for s, _ in chunks]
         verifying, reading, made = self._fill(

@@ -3,7 +3,7 @@
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from paceline_worker.chunks import draft_room, share
+from paceline_worker.chunks import draft_room, reading_room, share
 from paceline_worker.request import MAX_DRAFT, DraftKnobs
 from paceline_worker.speculation import Controller
 
@@ -31,6 +31,20 @@ def test_equal_prompts_end_one_after_the_other():
 def test_a_short_prompt_is_not_held_up_by_a_long_one():
     assert share([5000, 20], 128) == [108, 20]
     assert share([5000, 90], 128) == [96, 32]
+
+
+def test_prompts_of_about_the_same_length_are_read_in_their_order():
+    assert share([70, 60, 50], 128) == [70, 58, 0]
+    assert share([200, 51], 128) == [128, 0]
+    assert share([200, 50], 128) == [96, 32]
+
+
+def test_many_prompts_beside_few_generations_are_read_in_few_steps():
+    assert reading_room(0, 3, 512) == 512
+    assert [reading_room(1, prompts, 512) for prompts in (1, 2, 3, 7)] == [128, 256, 384, 512]
+    assert [reading_room(7, prompts, 512) for prompts in (1, 7, 13, 14)] == [128, 128, 128, 256]
+    assert reading_room(1, 1, 64) == 64
+    assert reading_room(3, 0, 512) == 128
 
 
 @given(st.lists(st.integers(1, 2000), min_size=1, max_size=16), st.integers(1, 512))

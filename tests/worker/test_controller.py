@@ -236,6 +236,24 @@ def test_no_observation_leaves_it_stuck(data):
     assert bad.tokens / bad.seconds > 0.985
 
 
+def test_reading_what_a_draft_has_missed_is_paid_for():
+    controller = Controller()
+    stream = controller.open()
+    for _ in range(4):
+        controller.plan([(stream, 100, 1)]).settle([[1]], 0.0, 1.0)
+    before = controller.account.credit
+    reads = 0
+    for _ in range(200):
+        round_ = controller.plan([(stream, 100, 5000)])
+        reads += round_.wants()
+        read = 1.5 if round_.wants() else 0.0
+        if read:
+            round_.stop(behind=True)
+        round_.settle([[1]], read, 1.0)
+    assert 0 < reads <= before / 1.4 + 1
+    assert controller.account.credit < before
+
+
 def test_an_exact_length_overrules_price_and_probability():
     knobs = DraftKnobs(max_tokens=2, min_tokens=9, min_probability=1.0, exact_tokens=5)
     done = ride(recorded("bad", 0.0)[:4], MACHINES["7m"], knobs=knobs)

@@ -57,6 +57,8 @@ class Round:
         self._plain_passes = plain_passes
         self._passes = tuple(plain_passes)
         self._probing = False
+        self._behind = False
+        """Whether the draft model read on without coming to a draft."""
         self._proposals: list[list[int]] | None = None
         self._begin()
 
@@ -90,9 +92,11 @@ class Round:
             place.drafting = place.drafting and on
         return place.drafting
 
-    def stop(self, seat: int = 0) -> None:
-        """The draft model cannot go on for a seat: it ended the text, or left the shared vocabulary."""
+    def stop(self, seat: int = 0, *, behind: bool = False) -> None:
+        """The draft model cannot go on for a seat: it ended the text, left the shared vocabulary, or is still `behind`,
+        with only a part read of what it has missed."""
         self._seats[seat].drafting = False
+        self._behind = self._behind or behind
 
     def proposals(self) -> list[list[int]]:
         """The tokens to verify, for each seat; from then on nothing is taken any more."""
@@ -253,7 +257,8 @@ class Round:
     def _judge(self, drafts: int, *, extended: bool) -> None:
         """Update the worth of drafting."""
         known, price = self._known, self._price
-        self._pace.stepped(drafts, extended=extended, probing=self._probing)
+        if drafts or not self._behind:  # reading on is neither a look at drafts nor a step without them
+            self._pace.stepped(drafts, extended=extended, probing=self._probing)
         for seat in self._seats:
             if seat.survivals:
                 known.reach.observe(seat.survivals, seat.expected, known.calibration.run)
@@ -273,7 +278,7 @@ class Round:
         self._pace.add(tokens, spent)
         if any(seat.exact for seat in self._seats):
             return
-        if steps or extended:
+        if steps or extended or self._behind:
             known.account.pay(tokens, self._occupancy * spent / plain)
         else:
             known.account.earn(tokens)
