@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import platform
 import resource
 import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,11 +21,12 @@ from uv import find_uv_bin
 from paceline import paths, plugins
 from paceline.engine import Engine
 from paceline.manager.installation import install
+from paceline.packages.resolution import Resolver
 from paceline.packages.uv import base_interpreter, uv_environment
 from paceline.progress import Phase
 from paceline.registry import read_registry
 from paceline.store import Store
-from paceline.store.manifest import python_of
+from paceline.store.manifest import FILES, python_of
 from paceline.types import Release
 
 
@@ -78,6 +82,35 @@ def beside_uv(name: str, folder: Path, rounds: int) -> dict[str, Any]:
         "rounds": found[1:],
         "disk_bytes": {"first": first, "second": second},
     }
+
+
+def second_version(name: str, package: str, folder: Path) -> dict[str, Any]:
+    """What a release adds to the disk beside the same one with the version of `package` before its own.
+
+    `differing_files`: the bytes of the files that no file of the first equals. Raises PacelineError where the package
+    index has no older version.
+    """
+    engine, release = _engine_and_release(name)
+    older = _older(release, package)
+    cache = _cache_without_byte_code(folder / "cache")
+    store = Store(folder / "home")
+    made = [install(each, store, engine, cache=cache).directory for each in (older, release)]
+    _, added = added_bytes(made)
+    before, after = (json.loads((each / FILES).read_text(encoding="utf-8")) for each in made)
+    known = {entry.get("sha256") for entry in before.values()}
+    files = [entry for entry in after.values() if "sha256" in entry]
+    differing = sum(entry["size"] for entry in files if entry["sha256"] not in known)
+    return {"first": older.id, "second": release.id, "added": added, "differing_files": differing}
+
+
+def _older(release: Release, package: str) -> Release:
+    python = ".".join(platform.python_version_tuple()[:2])
+    resolver = Resolver(release.requires, [python], cache=paths.cache() / "resolution")
+    now = {p.name: p.version for p in release.recipe.packages}
+    packages = resolver.packages(release.recipe, [*release.recipe.roots, f"{package}<{now[package]}"])
+    version = next(p.version for p in packages if p.name == package)
+    version = f"{release.version}+{package}.{version}"
+    return replace(release, version=version, recipe=replace(release.recipe, packages=packages))
 
 
 def added_bytes(folders: list[Path]) -> list[int]:

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ LISTED, CHECKED = 50, 10
 FILES_EACH, NATIVE_EACH = 1760, 70
 """Of a runtime of llama.cpp for Linux's CPU."""
 RELEASES = ("llama.cpp-linux-x86_64-cpu", "mlx-linux-x86_64-cpu")
+SECOND_VERSIONS = {"mlx-linux-x86_64-cpu": "mlx"}
+"""Releases of which nothing is compiled, and a package of each that has older versions."""
 BARS_S = {
     f"`runtime ls`, {LISTED} runtimes": 0.3,
     "`--help`": 0.3,
@@ -69,6 +71,7 @@ def measure(rounds: int, releases: Sequence[str], folder: Path) -> dict[str, Any
         "commands": commands(store, runtimes, rounds, folder / "cache"),
         "server": server(store.home, folder, max(1, rounds // 3)),
         "installs": list(_installs(releases, max(2, rounds // 5), folder)),
+        "second_versions": list(_second_versions(releases, folder)),
     }
     return {**figures, "other_cores": others.cores()}
 
@@ -154,6 +157,8 @@ def tables(figures: Mapping[str, Any]) -> str:
         lines += [_line(name, what, times) for what, times in figures[kind].items()]
     if figures["installs"]:
         lines += ["", *_install_tables(figures["installs"])]
+    if figures.get("second_versions"):
+        lines += ["", *_second_tables(figures["second_versions"])]
     return "\n".join(lines) + "\n"
 
 
@@ -182,8 +187,8 @@ def _install_tables(found: Sequence[Mapping[str, Any]]) -> list[str]:
         f"smoke test is included.",
         "",
         "| release | paceline s | of it the smoke test s | uv alone s | ratio | verdict | of processor time | "
-        "uv leaving byte code to the first start s | the first, which compiles s |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "uv leaving byte code to the first start s | over that | the first, which compiles s |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for one in found:
         seconds = {
@@ -198,13 +203,22 @@ def _install_tables(found: Sequence[Mapping[str, Any]]) -> list[str]:
             _verdict(whole[0], RATIO_BAR),
             _ratio(installs.ratio(one["rounds"], "cpu_s")),
             f"{seconds['uv_without_byte_code']:.2f}",
+            f"{seconds['paceline'] / seconds['uv_without_byte_code']:.1f}",
             f"{one['first']['paceline']['wall_s']:.2f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "| release | MB on the disk | MB that a second one adds |", "| --- | --- | --- |"]
+    lines += ["", "| release | MB on the disk | MB that the same once more adds |", "| --- | --- | --- |"]
     for one in found:
         disk = one["disk_bytes"]
         lines.append(f"| {one['release']} | {disk['first'] / 1e6:.1f} | {disk['second'] / 1e6:.1f} |")
+    return lines
+
+
+def _second_tables(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = ["| installed | then | MB that it adds | MB of files that differ |", "| --- | --- | --- | --- |"]
+    for one in found:
+        size = f"{one['added'] / 1e6:.1f} | {one['differing_files'] / 1e6:.1f}"
+        lines.append(f"| {one['first']} | {one['second']} | {size} |")
     return lines
 
 
@@ -220,6 +234,14 @@ def _installs(releases: Sequence[str], rounds: int, folder: Path) -> list[dict[s
         except PacelineError as error:
             print(f"note: {name} is left out: {error.message.splitlines()[0]}", file=sys.stderr)
     return found
+
+
+def _second_versions(releases: Sequence[str], folder: Path) -> Iterator[dict[str, Any]]:
+    for name in (name for name in releases if name in SECOND_VERSIONS):
+        try:
+            yield installs.second_version(name, SECOND_VERSIONS[name], folder / "second" / name)
+        except PacelineError as error:
+            print(f"note: {name} is left out: {error.message.splitlines()[0]}", file=sys.stderr)
 
 
 def _in_turns(actions: Mapping[str, Any], run: Callable[[Any], tuple[float, float]], rounds: int) -> dict[str, Times]:
