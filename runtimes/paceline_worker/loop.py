@@ -165,12 +165,16 @@ class _Engine:
     def _admit(self) -> None:
         """Start what may start now; sleeps while there is nothing to do.
 
-        Looks at no more than what waits when it begins, so that a flood of short requests cannot hold up a generation.
+        Looks at no more than what waits when it begins, so that a flood of short requests cannot hold up a generation;
+        where none ran, also at what came meanwhile for the other slots.
         """
         with self._wake:
+            idle = not self._running
             while (found := self._next()) is None and not self._running:
                 self._wake.wait()
             left = len(self._waiting) + len(self._preparing)
+            if idle:
+                left = max(left, self._backend.slots)
         while found is not None:
             job = found.job if isinstance(found, _Preparing) else found
             try:

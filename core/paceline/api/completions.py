@@ -23,6 +23,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from paceline.api import sse
+from paceline.api.arrivals import Arrival, Arrivals
 from paceline.api.body import read_object, validate
 from paceline.api.errors import as_api_error
 from paceline.api.logprobs import ShownTokens
@@ -51,24 +52,25 @@ class Completions:
         self._serving = serving
         self._library = library
         self._renderer = renderer
+        self._arrivals = Arrivals()
 
     async def chat(self, request: Request, dialect: Dialect) -> Response:
-        received = time.perf_counter()
-        body = await read_object(request)
-        refuse_unserved(body)
-        wanted = validate(ChatRequest, body)
-        model, draft = await asyncio.to_thread(self._models, wanted)
-        prompt = await self._renderer.prompt(model, [message.plain() for message in wanted.messages])
-        keep = await self._beginning(model, wanted, prompt)
-        return self._answer(wanted, model, draft, prompt, CHAT, dialect, received, keep=keep)
+        with self._arrivals.coming() as arrival:
+            body = await read_object(request)
+            refuse_unserved(body)
+            wanted = validate(ChatRequest, body)
+            model, draft = await asyncio.to_thread(self._models, wanted)
+            prompt = await self._renderer.prompt(model, [message.plain() for message in wanted.messages])
+            keep = await self._beginning(model, wanted, prompt)
+            return self._answer(wanted, model, draft, prompt, CHAT, dialect, arrival, keep=keep)
 
     async def text(self, request: Request, dialect: Dialect) -> Response:
-        received = time.perf_counter()
-        body = await read_object(request)
-        refuse_unserved(body)
-        wanted = validate(CompletionRequest, body)
-        model, draft = await asyncio.to_thread(self._models, wanted)
-        return self._answer(wanted, model, draft, wanted.prompt, TEXT, dialect, received)
+        with self._arrivals.coming() as arrival:
+            body = await read_object(request)
+            refuse_unserved(body)
+            wanted = validate(CompletionRequest, body)
+            model, draft = await asyncio.to_thread(self._models, wanted)
+            return self._answer(wanted, model, draft, wanted.prompt, TEXT, dialect, arrival)
 
     async def _beginning(self, model: Model, wanted: ChatRequest, prompt: str) -> str:
         """What of a chat's prompt stays when the context overflows: the system's messages and, when the middle is to
@@ -99,7 +101,7 @@ class Completions:
         prompt: str,
         shape: Shape,
         dialect: Dialect,
-        received: float,
+        arrival: Arrival,
         *,
         keep: str = "",
     ) -> Response:
@@ -114,7 +116,7 @@ class Completions:
             fields={"messages": shape.prompt_field, "prompt": shape.prompt_field, **wanted.fields},
             shape=shape,
             dialect=dialect,
-            received=received,
+            arrival=arrival,
             envelope={
                 "id": f"{shape.id_prefix}-{uuid.uuid4().hex}",
                 "object": shape.chunk_object if wanted.stream else shape.object,
@@ -138,13 +140,13 @@ class _Job:
     """What the request calls the parameters of the worker protocol that errors are about."""
     shape: Shape
     dialect: Dialect
-    received: float
-    """On `time.perf_counter`'s clock: when the request came."""
+    arrival: Arrival
     envelope: dict[str, Any]
 
     async def run(self) -> AsyncGenerator[tuple[Lease, TokenBatch | Completion], None]:
         """Lease the model and generate. Closing it cancels the generation and gives the lease back."""
         async with self.serving.lease(self.model, draft=self.draft, ttl_s=self.ttl_s) as lease:
+            await self.arrival.together()
             items = cast("AsyncGenerator[TokenBatch | Completion, None]", lease.generate(self.params))
             async with aclosing(items):
                 try:
@@ -176,7 +178,7 @@ class _Answer(Response):
 
     def _note(self, item: TokenBatch) -> None:
         if self._first_token is None and item.pieces:
-            self._first_token = time.perf_counter() - self._job.received
+            self._first_token = time.perf_counter() - self._job.arrival.at
 
 
 class _WholeAnswer(_Answer):
