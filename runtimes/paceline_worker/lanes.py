@@ -1,7 +1,9 @@
 """The sequences of one context: which tokens' state each holds, and which generation may use it.
 
 A lane keeps its tokens when its generation ends, so that the next turn of a conversation finds them. A new generation
-takes the free lane with the longest common beginning, or copies a much longer one from another lane.
+goes on where its beginning is almost all that a free lane holds. Otherwise it takes a lane that has nothing to lose, or
+the longest unused, and copies there what another knows: the few tokens that every chat begins with must not pull each
+new conversation onto the lane of the one before.
 
 A recurrent state holds all that was read and cannot be taken back by a token. Such states are saved on the way, for
 drafts that may be refused and for the next turn of a conversation, and a lane goes back to the latest that fits
@@ -19,6 +21,10 @@ from paceline_worker.primitives import ContextT, ModelT
 
 _WORTH_COPYING = 64
 """Tokens that another lane must know more for its state to be copied, which moves the whole lane's cells."""
+
+_LITTLE = 32
+_PART = 16
+"""What may be lost of a lane that is used again: so few tokens, or one of so many of those that go on being used."""
 
 _BEFORE_THE_END = 8
 """Tokens before a prompt's end where its state is saved: the next turn may write its last few tokens otherwise."""
@@ -66,15 +72,15 @@ class Lanes(Generic[ContextT, ModelT]):
 
         Returns the lane and how many tokens are there, at most all but the last.
         """
-        known = [self._known(lane, tokens) for lane in range(len(self._tokens))]
-        free = [lane for lane, busy in enumerate(self._busy) if not busy]
-        # The longest beginning; among equals an empty lane, whose tokens nobody can miss, then the longest unused.
-        lane = min(free, key=lambda i: (-known[i], bool(self._tokens[i]), self._used[i]))
-        best = max(range(len(known)), key=known.__getitem__)
-        if known[best] - known[lane] >= _WORTH_COPYING:
-            self._copy(best, lane)
+        known = self._all_known(tokens)
+        lane = self._choose(known)
         self._busy[lane] = True
-        return lane, self.reuse(lane, tokens)
+        return lane, self._prepare(lane, tokens, known)
+
+    def prepare(self, lane: int, tokens: Sequence[int]) -> int:
+        """Make a lane hold as much of the beginning of `tokens` as is known; returns how many, at most all but the
+        last."""
+        return self._prepare(lane, tokens, self._all_known(tokens))
 
     def release(self, lane: int) -> None:
         """The generation on a lane ended; its tokens stay, as far as another could use them."""
@@ -82,11 +88,6 @@ class Lanes(Generic[ContextT, ModelT]):
             self.truncate(lane, sound)
         self._busy[lane] = False
         self._used[lane] = next(self._clock)
-
-    def reuse(self, lane: int, tokens: Sequence[int]) -> int:
-        """Forget what does not begin `tokens`; returns how many of them, but for the last, remain."""
-        self.truncate(lane, self._known(lane, tokens))
-        return len(self._tokens[lane])
 
     def length(self, lane: int) -> int:
         """How many tokens the lane holds."""
@@ -180,6 +181,30 @@ class Lanes(Generic[ContextT, ModelT]):
     def close(self) -> None:
         self.context.close()
         self.model.close()
+
+    def _choose(self, known: Sequence[int]) -> int:
+        """The free lane for a prompt of which each lane knows so much."""
+        busy = [lane for lane, is_busy in enumerate(self._busy) if is_busy]
+        free = [lane for lane, is_busy in enumerate(self._busy) if not is_busy]
+        lost = [len(tokens) - there for tokens, there in zip(self._tokens, known, strict=True)]
+        # Lanes that follow one another are computed in one pass.
+        away = [min((abs(lane - other) for other in busy), default=0) for lane in range(len(known))]
+        going_on = [i for i in free if lost[i] <= min(known[i], max(_LITTLE, known[i] // _PART)) and known[i]]
+        lane = max(going_on, key=lambda i: (known[i], -lost[i], -away[i]), default=None)
+        if lane is not None and max(known) - known[lane] < _WORTH_COPYING:
+            return lane
+        return min(free, key=lambda i: (lost[i] > 0, self._used[i] if lost[i] else 0, away[i], i))
+
+    def _prepare(self, lane: int, tokens: Sequence[int], known: Sequence[int]) -> int:
+        best = max(range(len(known)), key=known.__getitem__)
+        if known[best] - known[lane] >= _WORTH_COPYING:
+            self._copy(best, lane)
+        self.truncate(lane, self._known(lane, tokens))
+        return len(self._tokens[lane])
+
+    def _all_known(self, tokens: Sequence[int]) -> list[int]:
+        """How much of the beginning of `tokens` each lane knows."""
+        return [self._known(lane, tokens) for lane in range(len(self._tokens))]
 
     def _known(self, lane: int, tokens: Sequence[int]) -> int:
         """How much of the beginning of `tokens` the lane's state can be made to hold by forgetting."""
