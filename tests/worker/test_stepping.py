@@ -4,11 +4,15 @@ The engine is one of integers: a lane's state is the tokens it was given, and re
 """
 
 import itertools
+from collections import Counter
+from types import SimpleNamespace
 from zlib import crc32
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paceline_worker import stepping
 from paceline_worker.lanes import Lanes
 from paceline_worker.passes import passes
 from paceline_worker.primitives import Sampler, Samplers
@@ -76,6 +80,8 @@ class Cells:
         self.lanes = [[] for _ in range(SLOTS)]
         self.highest = [0] * SLOTS
         self.passes = []
+        self.computed = Counter()
+        """How often each token was computed: lane, and all that the lane then held."""
         self._seen = {}
 
     def decode(self):
@@ -85,6 +91,7 @@ class Cells:
             cells = self.lanes[lane]
             assert position == len(cells) < self.length
             cells.append(token)
+            self.computed[lane, tuple(cells)] += 1
             self.highest[lane] = max(self.highest[lane], len(cells))
             rows[lane] = rows.get(lane, 0) + 1
             if wanted:
@@ -239,3 +246,78 @@ def run(bodies):
 def test_when_a_stream_ends_those_around_it_are_still_one_pass():
     made = run([{"prompt": [1, 2, i], "max_tokens": 3 if i == 1 else 12} for i in range(4)])
     assert made == [(12,), *[(4,)] * 11]
+
+
+@pytest.fixture
+def drafted_pair(monkeypatch):
+    """Make a pair whose draft fills nothing up and costs a twentieth of the main model; also the draft's context."""
+    now = 0.0
+    monkeypatch.setattr(stepping, "time", SimpleNamespace(perf_counter=lambda: now))
+
+    def taking(cells, seconds):
+        decode = cells.decode
+
+        def timed():
+            nonlocal now
+            now += seconds
+            decode()
+
+        cells.decode = timed
+
+    def make(wrong):
+        pair, main = engine(400, 512, {}, None)
+        draft = Cells(Batch(512, SLOTS), 400, wrong=wrong)
+        draft.wants_even = False
+        taking(main, 1.0)
+        taking(draft, 0.05)
+        pair.add_draft(Lanes(draft, Words(), SLOTS, SLOTS))
+        return pair, draft
+
+    return make
+
+
+def finish(pair, running):
+    """Step until all have ended; returns the acceptance records."""
+    left = list(running)
+    while left:
+        pair.step(left)
+        for generation in [g for g in left if g.output.stop_reason is not None]:
+            pair.finish(generation)
+            left.remove(generation)
+    return [generation.acceptance.frame() for generation in running]
+
+
+@pytest.mark.parametrize(
+    "draft",
+    [{"exact_tokens": 1}, {"exact_tokens": 4}, {}, {"lookup": True}, {"lookup": True, "exact_tokens": 3}],
+    ids=str,
+)
+@pytest.mark.parametrize("wrong", [0.0, 0.3, 1.0])
+def test_no_token_is_computed_twice_on_the_draft(drafted_pair, draft, wrong):
+    pair, cells = drafted_pair(wrong)
+    prompts = [[1, 2, 3] * 30, [5, 4] * 70, [6], [i * i % WORDS for i in range(200)], [2, 0, 2, 0, 2]]
+    bodies = [{"prompt": prompt, "max_tokens": 60 + 20 * i} for i, prompt in enumerate(prompts)]
+    running = [pair.open(parse_generate({**body, "sampling": {"seed": 0}, "draft": draft})) for body in bodies]
+    records = finish(pair, running)
+    drafted, rejected = (sum(record[name] for record in records) for name in ("drafted", "rejected"))
+    assert drafted > (50 if wrong < 1 or "exact_tokens" in draft else 0)
+    assert rejected or not wrong
+    assert len({lane for lane, _ in cells.computed}) == SLOTS
+    assert set(cells.computed.values()) == {1}
+
+
+def test_the_draft_reads_no_beginning_that_it_knows_in_another_lane(drafted_pair):
+    pair, cells = drafted_pair(0.0)
+    system = [i * i % WORDS for i in range(300)]
+
+    def generation(*rest):
+        body = {"prompt": [*system, *rest], "max_tokens": 20, "sampling": {"seed": 0}, "draft": {"exact_tokens": 3}}
+        return pair.open(parse_generate(body))
+
+    finish(pair, [generation(1, 2, 3)])
+    second, third = generation(4, 5, 6), generation(6, 5, 4)
+    assert second.cached_tokens == third.cached_tokens == len(system)
+    assert second.lane != third.lane
+    cells.computed.clear()
+    finish(pair, [second, third])
+    assert min(len(held) for _, held in cells.computed) == len(system) + 1
