@@ -126,12 +126,15 @@ for config in json.loads(sys.argv[2]):
     context = binding.Context(model, n_ctx=length, n_seq=1, n_batch=512, n_outputs=65, threads=2, options=options)
     reader = Reader(context, model, options=options, batch=batch, threads=2)
     prompt = [1] * (length - 1)
-    if reader.takes(prompt, 0):
-        reader.read(0, prompt, 0, 1, lambda context, last: None)
-        took = binding.taken(model)
-        print(took["cache_bytes"] + took["compute_bytes"])
-    else:
-        print(0)
+    took = 0
+    for lane, tokens in enumerate((prompt, prompt[: len(prompt) // 4])):
+        if reader.takes(tokens, 0):
+            assert reader.begin(lane, tokens, 0)
+            memory = binding.taken(model)
+            took += memory["cache_bytes"] + memory["compute_bytes"]
+            if not lane:
+                assert not reader.begin(2, prompt[: len(prompt) // 4 + 1], 0)
+    print(took)
     reader.close()
     context.close()
 """
