@@ -292,11 +292,14 @@ class Context:
         ll.llama_memory_seq_cp(self._memory, source, target, -1, -1)
         self.is_changing = True
 
+    def state_size(self, seq: int) -> int:
+        """Bytes of a sequence's whole state."""
+        return int(ll.llama_state_seq_get_size(self.handle, seq))
+
     def state(self, seq: int) -> State:
         """All of a sequence's state, as `paceline_llama_cpp_worker.state` describes it."""
-        size = ll.llama_state_seq_get_size(self.handle, seq)
-        data: State = np.empty(size, np.uint8)
-        ll.llama_state_seq_get_data(self.handle, data.ctypes.data_as(_BYTES), size, seq)
+        data: State = np.empty(self.state_size(seq), np.uint8)
+        ll.llama_state_seq_get_data(self.handle, data.ctypes.data_as(_BYTES), len(data), seq)
         return data
 
     def restore(self, seq: int, data: State) -> bool:

@@ -74,6 +74,19 @@ class Context(Protocol):
     def copy(self, source: int, target: int, /) -> None:
         """Give `target`, which is empty, all that `source` holds."""
 
+    @property
+    def is_changing(self) -> bool:
+        """Whether copied or moved state waits for the next batch, and none can be saved or restored before."""
+
+    def state_size(self, lane: int, /) -> int:
+        """Bytes of a lane's whole state."""
+
+    def state(self, lane: int, /) -> Any:
+        """A copy of a lane's whole state."""
+
+    def restore(self, lane: int, state: Any, /) -> bool:
+        """Give a lane, which is empty, such a state; False when that cannot be, and it stays empty."""
+
     def close(self) -> None: ...
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from paceline_worker.lanes import Lanes
+from paceline_worker.prompt_cache import PromptCache
 
 TEMPLATE = [1, 2, 3, 4]
 """What every chat begins with."""
@@ -30,6 +31,7 @@ class Cells:
     """A context that holds in each lane the tokens it was given; a `recurrent` one forgets all or nothing."""
 
     wants_even = False
+    is_changing = False
 
     def __init__(self, count, *, recurrent=False):
         self.batch, self.can_roll_back = Batch(), not recurrent
@@ -64,18 +66,33 @@ class Cells:
         self.lanes[target] = list(self.lanes[source])
         self.copies.append((source, target))
 
+    def state_size(self, lane, /):
+        return len(self.lanes[lane])
+
+    def state(self, lane, /):
+        return list(self.lanes[lane])
+
+    def restore(self, lane, state, /):
+        assert not self.lanes[lane]
+        self.lanes[lane] = list(state)
+        return True
+
+    def close(self):
+        pass
+
 
 class World:
     """Lanes over such a context, and conversations that take turns on them."""
 
-    def __init__(self, count=5, **kind):
-        self.context = Cells(count, **kind)
-        self.lanes = Lanes(self.context, None, count, 8)
+    def __init__(self, count=5, *, kept=0, **kind):
+        self.context, self.cache = Cells(count, **kind), PromptCache(kept)
+        self.lanes = Lanes(self.context, None, count, 8, self.cache)
 
     def begin(self, prompt):
         """Read a prompt; returns its lane and how much was there."""
         lane, cached = self.lanes.take(prompt)
         assert self.context.lanes[lane] == list(prompt[:cached])
+        assert self.cache.size <= self.cache.limit
         self.read(lane, prompt[cached:], rest=self.lanes.resting_point(len(prompt)))
         return lane, cached
 
@@ -204,3 +221,78 @@ def test_a_lane_can_be_made_ready_for_a_prompt_that_another_knows():
     assert world.lanes.prepare(3, talk("a", 400)) == 304
     assert world.context.lanes[3] == talk("a")
     assert world.lanes.prepare(3, talk("b")) == len(TEMPLATE)
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_with_too_few_lanes_conversations_come_back_from_the_cache(recurrent):
+    world = World(1, kept=10_000, recurrent=recurrent)
+    assert [world.turn(talk(name))[1] for name in "abc"] == [0, 0 if recurrent else 4, 0 if recurrent else 4]
+    assert [world.turn(talk(name, 350)) for name in "abc"] == [(0, 304)] * 3
+    assert [world.turn(talk(name, 400)) for name in "cba"] == [(0, 354)] * 3
+
+
+def test_the_cache_keeps_to_its_bound_and_forgets_the_longest_unused():
+    world = World(1, kept=700)
+    for name in "abcd":
+        world.turn(talk(name))
+    assert [entry.tokens[-1][0] for entry in world.cache.of(world.lanes)] == ["b", "c"]
+    assert world.turn(talk("b", 310)) == (0, 304)
+    assert world.turn(talk("a")) == (0, len(TEMPLATE))
+    assert [entry.tokens[-1][0] for entry in world.cache.of(world.lanes)] == ["d", "b"]
+
+
+def test_what_is_larger_than_the_cache_is_not_kept_and_drives_nothing_out():
+    world = World(1, kept=400)
+    world.turn(talk("a"))
+    world.turn(talk("b", 500))
+    world.turn(talk("c"))
+    assert world.turn(talk("a")) == (0, 303)
+
+
+def test_a_conversation_is_kept_once_as_far_as_it_went():
+    world = World(1, kept=10_000)
+    for length in (300, 350, 400):
+        world.turn(talk("a", length))
+        world.turn(talk("b"))
+    assert sorted(len(entry.tokens) for entry in world.cache.of(world.lanes)) == [404]
+
+
+def test_a_beginning_that_is_lent_from_the_cache_stays_there_for_its_conversation():
+    world = World(1, kept=10_000)
+    system = [*TEMPLATE, *range(100, 300)]
+    world.turn([*system, *"first"], answer=range(1000, 1200))
+    world.turn(talk("b"))
+    assert world.turn([*system, *"other"]) == (0, len(system))
+    assert world.turn([*system, *"first", *range(1000, 1200), "more"]) == (0, len(system) + 5 + 200)
+
+
+def test_what_begins_a_running_conversation_as_well_is_not_fetched():
+    world = World(2, kept=10_000)
+    for name in "abc":
+        world.turn(talk(name))
+    busy, _ = world.begin(talk("a", 350))
+    assert world.begin(talk("a", 320)) == (1 - busy, 323)
+
+
+def test_one_cache_serves_two_models_and_forgets_what_one_had():
+    world = World(1, kept=700)
+    other = Lanes(Cells(1), Cells(1), 1, 8, world.cache)
+    for name in "ab":
+        world.turn(talk(name))
+        other.prepare(0, talk(name))
+        other.begin()
+        other.add(0, other.missing(0, talk(name)), outputs=0)
+        other.decode()
+    assert [len(world.cache.of(lanes)) for lanes in (world.lanes, other)] == [1, 1]
+    other.close()
+    assert world.cache.size == 304
+    assert world.turn(talk("a")) == (0, 303)
+
+
+def test_while_copies_wait_nothing_goes_to_the_cache_or_comes_from_it():
+    world = World(1, kept=10_000)
+    world.turn(talk("a"))
+    world.turn(talk("b"))
+    world.context.is_changing = True
+    assert world.turn(talk("a")) == (0, len(TEMPLATE))
+    assert [entry.tokens[-1][0] for entry in world.cache.of(world.lanes)] == ["a"]

@@ -16,6 +16,7 @@ from paceline_worker import stepping
 from paceline_worker.lanes import Lanes
 from paceline_worker.passes import passes
 from paceline_worker.primitives import Sampler, Samplers
+from paceline_worker.prompt_cache import PromptCache
 from paceline_worker.request import parse_generate
 from paceline_worker.stepping import Stepper
 
@@ -80,6 +81,7 @@ class Cells:
         self.lanes = [[] for _ in range(SLOTS)]
         self.highest = [0] * SLOTS
         self.passes = []
+        self.is_changing = False
         self.computed = Counter()
         """How often each token was computed: lane, and all that the lane then held."""
         self._seen = {}
@@ -140,6 +142,17 @@ class Cells:
         self.lanes[target] = list(self.lanes[source])
         self.highest[target] = self.highest[source]
 
+    def state_size(self, lane, /):
+        return len(self.lanes[lane])
+
+    def state(self, lane, /):
+        return list(self.lanes[lane]), self.highest[lane]
+
+    def restore(self, lane, state, /):
+        assert not self.lanes[lane]
+        self.lanes[lane], self.highest[lane] = list(state[0]), state[1]
+        return True
+
     def close(self):
         pass
 
@@ -162,10 +175,11 @@ class Choices(Samplers):
 def engine(context_length, chunk, kind, draft_kind):
     outputs = SLOTS * 4
     main = Cells(Batch(max(chunk, outputs), outputs), context_length, **kind)
-    pair = Stepper(Lanes(main, Words(), SLOTS, outputs), Choices(), context_length=context_length, chunk=chunk)
+    lanes = Lanes(main, Words(), SLOTS, outputs, PromptCache(400))
+    pair = Stepper(lanes, Choices(), context_length=context_length, chunk=chunk)
     if draft_kind is not None:
         draft = Cells(Batch(512, SLOTS), context_length, **draft_kind)
-        pair.add_draft(Lanes(draft, Words(), SLOTS, SLOTS))
+        pair.add_draft(Lanes(draft, Words(), SLOTS, SLOTS, lanes.cache))
     return pair, main
 
 

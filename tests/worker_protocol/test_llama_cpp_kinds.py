@@ -154,10 +154,10 @@ def models(tmp_path_factory):
 def start(llama_cpp_runtime, module_wires):
     spec = plugins.load().engine("llama.cpp").worker(llama_cpp_runtime)
 
-    def begin(main, draft=None, context_length=CONTEXT):
+    def begin(main, draft=None, context_length=CONTEXT, parallel=4):
         wire = module_wires(spec.argv, dict(spec.env))
         wire.call("initialize", protocol=1)
-        wire.call("load", role="main", path=main, context_length=context_length, options={"parallel": 4})
+        wire.call("load", role="main", path=main, context_length=context_length, options={"parallel": parallel})
         if draft is not None:
             wire.call("load", role="draft", path=draft)
         return wire
@@ -228,6 +228,13 @@ def test_a_conversation_goes_on_where_the_answer_ended(pair, forgetful):
     going_on = pair.generate(prompt=turn, **request())
     assert going_on.result["cached_tokens"] >= len(prompt) - 8
     assert going_on.tokens == forgetful(prompt=turn, **request()).tokens
+
+
+def test_what_a_lane_lost_comes_back_as_it_was(start, models, kind, taking_turns):
+    prompts = [[1 + (i * i + n) % 700 for i in range(150)] for n in range(2)]
+    one, two = (taking_turns(start(*models[kind], parallel=n), prompts, draft={"exact_tokens": 2}) for n in (1, 2))
+    assert one == two
+    assert min(one[1][2:]) > 140
 
 
 def test_a_beginning_is_shared_with_what_runs_beside_it(pair, forgetful):
