@@ -113,6 +113,14 @@ class Model(Pieces):
         self.handle = ll.llama_model_load_from_file(path.encode(), params)
         if not self.handle:
             raise Fault("load_failed", f"llama.cpp cannot load {path}: {last_errors()}", path=path)
+        if ll.llama_model_has_encoder(self.handle) and ll.llama_model_has_decoder(self.handle):
+            ll.llama_model_free(self.handle)
+            raise Fault(
+                "load_failed",
+                f"{path} reads with an encoder and writes with a decoder; only models of one part are served",
+                path=path,
+                help="use a model that goes on with a text, such as Llama or Qwen, or one that makes embeddings",
+            )
         self.size: int = ll.llama_model_size(self.handle)
         """Bytes of the weights, adapters included."""
         self._adapters = [(self._adapter(adapter), adapter.scale) for adapter in adapters]

@@ -198,6 +198,14 @@ def test_the_pieces_are_the_whole_output(loaded, candidate):
     assert answer.drafted == 0
 
 
+@pytest.mark.parametrize("seed", [0, 2**32 - 1, -1])
+def test_a_seed_decides_what_is_drawn(loaded, candidate, seed):
+    request = {"prompt": candidate.prompt, "max_tokens": 24, "ignore_eos": True}
+    sampling = {"temperature": 2.0, "top_k": 0, "top_p": 1, "min_p": 0, "xtc_probability": 0.5, "seed": seed}
+    once, again = (loaded.generate(**request, sampling=sampling).tokens for _ in range(2))
+    assert once == again
+
+
 def test_notifications_come_before_the_answer(loaded, candidate):
     id = loaded.begin("generate", prompt=candidate.prompt, max_tokens=8)
     loaded.answer(id)
