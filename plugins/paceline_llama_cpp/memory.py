@@ -23,7 +23,7 @@ DEFAULT_CONTEXT, DEFAULT_EMBEDDING_CONTEXT = 4096, 2048
 DEFAULT_SLOTS, DEFAULT_POOL, DEFAULT_BATCH = 8, 16384, 512
 LEAST_OUTPUTS, OUTPUTS_PER_SLOT = 65, 17
 # When long prompts are read in a context of their own (paceline_llama_cpp_worker/reading.py).
-READ_APART, LEAST_READING_BATCH = 256, 128
+READ_APART, LEAST_READING_BATCH, SHORTER_BESIDE = 256, 128, 4
 
 _SIZES = {name.lower(): (block, size) for name, block, size in TENSOR_TYPES.values()}
 _CELLS = 256
@@ -142,14 +142,21 @@ class _Shape:
         return int(max(peaks)) + (embd * tokens * _FLOAT if embedding else vocabulary * slots * _FLOAT)
 
     def reading(self, context: int, cells: int, config: LoadConfig) -> int:
-        """Bytes of the context in which the worker reads the longest prompt, 0 where it reads all where it decodes."""
+        """Bytes of the contexts in which the worker reads the longest prompt and the longest that is read beside it, 0
+        where it reads all where it decodes."""
         batch = config.eval_batch_size or DEFAULT_BATCH
         by_choice = config.cache_type_k or config.cache_type_v or config.flash_attention is False
         if by_choice or context <= READ_APART or batch < LEAST_READING_BATCH or not self._caches_all_tokens:
             return 0
-        caches = self.caches(cells, 1, config)
-        compute = self.compute(cells, 1, min(batch, cells), 1, config, embedding=False)
-        return 0 if caches is None else sum(caches.values()) + compute
+        beside = (context - 1) // SHORTER_BESIDE
+        beside_cells = -(-beside // _CELLS) * _CELLS if beside >= READ_APART else 0
+        found = 0
+        for length in filter(None, (cells, beside_cells)):
+            caches = self.caches(length, 1, config)
+            if caches is None:
+                return 0
+            found += sum(caches.values()) + self.compute(length, 1, min(batch, length), 1, config, embedding=False)
+        return found
 
     def on_gpus(
         self, shares: Sequence[float], caches: dict[int, int], compute: int, config: LoadConfig

@@ -42,12 +42,6 @@ def _refusals(main: Mapping[str, Any], draft: Mapping[str, Any]) -> Iterator[Pai
                 PairStatus.NO_VOCABULARY,
                 f"the vocabulary of the {role} is unknown: {facts.get('problem') or 'its folder was not read'}",
             )
-        if facts.get("memory") == "recurrent":
-            yield PairVerdict(
-                PairStatus.CANNOT_ROLL_BACK,
-                f"the {role} ({facts['arch']}) keeps a recurrent state, which cannot forget rejected tokens",
-                help="run it without a draft",
-            )
     if abs(main["size"] - draft["size"]) > MAX_SIZE_DIFFERENCE:
         yield PairVerdict(
             PairStatus.VOCABULARY_SIZE_DIFFERS,

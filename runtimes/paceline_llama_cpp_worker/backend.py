@@ -14,6 +14,7 @@ from paceline_worker import grammar
 from paceline_worker.backend import LoadRequest
 from paceline_worker.lanes import Lanes
 from paceline_worker.pair import PairBackend, loaded_result, sizes
+from paceline_worker.prompt_cache import PromptCache
 from paceline_worker.protocol import Fault
 from paceline_worker.request import MAX_DRAFT
 from paceline_worker.stepping import CHUNK, Stepper
@@ -54,7 +55,8 @@ class LlamaBackend(PairBackend[binding.Context, binding.Model]):
                 return loaded_result(model, context_length, self.slots, self._embedder.memory)
             context_length, slots = sizes(request, model.n_ctx_train, options.parallel)
             outputs = max(1 + MAX_DRAFT, slots * (1 + _DRAFT_PER_SLOT))
-            main = _lanes(model, request, options, context_length=context_length, slots=slots, outputs=outputs)
+            cache = PromptCache(options.prompt_cache)
+            main = _lanes(model, request, options, cache, context_length=context_length, slots=slots, outputs=outputs)
             batch = options.batch or CHUNK
             reader = Reader(main.context, model, options=options.context, batch=batch, threads=request.threads)
             self._pair = Stepper(
@@ -74,7 +76,8 @@ class LlamaBackend(PairBackend[binding.Context, binding.Model]):
             if not model.is_generative:
                 raise Fault("load_failed", f"{request.path} is no model that generates text token by token")
             context_length, slots = pair.context_length, self.slots
-            lanes = _lanes(model, request, options, context_length=context_length, slots=slots, outputs=slots)
+            cache = pair.main.cache
+            lanes = _lanes(model, request, options, cache, context_length=context_length, slots=slots, outputs=slots)
         except BaseException:
             model.close()
             raise
@@ -107,7 +110,14 @@ def _model(request: LoadRequest, options: LoadOptions, progress: Callable[[float
 
 
 def _lanes(
-    model: binding.Model, request: LoadRequest, options: LoadOptions, *, context_length: int, slots: int, outputs: int
+    model: binding.Model,
+    request: LoadRequest,
+    options: LoadOptions,
+    cache: PromptCache,
+    *,
+    context_length: int,
+    slots: int,
+    outputs: int,
 ) -> _Lanes:
     context = binding.Context(
         model,
@@ -118,4 +128,4 @@ def _lanes(
         threads=request.threads,
         options=options.context,
     )
-    return Lanes(context, model, slots, outputs)
+    return Lanes(context, model, slots, outputs, cache)

@@ -113,6 +113,14 @@ class Model(Pieces):
         self.handle = ll.llama_model_load_from_file(path.encode(), params)
         if not self.handle:
             raise Fault("load_failed", f"llama.cpp cannot load {path}: {last_errors()}", path=path)
+        if ll.llama_model_has_encoder(self.handle) and ll.llama_model_has_decoder(self.handle):
+            ll.llama_model_free(self.handle)
+            raise Fault(
+                "load_failed",
+                f"{path} reads with an encoder and writes with a decoder; only models of one part are served",
+                path=path,
+                help="use a model that goes on with a text, such as Llama or Qwen, or one that makes embeddings",
+            )
         self.size: int = ll.llama_model_size(self.handle)
         """Bytes of the weights, adapters included."""
         self._adapters = [(self._adapter(adapter), adapter.scale) for adapter in adapters]
@@ -292,11 +300,14 @@ class Context:
         ll.llama_memory_seq_cp(self._memory, source, target, -1, -1)
         self.is_changing = True
 
+    def state_size(self, seq: int) -> int:
+        """Bytes of a sequence's whole state."""
+        return int(ll.llama_state_seq_get_size(self.handle, seq))
+
     def state(self, seq: int) -> State:
         """All of a sequence's state, as `paceline_llama_cpp_worker.state` describes it."""
-        size = ll.llama_state_seq_get_size(self.handle, seq)
-        data: State = np.empty(size, np.uint8)
-        ll.llama_state_seq_get_data(self.handle, data.ctypes.data_as(_BYTES), size, seq)
+        data: State = np.empty(self.state_size(seq), np.uint8)
+        ll.llama_state_seq_get_data(self.handle, data.ctypes.data_as(_BYTES), len(data), seq)
         return data
 
     def restore(self, seq: int, data: State) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 from paceline_worker.adapters import Adapter, read_adapters
 from paceline_worker.options import Options, invalid
+from paceline_worker.prompt_cache import OPTION, read_limit
 
 CACHE_TYPES = {
     "f32": 0,
@@ -25,7 +26,7 @@ CACHE_TYPES = {
 _FLOATS = ("f32", "f16", "bf16")
 _DIVIDING = ("gpu_layers", "tensor_split", "offload_kv_cache")
 _DRAFT_OPTIONS = ("main_gpu", "mmap", "mlock", "flash_attention", "cache_type_k", "cache_type_v")
-MAIN_OPTIONS = (*_DIVIDING, *_DRAFT_OPTIONS, "eval_batch_size", "parallel", "embedding", "lora")
+MAIN_OPTIONS = (*_DIVIDING, *_DRAFT_OPTIONS, "eval_batch_size", "parallel", OPTION, "embedding", "lora")
 
 _LOAD_MODES = {(False, False): 0, (True, False): 1, (False, True): 2, (True, True): 3}
 """(map the file, lock it in memory) -> `llama_load_mode`."""
@@ -63,6 +64,8 @@ class LoadOptions:
     batch: int | None = None
     """Tokens computed in one step."""
     parallel: int | None = None
+    prompt_cache: int = 0
+    """Bytes of states that are kept beyond the slots."""
     embedding: bool = False
 
 
@@ -76,6 +79,7 @@ def read_options(given: Mapping[str, Any], role: str, gpus: Sequence[str]) -> Lo
         adapters=read_adapters(options),
         batch=options.whole("eval_batch_size", least=1, most=16384),
         parallel=options.whole("parallel", least=1, most=64),
+        prompt_cache=read_limit(options),
         embedding=options.flag("embedding") or False,
     )
 

@@ -4,14 +4,16 @@ Decoding wants values cached in BF16, reading a prompt wants them in F16: only t
 tiles of 64 tokens, which is faster in long contexts (docs/decisions/batches-and-bits.md). So a long prompt is read in a
 context with F16 values, which lasts as long as the reading, and its state is handed over to the one that decodes. The
 last token is read there too, so that the first of the answer waits for no further batch. A row of a tile has the same
-bits whatever else is in it, so an answer does not depend on what was computed beside it.
+bits whatever else is in it, so an answer does not depend on what was computed beside it. A prompt that comes after a
+very long one must not wait for all of it, nor be read elsewhere, which would change its bits: when it is much shorter,
+it gets a second such context.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from paceline_llama_cpp_worker import state
@@ -36,8 +38,27 @@ _PAD = 256
 """llama.cpp rounds the size of a context up to a multiple of it."""
 
 
+_MUCH_SHORTER = 4
+"""A prompt that is so many times shorter than what the one under way has left need not wait for it."""
+
+
+@dataclass
+class _Reading:
+    """A prompt under way."""
+
+    context: Context
+    length: int
+    done: int
+    saved: int = 0
+    """Tokens of its shares that were too few to fill a tile, for a later step."""
+
+    @property
+    def left(self) -> int:
+        return self.length - self.done
+
+
 class Reader:
-    """Reads one long prompt at a time for a context that decodes."""
+    """Reads long prompts for a context that decodes: one at a time, and one that is much shorter beside it."""
 
     def __init__(
         self, context: Context, model: Model, *, options: ContextOptions, batch: int, threads: int | None
@@ -48,13 +69,12 @@ class Reader:
         self._works = (
             not by_choice and context.type_v == state.BF16 and model.caches_all_tokens and batch >= _LEAST_ROOM
         )
-        self._context: Context | None = None
-        self._lane: int | None = None
-        self._done = 0
+        self._readings: dict[int, _Reading] = {}
 
     def progress(self, lane: int) -> int | None:
         """How many tokens of the prompt of `lane` have their state; None if it is not under way."""
-        return self._done if self._context is not None and self._lane == lane else None
+        reading = self._readings.get(lane)
+        return None if reading is None else reading.done
 
     def takes(self, tokens: Sequence[int], held: int) -> bool:
         """Whether a prompt of which the context that decodes holds `held` tokens should be read here, now or later.
@@ -63,67 +83,72 @@ class Reader:
         """
         return self._works and len(tokens) - held >= WORTH_READING and not self._target.is_changing
 
-    def read(
-        self, lane: int, tokens: Sequence[int], held: int, room: int, begin: Callable[[Context, int], None]
-    ) -> int:
-        """Compute a prompt's next tokens, about `room`, if no other prompt is under way.
-
-        Returns how many tokens the lane holds now: `held` until all were read and handed over. Then `begin` is called
-        with the output of the last.
-        """
-        if self.progress(lane) is None and not self._begin(lane, tokens, held):
-            return held
-        context = self._context
-        assert context is not None
-        count = _equal_part(len(tokens) - self._done, max(room, _LEAST_ROOM))
-        context.batch.clear()
-        last = context.batch.add(0, tokens[self._done : self._done + count], self._done, outputs=1)
-        context.decode()
-        self._done += count
-        if self._done < len(tokens):
-            return held
-        held = self._hand_over(context, lane)
-        if held:
-            begin(context, last)
-        self.close()
-        return held
-
-    def forget(self, lane: int) -> None:
-        """The prompt of `lane`, if it is under way, is no longer wanted."""
-        if self.progress(lane) is not None:
-            self.close()
-
-    def close(self) -> None:
-        """Forget the prompt under way."""
-        if self._context is not None:
-            self._context.close()
-            self._context = None
-
-    def _begin(self, lane: int, tokens: Sequence[int], held: int) -> bool:
-        """Take a prompt on; False when that cannot be done now."""
-        if self._context is not None or self._target.is_changing:
+    def begin(self, lane: int, tokens: Sequence[int], held: int) -> bool:
+        """Take a prompt on, whose first `held` tokens the context that decodes holds; False when that cannot be now."""
+        if not self._is_free_for(len(tokens)):
             return False
-        self._done, self._lane = held, lane
         try:
-            self._context = self._begun(held, len(tokens))
+            self._readings[lane] = _Reading(self._begun(lane, held, len(tokens)), len(tokens), held)
         except (Fault, state.Unreadable) as error:
             self._give_up(error)
         return self._works
 
-    def _hand_over(self, context: Context, lane: int) -> int:
+    def read(self, lane: int, tokens: Sequence[int], room: int, begin: Callable[[Context, int], None]) -> int | None:
+        """Compute the next tokens, about `room`, of a prompt that is under way.
+
+        Returns None until all were read and handed over, and then how many tokens the lane holds, none if that failed.
+        Else `begin` is called before with the output of the last.
+        """
+        reading = self._readings[lane]
+        if len(self._readings) > 1 and room + reading.saved < min(_LEAST_ROOM, reading.left):
+            reading.saved += room  # two that are filled up to tiles would hold up running generations twice as long
+            return None
+        context = reading.context
+        count = _equal_part(reading.left, max(room + reading.saved, _LEAST_ROOM))
+        reading.saved = 0
+        context.batch.clear()
+        last = context.batch.add(0, tokens[reading.done : reading.done + count], reading.done, outputs=1)
+        context.decode()
+        reading.done += count
+        if reading.left:
+            return None
+        held = self._hand_over(reading, lane)
+        if held:
+            begin(context, last)
+        self.forget(lane)
+        return held
+
+    def forget(self, lane: int) -> None:
+        """The prompt of `lane`, if it is under way, is no longer wanted."""
+        reading = self._readings.pop(lane, None)
+        if reading is not None:
+            reading.context.close()
+
+    def close(self) -> None:
+        """Forget the prompts under way."""
+        for lane in list(self._readings):
+            self.forget(lane)
+
+    def _is_free_for(self, length: int) -> bool:
+        """Whether a prompt of so many tokens can be taken on now."""
+        if not self._readings:
+            return True
+        (first, *others) = self._readings.values()
+        return not others and length * _MUCH_SHORTER <= first.left
+
+    def _hand_over(self, reading: _Reading, lane: int) -> int:
         """Give the state to the context that decodes; returns how many tokens that holds now, none if it fails."""
-        held = self._done
         try:
-            data = state.with_values(context.state(0), state.BF16, streams=self._target.n_seq)
+            data = state.with_values(reading.context.state(0), state.BF16, streams=self._target.n_seq)
             if not self._target.restore(lane, data):
                 raise state.Unreadable("llama.cpp did not take it over")
         except state.Unreadable as error:
             self._target.forget(lane)
-            held = 0
             self._give_up(error)
-        return held
+            return 0
+        return reading.done
 
-    def _begun(self, held: int, end: int) -> Context:
+    def _begun(self, lane: int, held: int, end: int) -> Context:
         context = Context(
             self._model,
             n_ctx=-(-end // _PAD) * _PAD,
@@ -135,7 +160,7 @@ class Reader:
         )
         try:
             if held:
-                begun = state.with_values(self._target.state(self._lane or 0), state.F16, streams=1)
+                begun = state.with_values(self._target.state(lane), state.F16, streams=1)
                 if not context.restore(0, begun):
                     raise state.Unreadable("llama.cpp did not take it back")
         except BaseException:

@@ -31,6 +31,9 @@ _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32
 
 _KEPT_DRY = 4
 
+_RANDOM_SEED = 0xFFFFFFFF
+"""`LLAMA_DEFAULT_SEED`, for which llama.cpp draws a seed of its own."""
+
 _UNDERFLOW = 1e-30
 """Relative probability below which typical sampling must see no token: its entropy of one that underflows is NaN."""
 
@@ -58,6 +61,7 @@ class Samplers(primitives.Samplers[Context]):
         bias = [(token, value) for token, value in sampling.logit_bias if 0 <= token < n_vocab]
         if greedy and not (bias or sampling.penalizes or sampling.dries):
             return None
+        seed = 0 if sampling.seed == _RANDOM_SEED else sampling.seed
         chain = ll.llama_sampler_chain_init(ll.llama_sampler_chain_default_params())
 
         def add(sampler: Any) -> None:
@@ -88,9 +92,9 @@ class Samplers(primitives.Samplers[Context]):
         if sampling.min_p > 0:
             add(ll.llama_sampler_init_min_p(sampling.min_p, 1))
         if sampling.xtc_probability > 0:
-            add(ll.llama_sampler_init_xtc(sampling.xtc_probability, sampling.xtc_threshold, 1, sampling.seed))
+            add(ll.llama_sampler_init_xtc(sampling.xtc_probability, sampling.xtc_threshold, 1, seed))
         add(ll.llama_sampler_init_temp(sampling.temperature))
-        add(ll.llama_sampler_init_dist(sampling.seed))
+        add(ll.llama_sampler_init_dist(seed))
         return chain
 
     def _window(self, last_n: int) -> int:

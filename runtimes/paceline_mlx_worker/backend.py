@@ -15,6 +15,7 @@ from paceline_worker.backend import LoadRequest
 from paceline_worker.lanes import Lanes
 from paceline_worker.options import Options, invalid
 from paceline_worker.pair import PairBackend, loaded_result, sizes
+from paceline_worker.prompt_cache import OPTION, PromptCache, read_limit
 from paceline_worker.protocol import Fault
 from paceline_worker.request import MAX_DRAFT
 from paceline_worker.stepping import Stepper
@@ -29,7 +30,7 @@ class MlxBackend(PairBackend[Context, binding.Model]):
     engine = "mlx"
     version = binding.VERSION
     features = ("generate", "draft", "lookup", "overflow", "tokenize", "logprobs", "lora_folder", *grammar.FEATURES)
-    load_options = (*_CACHE_OPTIONS, "parallel", "embedding", "lora")
+    load_options = (*_CACHE_OPTIONS, "parallel", OPTION, "embedding", "lora")
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,6 +42,7 @@ class MlxBackend(PairBackend[Context, binding.Model]):
     def load_main(self, request: LoadRequest, progress: Callable[[float], None]) -> dict[str, Any]:
         options = Options(request.options, self.load_options, "mlx")
         bits, parallel = _cache_bits(options), options.whole("parallel", least=1, most=64)
+        cache = PromptCache(read_limit(options))
         adapter = adapters.only(read_adapters(options))
         self.unload("main")
         model = binding.Model(request.path, adapter=adapter, progress=progress)
@@ -48,7 +50,7 @@ class MlxBackend(PairBackend[Context, binding.Model]):
             memory = memory_of(model.net, bits)
             context_length, slots = sizes(request, model.n_ctx_train, parallel)
             slots = min(slots, memory.count or slots)
-            main = Lanes(Context(model, memory), model, slots, slots * (1 + MAX_DRAFT))
+            main = Lanes(Context(model, memory), model, slots, slots * (1 + MAX_DRAFT), cache)
             self._pair = Stepper(main, Samplers(model, context_length), context_length=context_length)
         except BaseException:
             model.close()
@@ -65,7 +67,7 @@ class MlxBackend(PairBackend[Context, binding.Model]):
             memory = memory_of(model.net, bits)
             if memory.count is not None and memory.count < self.slots:
                 raise Fault("unsupported", "this draft's layers keep the state of one sequence only")
-            lanes = Lanes(Context(model, memory), model, self.slots, self.slots)
+            lanes = Lanes(Context(model, memory), model, self.slots, self.slots, pair.main.cache)
         except BaseException:
             model.close()
             raise

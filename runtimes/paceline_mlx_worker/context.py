@@ -174,6 +174,27 @@ class Context:
         self._memory.copy(source, target)
         self._held[target] = self._held.get(source, 0)
 
+    @property
+    def is_changing(self) -> bool:
+        """Copies are made at once."""
+        return False
+
+    def state_size(self, lane: int) -> int:
+        """Bytes of a lane's whole state."""
+        return self._memory.state_size(lane, self._held.get(lane, 0))
+
+    def state(self, lane: int) -> Any:
+        """A copy of a lane's whole state, and how many tokens it holds."""
+        held = self._held.get(lane, 0)
+        return self._memory.state(lane, held), held
+
+    def restore(self, lane: int, state: Any) -> bool:
+        """Give a lane such a state."""
+        self._ahead.forget()
+        saved, self._held[lane] = state
+        self._memory.restore(lane, saved)
+        return True
+
     def close(self) -> None:
         self._ahead.forget()
         del self._memory

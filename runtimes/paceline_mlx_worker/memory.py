@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 from mlx_lm.models import cache as caches
 
 from paceline_mlx_worker.rows import NotSideBySideError, Precision, Rows
@@ -46,6 +47,15 @@ class Memory(Protocol):
     def copy(self, source: int, target: int) -> None:
         """Give `target` all that `source` holds."""
 
+    def state_size(self, lane: int, held: int) -> int:
+        """Bytes of what `state` gives."""
+
+    def state(self, lane: int, held: int) -> Any:
+        """A copy of all that remembers a lane's `held` tokens."""
+
+    def restore(self, lane: int, state: Any) -> None:
+        """Give a lane such a state."""
+
 
 class Plain:
     """mlx-lm's caches, for layers that remember in ways of their own."""
@@ -80,6 +90,16 @@ class Plain:
 
     def copy(self, source: int, target: int) -> None:
         """There is one sequence only."""
+
+    def state_size(self, lane: int, held: int) -> int:
+        states = tree_flatten([entry.state for entry in self._caches])
+        return sum(array.nbytes for _, array in states if isinstance(array, mx.array))
+
+    def state(self, lane: int, held: int) -> list[Any]:
+        return self.checkpoint(lane)
+
+    def restore(self, lane: int, state: list[Any]) -> None:
+        self.go_back(lane, state)
 
 
 def memory_of(net: Any, bits: int | None) -> Memory:

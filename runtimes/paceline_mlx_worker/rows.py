@@ -88,6 +88,20 @@ class Rows:
         for layer in self._layers:
             layer.copy(source, target)
 
+    def state_size(self, lane: int, held: int) -> int:
+        """Bytes of what `state` gives."""
+        return sum(layer.state_size(lane, held) for layer in self._layers)
+
+    def state(self, lane: int, held: int) -> tuple[int, list[Any]]:
+        """A copy of all that remembers a lane's `held` tokens."""
+        return self._written.get(lane, 0), [layer.state(lane, held) for layer in self._layers]
+
+    def restore(self, lane: int, state: tuple[int, list[Any]]) -> None:
+        """Give a lane such a state."""
+        self._written[lane], states = state
+        for layer, saved in zip(self._layers, states, strict=True):
+            layer.restore(lane, saved)
+
     @property
     def nbytes(self) -> int:
         return sum(layer.nbytes for layer in self._layers)
@@ -207,6 +221,21 @@ class _Attention:
             for buffer in self._buffers:
                 buffer[target : target + 1] = buffer[source : source + 1]
 
+    def state_size(self, lane: int, held: int) -> int:
+        return sum(part.nbytes for part in self._held(lane, held))
+
+    def state(self, lane: int, held: int) -> list[Any]:
+        parts = [mx.contiguous(part) for part in self._held(lane, held)]
+        mx.eval(parts)  # or they would keep the whole buffers alive
+        return parts
+
+    def restore(self, lane: int, saved: list[Any]) -> None:
+        if not saved:
+            return
+        self._grow(lane + 1, saved[0].shape[2])
+        for buffer, part in zip(self._buffers, saved, strict=True):
+            buffer[lane : lane + 1, :, : part.shape[2]] = part
+
     @property
     def nbytes(self) -> int:
         return sum(buffer.nbytes for buffer in self._buffers)
@@ -215,6 +244,13 @@ class _Attention:
     def _batch(self) -> _Pass:
         assert self._pass is not None
         return self._pass
+
+    def _held(self, lane: int, held: int) -> list[Any]:
+        """The part of the buffers that holds a lane's tokens; of a ring all that is there."""
+        if not self._buffers or lane >= self._buffers[0].shape[0]:
+            return []
+        columns = held if self._ring is None else self._buffers[0].shape[2]
+        return [buffer[lane : lane + 1, :, :columns] for buffer in self._buffers]
 
     def _columns(self) -> int:
         """How many columns the pass reads."""
@@ -300,6 +336,15 @@ class _Recurrent:
         if source in self._states:
             self._states[target] = list(self._states[source])
 
+    def state_size(self, lane: int, held: int) -> int:
+        return sum(array.nbytes for array in self._states.get(lane, []) if array is not None)
+
+    def state(self, lane: int, held: int) -> list[Any]:
+        return self.checkpoint(lane)
+
+    def restore(self, lane: int, saved: list[Any]) -> None:
+        self.go_back(lane, saved)
+
     @property
     def nbytes(self) -> int:
         return sum(array.nbytes for state in self._states.values() for array in state if array is not None)
@@ -335,6 +380,16 @@ class _Several:
     def copy(self, source: int, target: int) -> None:
         for part in self._parts:
             part.copy(source, target)
+
+    def state_size(self, lane: int, held: int) -> int:
+        return sum(part.state_size(lane, held) for part in self._parts)
+
+    def state(self, lane: int, held: int) -> list[Any]:
+        return [part.state(lane, held) for part in self._parts]
+
+    def restore(self, lane: int, saved: list[Any]) -> None:
+        for part, state in zip(self._parts, saved, strict=True):
+            part.restore(lane, state)
 
     @property
     def nbytes(self) -> int:

@@ -82,7 +82,8 @@ class Sampler(primitives.Sampler["Context"]):
             for token in history[max(0, len(history) - self._window_size) :]:
                 self._remember(token)
         self._random = random.Random(sampling.seed)
-        self._chance = random.Random(sampling.seed)
+        self._chance = random.Random(f"xtc {sampling.seed}")
+        """XTC's coin. It must not show what `_random` will draw for the same token."""
 
     def sample(self, context: Context, index: int) -> int:
         """The main model's token at one of the outputs. Positions are sampled in order.

@@ -32,7 +32,7 @@ class Drafter(Generic[ContextT, ModelT]):
     def open(self, sequence: Decoding) -> None:
         """Reuse what is known of a prompt."""
         if _drafts(sequence):
-            self._lanes.reuse(sequence.lane, sequence.tokens)
+            self._lanes.prepare(sequence.lane, sequence.tokens)
 
     def lag(self, sequence: Decoding) -> int:
         """A step begins: how many tokens it has yet to read; 0 if it takes no part."""

@@ -1,7 +1,10 @@
 """The sequences of one context: which tokens' state each holds, and which generation may use it.
 
 A lane keeps its tokens when its generation ends, so that the next turn of a conversation finds them. A new generation
-takes the free lane with the longest common beginning, or copies a much longer one from another lane.
+goes on where its beginning is almost all that a free lane holds. Otherwise it takes a lane that has nothing to lose, or
+the longest unused, and copies there what another knows: the few tokens that every chat begins with must not pull each
+new conversation onto the lane of the one before. What a lane loses by that goes to a prompt cache, and comes back when
+a prompt begins like it.
 
 A recurrent state holds all that was read and cannot be taken back by a token. Such states are saved on the way, for
 drafts that may be refused and for the next turn of a conversation, and a lane goes back to the latest that fits
@@ -16,9 +19,14 @@ from typing import Any, Generic, TypeAlias
 
 from paceline_worker.passes import evened
 from paceline_worker.primitives import ContextT, ModelT
+from paceline_worker.prompt_cache import Entry, PromptCache
 
 _WORTH_COPYING = 64
 """Tokens that another lane must know more for its state to be copied, which moves the whole lane's cells."""
+
+_LITTLE = 32
+_PART = 16
+"""What may be lost of a lane that is used again: so few tokens, or one of so many of those that go on being used."""
 
 _BEFORE_THE_END = 8
 """Tokens before a prompt's end where its state is saved: the next turn may write its last few tokens otherwise."""
@@ -36,9 +44,13 @@ _Saved: TypeAlias = tuple[int, Any]
 class Lanes(Generic[ContextT, ModelT]):
     """A model's context, divided into lanes."""
 
-    def __init__(self, context: ContextT, model: ModelT, count: int, outputs: int) -> None:
+    def __init__(
+        self, context: ContextT, model: ModelT, count: int, outputs: int, cache: PromptCache | None = None
+    ) -> None:
+        """`cache`: where to keep what lanes lose; it may be shared with another model's lanes."""
         self.context = context
         self.model = model
+        self.cache = PromptCache(0) if cache is None else cache
         self.outputs = outputs
         """Most tokens of one batch that can have logits."""
         self._tokens: list[list[int]] = [[] for _ in range(count)]
@@ -66,15 +78,15 @@ class Lanes(Generic[ContextT, ModelT]):
 
         Returns the lane and how many tokens are there, at most all but the last.
         """
-        known = [self._known(lane, tokens) for lane in range(len(self._tokens))]
-        free = [lane for lane, busy in enumerate(self._busy) if not busy]
-        # The longest beginning; among equals an empty lane, whose tokens nobody can miss, then the longest unused.
-        lane = min(free, key=lambda i: (-known[i], bool(self._tokens[i]), self._used[i]))
-        best = max(range(len(known)), key=known.__getitem__)
-        if known[best] - known[lane] >= _WORTH_COPYING:
-            self._copy(best, lane)
+        known = self._all_known(tokens)
+        lane = self._choose(known, max(*known, self._kept(tokens)[0]))
         self._busy[lane] = True
-        return lane, self.reuse(lane, tokens)
+        return lane, self._prepare(lane, tokens, known)
+
+    def prepare(self, lane: int, tokens: Sequence[int]) -> int:
+        """Make a lane hold as much of the beginning of `tokens` as is known; returns how many, at most all but the
+        last."""
+        return self._prepare(lane, tokens, self._all_known(tokens))
 
     def release(self, lane: int) -> None:
         """The generation on a lane ended; its tokens stay, as far as another could use them."""
@@ -82,11 +94,6 @@ class Lanes(Generic[ContextT, ModelT]):
             self.truncate(lane, sound)
         self._busy[lane] = False
         self._used[lane] = next(self._clock)
-
-    def reuse(self, lane: int, tokens: Sequence[int]) -> int:
-        """Forget what does not begin `tokens`; returns how many of them, but for the last, remain."""
-        self.truncate(lane, self._known(lane, tokens))
-        return len(self._tokens[lane])
 
     def length(self, lane: int) -> int:
         """How many tokens the lane holds."""
@@ -178,8 +185,39 @@ class Lanes(Generic[ContextT, ModelT]):
         self._filled.clear()
 
     def close(self) -> None:
+        self.cache.forget(self)
         self.context.close()
         self.model.close()
+
+    def _choose(self, known: Sequence[int], most: int) -> int:
+        """The free lane for a prompt of which each lane knows so much, and some lane or the cache the `most`."""
+        busy = [lane for lane, is_busy in enumerate(self._busy) if is_busy]
+        free = [lane for lane, is_busy in enumerate(self._busy) if not is_busy]
+        lost = [len(tokens) - there for tokens, there in zip(self._tokens, known, strict=True)]
+        # Lanes that follow one another are computed in one pass.
+        away = [min((abs(lane - other) for other in busy), default=0) for lane in range(len(known))]
+        going_on = [i for i in free if known[i] and _is_little(lost[i], known[i])]
+        lane = max(going_on, key=lambda i: (known[i], -lost[i], -away[i]), default=None)
+        if lane is not None and most - known[lane] < _WORTH_COPYING:
+            return lane
+        return min(free, key=lambda i: (lost[i] > 0, self._used[i] if lost[i] else 0, away[i], i))
+
+    def _prepare(self, lane: int, tokens: Sequence[int], known: Sequence[int]) -> int:
+        best = max(range(len(known)), key=known.__getitem__)
+        reached, entry = self._kept(tokens)
+        if entry is not None and reached - known[best] >= _WORTH_COPYING:
+            self._fetch(entry, reached, lane)
+        else:
+            if len(self._tokens[lane]) - known[lane] >= _WORTH_COPYING:
+                self._put_away(lane)
+            if known[best] - known[lane] >= _WORTH_COPYING:
+                self._copy(best, lane)
+        self.truncate(lane, self._known(lane, tokens))
+        return len(self._tokens[lane])
+
+    def _all_known(self, tokens: Sequence[int]) -> list[int]:
+        """How much of the beginning of `tokens` each lane knows."""
+        return [self._known(lane, tokens) for lane in range(len(self._tokens))]
 
     def _known(self, lane: int, tokens: Sequence[int]) -> int:
         """How much of the beginning of `tokens` the lane's state can be made to hold by forgetting."""
@@ -188,6 +226,41 @@ class Lanes(Generic[ContextT, ModelT]):
             return known
         latest = self._latest(lane, known)
         return 0 if latest is None else latest[0]
+
+    def _kept(self, tokens: Sequence[int]) -> tuple[int, Entry | None]:
+        """How much of the beginning of `tokens` the cache knows, and where."""
+        if self.context.is_changing:
+            return 0, None
+        return max(((self._reached(e, tokens), e) for e in self.cache.of(self)), key=_first, default=(0, None))
+
+    def _reached(self, entry: Entry, tokens: Sequence[int]) -> int:
+        known = _common(entry.tokens, tokens)
+        if self.context.can_roll_back or known == len(entry.tokens):
+            return known
+        return max((length for length, _ in entry.saved if length <= known), default=0)
+
+    def _put_away(self, lane: int) -> None:
+        """Keep a lane's state in the cache before the lane loses it."""
+        held = self._tokens[lane]
+        elsewhere = any(other[: len(held)] == held for i, other in enumerate(self._tokens) if i != lane)
+        if elsewhere or self._sound[lane] is not None or self.context.is_changing or not self.cache.limit:
+            return
+        saved = list(self._saved[lane])
+        # What is saved on the way is a part of the state, or for some engines all of it.
+        size = self.context.state_size(lane) * (1 + len(saved))
+        self.cache.put(self, held, size, lambda: Entry(self, list(held), self.context.state(lane), saved, size))
+
+    def _fetch(self, entry: Entry, reached: int, lane: int) -> None:
+        """Give a lane what the cache holds, of which the first `reached` tokens will be used."""
+        if _is_little(len(entry.tokens) - reached, reached):
+            self.cache.remove(entry)
+        else:
+            self.cache.touch(entry)
+        if len(self._tokens[lane]) >= _WORTH_COPYING:
+            self._put_away(lane)
+        self._clear(lane)
+        if self.context.restore(lane, entry.state):
+            self._tokens[lane], self._saved[lane] = list(entry.tokens), list(entry.saved)
 
     def _copy(self, source: int, target: int) -> None:
         self._clear(target)
@@ -226,6 +299,15 @@ class Lanes(Generic[ContextT, ModelT]):
         mark = self._marks[lane]
         if mark is not None and mark[0] > length:
             self._marks[lane] = None
+
+
+def _is_little(lost: int, used: int) -> bool:
+    """Whether a lane may lose so many tokens to go on with so many others."""
+    return lost <= min(used, max(_LITTLE, used // _PART))
+
+
+def _first(pair: tuple[int, Any]) -> int:
+    return pair[0]
 
 
 def _common(have: Sequence[int], want: Sequence[int]) -> int:

@@ -74,6 +74,19 @@ class Context(Protocol):
     def copy(self, source: int, target: int, /) -> None:
         """Give `target`, which is empty, all that `source` holds."""
 
+    @property
+    def is_changing(self) -> bool:
+        """Whether copied or moved state waits for the next batch, and none can be saved or restored before."""
+
+    def state_size(self, lane: int, /) -> int:
+        """Bytes of a lane's whole state."""
+
+    def state(self, lane: int, /) -> Any:
+        """A copy of a lane's whole state."""
+
+    def restore(self, lane: int, state: Any, /) -> bool:
+        """Give a lane, which is empty, such a state; False when that cannot be, and it stays empty."""
+
     def close(self) -> None: ...
 
 
@@ -133,7 +146,7 @@ class Samplers(ABC, Generic[SampledT]):
 
 
 class Reader(Protocol[ReadT]):
-    """Reads long prompts apart from the context that decodes, one at a time."""
+    """Reads long prompts apart from the context that decodes, few at a time."""
 
     def progress(self, lane: int) -> int | None:
         """How many tokens of the prompt of `lane` have their state; None if it is not under way."""
@@ -141,11 +154,14 @@ class Reader(Protocol[ReadT]):
     def takes(self, tokens: Sequence[int], held: int) -> bool:
         """Whether a prompt of which the context that decodes holds `held` tokens should be read here, now or later."""
 
-    def read(self, lane: int, tokens: Sequence[int], held: int, room: int, begin: Callable[[ReadT, int], None]) -> int:
-        """Compute a prompt's next tokens, about `room`, if no other prompt is under way.
+    def begin(self, lane: int, tokens: Sequence[int], held: int) -> bool:
+        """Take a prompt on; False when it has to wait, or, if `takes` says no from now on, is to be read elsewhere."""
 
-        Returns how many tokens the lane holds now: `held` until all were read and handed over. Then `begin` is called
-        with the context and the index of the output of the last token.
+    def read(self, lane: int, tokens: Sequence[int], room: int, begin: Callable[[ReadT, int], None]) -> int | None:
+        """Compute the next tokens, about `room`, of a prompt that is under way.
+
+        Returns None until all were read and handed over, and then how many tokens the lane holds, none if that failed.
+        Else `begin` is called before with the context and the index of the output of the last token.
         """
 
     def forget(self, lane: int) -> None:

@@ -120,15 +120,12 @@ class Stepper(Generic[ContextT, ModelT]):
             if proposal:
                 main.mark(sequence.lane)
         room = main.left - sum(max(round_.rows, 1 + len(proposal)) for proposal in proposals)
-        room = min(room, reading_room(len(decoding), len(prompts), self._chunk))
-        shares = share([lag for _, lag in prompts], room)
-        chunks = [(s, n) for (s, _), n in zip(prompts, shares, strict=True) if n]
-        apart = [self._is_read_apart(s) for s, _ in chunks]
-        verifying, reading, made = self._fill(
-            list(zip(decoding, proposals, strict=True)),
-            [chunk for chunk, is_apart in zip(chunks, apart, strict=True) if not is_apart],
-            round_.rows,
-        )
+        ready = [place for place in ((s, lag, self._is_read_apart(s)) for s, lag in prompts) if place[2] is not None]
+        room = min(room, reading_room(len(decoding), len(ready), self._chunk))
+        shares = list(zip(ready, share([lag for _, lag, _ in ready], room), strict=True))
+        here = [(s, n) for (s, _, is_apart), n in shares if n and not is_apart]
+        apart = [(s, n) for (s, _, is_apart), n in shares if n and is_apart]
+        verifying, reading, made = self._fill(list(zip(decoding, proposals, strict=True)), here, round_.rows)
         main.decode()
         emitted = [
             self._verify(sequence, proposal, first, looked_up=round_.looked_up(seat))
@@ -144,9 +141,8 @@ class Stepper(Generic[ContextT, ModelT]):
             # A batch that also read prompts says nothing about what verifying costs.
             verify_s = 0.0 if prompts else time.perf_counter() - drafted
             round_.settle(emitted, drafted - started, verify_s, made)
-        for chunk, is_apart in zip(chunks, apart, strict=True):
-            if is_apart:
-                self._read_apart(*chunk)
+        for sequence, count in apart:
+            self._read_apart(sequence, count)
 
     def finish(self, generation: Generation) -> None:
         """The generation ended or was cancelled (`Backend.close`)."""
@@ -186,26 +182,33 @@ class Stepper(Generic[ContextT, ModelT]):
         index = self.main.add(sequence.lane, tokens, outputs=1 if last else 0)
         return index if last else None
 
-    def _is_read_apart(self, sequence: _Sequence) -> bool:
-        """Whether the next part of a prompt is the reader's, also if it has to wait for the prompt before it."""
+    def _is_read_apart(self, sequence: _Sequence) -> bool | None:
+        """Whether the next part of a prompt is the reader's; None if it has to wait for a prompt before it."""
         lane, reader = sequence.lane, self._reader
         if reader is None:
             return False
-        return reader.progress(lane) is not None or reader.takes(sequence.tokens, self.main.length(lane))
+        held = self.main.length(lane)
+        if reader.progress(lane) is not None:
+            return True
+        if not reader.takes(sequence.tokens, held):
+            return False
+        if reader.begin(lane, sequence.tokens, held):
+            return True
+        return None if reader.takes(sequence.tokens, held) else False
 
     def _read_apart(self, sequence: _Sequence, count: int) -> None:
         assert self._reader is not None
-        lane, before = sequence.lane, self.main.length(sequence.lane)
-        prompt = sequence.tokens[:]
+        lane, prompt = sequence.lane, sequence.tokens[:]
 
         def begin(context: ContextT, last: int) -> None:
             sequence.begin(*sequence.outputs(context, last))
 
-        held = self._reader.read(lane, prompt, before, count, begin)
-        if held != before:
+        held = self._reader.read(lane, prompt, count, begin)
+        if held is not None:
             self.main.hold(lane, prompt[:held])
-        done = self._reader.progress(lane)
-        sequence.prompt_done = max(sequence.prompt_done, min(held if done is None else done, sequence.prompt_tokens))
+        done = self._reader.progress(lane) if held is None else held
+        assert done is not None
+        sequence.prompt_done = max(sequence.prompt_done, min(done, sequence.prompt_tokens))
 
     # --- the batch -------------------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ def rows(seed, count=12, spread=3.0):
 
 def literal(sampling, n_ctx, history, positions, dry=None):
     """What the chain chooses, one loop per step of it; `dry` are the sequence breakers, as DRY has them."""
-    rng, chance, tokens = random.Random(sampling.seed), random.Random(sampling.seed), list(history)
+    rng, chance, tokens = random.Random(sampling.seed), random.Random(f"xtc {sampling.seed}"), list(history)
     chosen = []
     for logits in positions:
         left = {token: float(value) for token, value in enumerate(logits)}
@@ -236,3 +236,15 @@ def test_the_frequencies_are_the_softmax():
     counts = Counter(sampler.choose(logits) for _ in range(20_000))
     for token, share in enumerate((0.5, 0.3, 0.15, 0.05)):
         assert counts[token] / 20_000 == pytest.approx(share, abs=0.015)
+
+
+def test_the_frequencies_with_xtc_are_those_of_two_independent_draws():
+    # Half the time the two likeliest, of the three at or above the threshold, are left out.
+    chances = np.array([0.35, 0.30, 0.20, 0.10, 0.05])
+    off = chances * (np.arange(5) >= 2)
+    expected = (chances + off / off.sum()) / 2
+    sampling = Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, xtc_probability=0.5, xtc_threshold=0.15, seed=5)
+    sampler = Sampler(sampling, 5, 64, [0])
+    logits = np.log(chances).astype(np.float32)
+    counts = Counter(sampler.choose(logits) for _ in range(20_000))
+    assert [counts[token] / 20_000 for token in range(5)] == pytest.approx(expected, abs=0.015)

@@ -4,14 +4,19 @@ The engine is one of integers: a lane's state is the tokens it was given, and re
 """
 
 import itertools
+from collections import Counter
+from types import SimpleNamespace
 from zlib import crc32
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paceline_worker import stepping
 from paceline_worker.lanes import Lanes
 from paceline_worker.passes import passes
 from paceline_worker.primitives import Sampler, Samplers
+from paceline_worker.prompt_cache import PromptCache
 from paceline_worker.request import parse_generate
 from paceline_worker.stepping import Stepper
 
@@ -76,6 +81,9 @@ class Cells:
         self.lanes = [[] for _ in range(SLOTS)]
         self.highest = [0] * SLOTS
         self.passes = []
+        self.is_changing = False
+        self.computed = Counter()
+        """How often each token was computed: lane, and all that the lane then held."""
         self._seen = {}
 
     def decode(self):
@@ -85,6 +93,7 @@ class Cells:
             cells = self.lanes[lane]
             assert position == len(cells) < self.length
             cells.append(token)
+            self.computed[lane, tuple(cells)] += 1
             self.highest[lane] = max(self.highest[lane], len(cells))
             rows[lane] = rows.get(lane, 0) + 1
             if wanted:
@@ -133,6 +142,17 @@ class Cells:
         self.lanes[target] = list(self.lanes[source])
         self.highest[target] = self.highest[source]
 
+    def state_size(self, lane, /):
+        return len(self.lanes[lane])
+
+    def state(self, lane, /):
+        return list(self.lanes[lane]), self.highest[lane]
+
+    def restore(self, lane, state, /):
+        assert not self.lanes[lane]
+        self.lanes[lane], self.highest[lane] = list(state[0]), state[1]
+        return True
+
     def close(self):
         pass
 
@@ -155,10 +175,11 @@ class Choices(Samplers):
 def engine(context_length, chunk, kind, draft_kind):
     outputs = SLOTS * 4
     main = Cells(Batch(max(chunk, outputs), outputs), context_length, **kind)
-    pair = Stepper(Lanes(main, Words(), SLOTS, outputs), Choices(), context_length=context_length, chunk=chunk)
+    lanes = Lanes(main, Words(), SLOTS, outputs, PromptCache(400))
+    pair = Stepper(lanes, Choices(), context_length=context_length, chunk=chunk)
     if draft_kind is not None:
         draft = Cells(Batch(512, SLOTS), context_length, **draft_kind)
-        pair.add_draft(Lanes(draft, Words(), SLOTS, SLOTS))
+        pair.add_draft(Lanes(draft, Words(), SLOTS, SLOTS, lanes.cache))
     return pair, main
 
 
@@ -239,3 +260,78 @@ def run(bodies):
 def test_when_a_stream_ends_those_around_it_are_still_one_pass():
     made = run([{"prompt": [1, 2, i], "max_tokens": 3 if i == 1 else 12} for i in range(4)])
     assert made == [(12,), *[(4,)] * 11]
+
+
+@pytest.fixture
+def drafted_pair(monkeypatch):
+    """Make a pair whose draft fills nothing up and costs a twentieth of the main model; also the draft's context."""
+    now = 0.0
+    monkeypatch.setattr(stepping, "time", SimpleNamespace(perf_counter=lambda: now))
+
+    def taking(cells, seconds):
+        decode = cells.decode
+
+        def timed():
+            nonlocal now
+            now += seconds
+            decode()
+
+        cells.decode = timed
+
+    def make(wrong):
+        pair, main = engine(400, 512, {}, None)
+        draft = Cells(Batch(512, SLOTS), 400, wrong=wrong)
+        draft.wants_even = False
+        taking(main, 1.0)
+        taking(draft, 0.05)
+        pair.add_draft(Lanes(draft, Words(), SLOTS, SLOTS))
+        return pair, draft
+
+    return make
+
+
+def finish(pair, running):
+    """Step until all have ended; returns the acceptance records."""
+    left = list(running)
+    while left:
+        pair.step(left)
+        for generation in [g for g in left if g.output.stop_reason is not None]:
+            pair.finish(generation)
+            left.remove(generation)
+    return [generation.acceptance.frame() for generation in running]
+
+
+@pytest.mark.parametrize(
+    "draft",
+    [{"exact_tokens": 1}, {"exact_tokens": 4}, {}, {"lookup": True}, {"lookup": True, "exact_tokens": 3}],
+    ids=str,
+)
+@pytest.mark.parametrize("wrong", [0.0, 0.3, 1.0])
+def test_no_token_is_computed_twice_on_the_draft(drafted_pair, draft, wrong):
+    pair, cells = drafted_pair(wrong)
+    prompts = [[1, 2, 3] * 30, [5, 4] * 70, [6], [i * i % WORDS for i in range(200)], [2, 0, 2, 0, 2]]
+    bodies = [{"prompt": prompt, "max_tokens": 60 + 20 * i} for i, prompt in enumerate(prompts)]
+    running = [pair.open(parse_generate({**body, "sampling": {"seed": 0}, "draft": draft})) for body in bodies]
+    records = finish(pair, running)
+    drafted, rejected = (sum(record[name] for record in records) for name in ("drafted", "rejected"))
+    assert drafted > (50 if wrong < 1 or "exact_tokens" in draft else 0)
+    assert rejected or not wrong
+    assert len({lane for lane, _ in cells.computed}) == SLOTS
+    assert set(cells.computed.values()) == {1}
+
+
+def test_the_draft_reads_no_beginning_that_it_knows_in_another_lane(drafted_pair):
+    pair, cells = drafted_pair(0.0)
+    system = [i * i % WORDS for i in range(300)]
+
+    def generation(*rest):
+        body = {"prompt": [*system, *rest], "max_tokens": 20, "sampling": {"seed": 0}, "draft": {"exact_tokens": 3}}
+        return pair.open(parse_generate(body))
+
+    finish(pair, [generation(1, 2, 3)])
+    second, third = generation(4, 5, 6), generation(6, 5, 4)
+    assert second.cached_tokens == third.cached_tokens == len(system)
+    assert second.lane != third.lane
+    cells.computed.clear()
+    finish(pair, [second, third])
+    assert min(len(held) for _, held in cells.computed) == len(system) + 1

@@ -333,6 +333,24 @@ def _eventually():
 
 
 @pytest.fixture(scope="session")
+def taking_turns():
+    """Hold conversations with a worker that answer by answer take turns; their tokens, and how many each turn found."""
+
+    def talk(wire: Wire, prompts: list[list[int]], **request: Any) -> tuple[list[list[int]], list[int]]:
+        histories = [list(prompt) for prompt in prompts]
+        answers = []
+        for turn in range(3):
+            for history in histories:
+                sampling = {"temperature": 0.8, "seed": turn}
+                answer = wire.generate(prompt=history, max_tokens=12, sampling=sampling, ignore_eos=True, **request)
+                history += [*answer.tokens, *history[:5]]
+                answers.append(answer)
+        return [answer.tokens for answer in answers], [answer.result["cached_tokens"] for answer in answers]
+
+    return talk
+
+
+@pytest.fixture(scope="session")
 def refused():
     """The exception of an error answer."""
     return Refused

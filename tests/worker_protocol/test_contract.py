@@ -198,6 +198,14 @@ def test_the_pieces_are_the_whole_output(loaded, candidate):
     assert answer.drafted == 0
 
 
+@pytest.mark.parametrize("seed", [0, 2**32 - 1, -1])
+def test_a_seed_decides_what_is_drawn(loaded, candidate, seed):
+    request = {"prompt": candidate.prompt, "max_tokens": 24, "ignore_eos": True}
+    sampling = {"temperature": 2.0, "top_k": 0, "top_p": 1, "min_p": 0, "xtc_probability": 0.5, "seed": seed}
+    once, again = (loaded.generate(**request, sampling=sampling).tokens for _ in range(2))
+    assert once == again
+
+
 def test_notifications_come_before_the_answer(loaded, candidate):
     id = loaded.begin("generate", prompt=candidate.prompt, max_tokens=8)
     loaded.answer(id)
@@ -337,6 +345,29 @@ def test_a_queue_may_be_of_no_length(worker, candidate, refused):
         worker.call("cancel", request=id)
     with pytest.raises(refused):
         worker.call("load", **load, options={"queue": -1})
+
+
+def test_conversations_that_take_turns_on_one_slot_find_their_beginnings_again(worker, candidate, taking_turns):
+    if "prompt_cache_bytes" not in worker.call("initialize", protocol=1)["load_options"]:
+        pytest.skip("this worker keeps nothing beyond its slots")
+
+    def talk(**options):
+        worker.call(
+            "load",
+            role="main",
+            path=str(candidate.main),
+            context_length=candidate.context_length,
+            options=options,
+        )
+        worker.call("load", role="draft", path=str(candidate.draft))
+        texts = [f"{name} " * 100 + candidate.prompt for name in ("width", "colour")]
+        prompts = [worker.call("tokenize", text=text, add_special=True)["tokens"] for text in texts]
+        return taking_turns(worker, prompts, draft={"exact_tokens": 3})
+
+    tokens, cached = talk(parallel=1)
+    assert (tokens, cached) == talk(parallel=2)
+    assert min(cached[2:]) > 100
+    assert max(talk(parallel=1, prompt_cache_bytes=0)[1]) < 5
 
 
 def test_requests_are_served_in_the_order_they_came(loaded, candidate):

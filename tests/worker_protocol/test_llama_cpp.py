@@ -268,3 +268,29 @@ def test_a_cancelled_long_prompt_leaves_nothing_behind(llama, fresh_llama):
     answers = [llama.generate(**long_request(name)).tokens for name in ("is_even", "merge")]
     other = fresh_llama()
     assert answers == [other.generate(**long_request(name)).tokens for name in ("is_even", "merge")]
+
+
+def test_a_prompt_beside_a_very_long_one_does_not_wait_for_it(llama, fresh_llama):
+    """Both too long to be read where they are decoded, and read to the bits that each has alone."""
+    load = {"role": "main", "path": MAIN, "context_length": 6144, "options": {"parallel": 4}}
+    sampling = {"temperature": 0.8, "seed": 3}
+    long = {"prompt": "word " * 5000, "max_tokens": 8, "sampling": sampling, "ignore_eos": True}
+    short = {"prompt": "".join(LONG.splitlines(keepends=True)[:60]) + prompt("close"), "max_tokens": 40}
+    short |= {"sampling": sampling, "ignore_eos": True}
+    tiny = {"prompt": prompt("merge"), "max_tokens": 1}
+    loading = llama.begin("load", **load)
+    ids = [llama.begin("generate", **request) for request in (long, short, short, tiny)]
+    llama.answer(loading)
+    beside = [llama.generated(id) for id in ids]
+    assert [answer.result["prompt_tokens"] > 256 for answer in beside] == [True, True, True, False]
+    about = [(f["method"], f["params"]["request"]) for f in llama.frames if f.get("method") in ("tokens", "prompt")]
+    streamed = [id for method, id in about if method == "tokens"]
+    assert list(dict.fromkeys(streamed)) == [ids[3], ids[1], ids[2], ids[0]]
+    # The long one goes on meanwhile, and the first of the short ones takes few of its steps.
+    steps = [i for i, entry in enumerate(about) if entry == ("prompt", ids[0])]
+    assert 1 < sum(step < about.index(("tokens", ids[1])) for step in steps) <= 6 < len(steps)
+    other = fresh_llama()
+    other.call("load", **load)
+    for request, answer in zip((short, long), (beside[1], beside[0]), strict=True):
+        alone = other.generate(**request)
+        assert alone.tokens == answer.tokens

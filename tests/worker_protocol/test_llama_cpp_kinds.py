@@ -12,6 +12,7 @@ WIDTH, LAYERS, VOCABULARY, CONTEXT = 64, 4, 4096, 1024
 INNER, STATE, RANK, CONVOLUTION = 2 * WIDTH, 16, 32, 4
 HEADS, HEADS_KV, FORWARD = 4, 2, 128
 WINDOW = 64
+BUCKETS = 32
 
 TEXT = "".join(f"def helper_{n}(value):\n    return value + {n}\n\n" for n in range(12))
 SAMPLINGS = [{"temperature": 0}, {"temperature": 0.8, "seed": 4}]
@@ -112,14 +113,35 @@ def gemma3(weights, layers):
     }
 
 
+def t5(weights, layers):
+    """An encoder that reads, and a decoder that writes."""
+    del weights["output_norm.weight"]  # each part has its own
+    for part, attentions in (("enc", ("attn",)), ("dec", ("attn", "cross_attn"))):
+        weights.set(f"{part}.output_norm.weight", np.ones(WIDTH))
+        for layer in layers:
+            for attention in attentions:
+                weights.set(f"{part}.{layer}.{attention}_norm.weight", np.ones(WIDTH))
+                for name in "qkvo":
+                    weights.normal(f"{part}.{layer}.{attention}_{name}.weight", WIDTH, WIDTH)
+            weights.normal(f"{part}.{layer}.attn_rel_b.weight", BUCKETS, HEADS)
+            add_forward(weights, f"{part}.{layer}")
+    return {
+        "feed_forward_length": FORWARD,
+        "attention.head_count": HEADS,
+        "attention.key_length": WIDTH // HEADS,
+        "attention.value_length": WIDTH // HEADS,
+        "attention.relative_buckets_count": BUCKETS,
+    }
+
+
 KINDS = {make.__name__: make for make in (mamba, jamba, gemma3)}
 
 
-def write(path, kind, vocabulary, noise):
+def write(path, make, vocabulary, noise):
     """A model of a kind, with the tokenizer of another GGUF file; eight-bit weights, whose sums have no order."""
-    eight_bits = gguf.GGMLQuantizationType.Q8_0
+    eight_bits, kind = gguf.GGMLQuantizationType.Q8_0, make.__name__
     weights = Weights(noise)
-    keys = KINDS[kind](weights, [f"blk.{i}" for i in range(LAYERS)])
+    keys = make(weights, [f"blk.{i}" for i in range(LAYERS)])
     keys |= {"context_length": CONTEXT, "embedding_length": WIDTH, "block_count": LAYERS}
     writer = gguf.GGUFWriter(path, kind)
     for field in vocabulary:
@@ -128,7 +150,7 @@ def write(path, kind, vocabulary, noise):
         (writer.add_array if isinstance(value, list) else writer.add_uint32)(f"{kind}.{name}", value)
     writer.add_float32(f"{kind}.attention.layer_norm_rms_epsilon", 1e-5)
     for name, value in weights.items():
-        if value.ndim == 2 and name.endswith(".weight") and "conv1d" not in name:
+        if value.ndim == 2 and name.endswith(".weight") and not any(part in name for part in ("conv1d", "rel_b")):
             writer.add_tensor(name, gguf.quants.quantize(value, eight_bits), raw_dtype=eight_bits)
         else:
             writer.add_tensor(name, value)
@@ -144,20 +166,20 @@ def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("kinds")
     sample = gguf.GGUFReader(paths.samples() / "paceline-coder-3m-q8_0.gguf")
     vocabulary = [field for field in sample.fields.values() if field.name.startswith("tokenizer.")]
-    for kind in KINDS:
-        write(folder / f"{kind}.gguf", kind, vocabulary, 0.0)
-        write(folder / f"{kind}-draft.gguf", kind, vocabulary, 0.05)
-    return {kind: (str(folder / f"{kind}.gguf"), str(folder / f"{kind}-draft.gguf")) for kind in KINDS}
+    for kind, make in {**KINDS, "t5": t5}.items():
+        write(folder / f"{kind}.gguf", make, vocabulary, 0.0)
+        write(folder / f"{kind}-draft.gguf", make, vocabulary, 0.05)
+    return {kind: (str(folder / f"{kind}.gguf"), str(folder / f"{kind}-draft.gguf")) for kind in (*KINDS, "t5")}
 
 
 @pytest.fixture(scope="module")
 def start(llama_cpp_runtime, module_wires):
     spec = plugins.load().engine("llama.cpp").worker(llama_cpp_runtime)
 
-    def begin(main, draft=None, context_length=CONTEXT):
+    def begin(main, draft=None, context_length=CONTEXT, parallel=4):
         wire = module_wires(spec.argv, dict(spec.env))
         wire.call("initialize", protocol=1)
-        wire.call("load", role="main", path=main, context_length=context_length, options={"parallel": 4})
+        wire.call("load", role="main", path=main, context_length=context_length, options={"parallel": parallel})
         if draft is not None:
             wire.call("load", role="draft", path=draft)
         return wire
@@ -230,6 +252,13 @@ def test_a_conversation_goes_on_where_the_answer_ended(pair, forgetful):
     assert going_on.tokens == forgetful(prompt=turn, **request()).tokens
 
 
+def test_what_a_lane_lost_comes_back_as_it_was(start, models, kind, taking_turns):
+    prompts = [[1 + (i * i + n) % 700 for i in range(150)] for n in range(2)]
+    one, two = (taking_turns(start(*models[kind], parallel=n), prompts, draft={"exact_tokens": 2}) for n in (1, 2))
+    assert one == two
+    assert min(one[1][2:]) > 140
+
+
 def test_a_beginning_is_shared_with_what_runs_beside_it(pair, forgetful):
     prompts = [TEXT * 3 + f"number {n}" for n in range(4)]
     together = [
@@ -284,3 +313,18 @@ def test_main_model_and_draft_may_be_of_different_kinds(start, models, kind):
         answer = wire.generate(prompt=TEXT, **request(), draft={"exact_tokens": 3})
         assert answer.result["acceptance"]["drafted"] > 0
         assert answer.tokens == plain.tokens
+
+
+@pytest.mark.parametrize("options", [{}, {"embedding": True}], ids=str)
+def test_a_model_of_two_parts_is_refused_and_the_worker_lives(start, models, refused, options):
+    main, draft = models["t5"]
+    wire = start(*models["gemma3"])
+    with pytest.raises(refused, match="reads with an encoder") as error:
+        wire.call("load", role="draft", path=draft)
+    assert error.value.kind == "load_failed"
+    with pytest.raises(refused, match="reads with an encoder") as error:
+        wire.call("load", role="main", path=main, options=options)
+    assert error.value.kind == "load_failed"
+    assert error.value.data["help"]
+    wire.call("load", role="main", path=models["gemma3"][0])
+    assert wire.generate(prompt=TEXT, max_tokens=2).result["completion_tokens"] == 2

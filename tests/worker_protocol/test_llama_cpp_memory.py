@@ -24,6 +24,7 @@ MODELS = {
     "moe": ("qwen3moe", {"experts_used": 4}),
     "moe-few": ("qwen3moe", {"experts_used": 2, "expert_ff": 768, "experts": 16, "embd": 512}),
     "mamba": ("mamba", {"layers": 6}),
+    "llama-many-words": ("llama", {**LLAMA, "vocab": 150_000, "heads_kv": 4}),
     "jamba": ("jamba", {"layers": 6, "recurrent": (0, 1, 2, 4)}),
 }
 CONFIGS = [
@@ -33,6 +34,8 @@ CONFIGS = [
     LoadConfig(context_length=2048, parallel=4, cache_type_k="q4_0"),
     LoadConfig(context_length=1024, eval_batch_size=256),
     LoadConfig(context_length=1024, parallel=2, flash_attention=False),
+    LoadConfig(context_length=16384, parallel=1, eval_batch_size=2048),
+    LoadConfig(context_length=8192, parallel=2, flash_attention=False),
 ]
 
 
@@ -46,6 +49,9 @@ READINGS = [
 ]
 
 CPU = Runtime("llama.cpp", "0.3.36-1", "linux-x86_64-cpu", ("gguf",), (), Path(), Path())
+
+COMPUTE = 0.06
+"""How far the buffers that a model computes in may be from what is told, as a part of them."""
 
 TINY_LOG = 2**20 / 100  # llama.cpp's log has hundredths of a MiB, for each buffer
 
@@ -97,6 +103,7 @@ def agree(loaded, estimate):
     took = loaded["memory"]
     assert (estimate.context_length, estimate.parallel) == (loaded["context_length"], loaded["slots"])
     assert estimate.cache == pytest.approx(took["cache_bytes"], abs=TINY_LOG)
+    assert estimate.compute == pytest.approx(took["compute_bytes"], rel=COMPUTE)
     assert estimate.total - estimate.reading == pytest.approx(sum(took.values()), rel=0.05)
 
 
@@ -126,12 +133,15 @@ for config in json.loads(sys.argv[2]):
     context = binding.Context(model, n_ctx=length, n_seq=1, n_batch=512, n_outputs=65, threads=2, options=options)
     reader = Reader(context, model, options=options, batch=batch, threads=2)
     prompt = [1] * (length - 1)
-    if reader.takes(prompt, 0):
-        reader.read(0, prompt, 0, 1, lambda context, last: None)
-        took = binding.taken(model)
-        print(took["cache_bytes"] + took["compute_bytes"])
-    else:
-        print(0)
+    took = 0
+    for lane, tokens in enumerate((prompt, prompt[: len(prompt) // 4])):
+        if reader.takes(tokens, 0):
+            assert reader.begin(lane, tokens, 0)
+            memory = binding.taken(model)
+            took += memory["cache_bytes"] + memory["compute_bytes"]
+            if not lane:
+                assert not reader.begin(2, prompt[: len(prompt) // 4 + 1], 0)
+    print(took)
     reader.close()
     context.close()
 """

@@ -226,6 +226,20 @@ def test_a_state_that_cannot_forget_serves_the_next_turn(worker, models, kind):
     assert worker.generate(**more).tokens == onward.tokens
 
 
+@pytest.mark.parametrize("options", [{}, {"cache_type_k": "q8_0", "cache_type_v": "q8_0"}], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_lane_lost_comes_back_as_it_was(worker, models, kind, options, taking_turns):
+    prompts = [[1 + (i * i + n) % 700 for i in range(150)] for n in range(2)]
+
+    def talk(**more):
+        worker.call("load", role="main", path=str(models / kind), context_length=512, options={**options, **more})
+        return taking_turns(worker, prompts)
+
+    tokens, cached = talk(parallel=1)
+    assert (tokens, cached) == talk(parallel=2)
+    assert min(cached[2:]) > 140
+
+
 @pytest.mark.parametrize("overflow", ["rollingWindow", "truncateMiddle"])
 @pytest.mark.parametrize("kind", ["16-bit", "recurrent"])
 def test_a_full_context_goes_on_alike_with_a_draft(worker, models, kind, overflow):
