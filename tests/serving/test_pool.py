@@ -403,6 +403,29 @@ def test_a_request_beyond_the_worker_s_queue_is_refused_with_a_way_out(cage, lin
     run(scenario())
 
 
+@pytest.mark.parametrize("way", ["load", "default"])
+def test_the_length_of_the_queue_is_told_to_the_worker(cage, line, tmp_path, way):
+    gate = tmp_path / "gate"
+    gate.mkdir()
+    slow = cage.add("slow", faults=[{"at": "step", "do": "gate", "value": str(gate)}])
+    short = LoadConfig(queue=1)
+
+    async def scenario():
+        async with cage.serving(defaults=short if way == "default" else None) as serving:
+            loaded = await serving.load(cage.model(slow), config=short if way == "load" else None)
+            assert loaded.config.queue == 1
+            first = asyncio.create_task(answer(serving, cage.model(slow), ask(line)))
+            await until(lambda: (gate / "at-1").exists())
+            others = [asyncio.create_task(answer(serving, cage.model(slow), ask(line))) for _ in range(3)]
+            while sum(task.done() for task in others) < 2:
+                await asyncio.wait([t for t in others if not t.done()], return_when=asyncio.FIRST_COMPLETED)
+            (gate / "go").touch()
+            ended = await asyncio.gather(first, *others, return_exceptions=True)
+            assert sum(isinstance(item, OverloadedError) for item in ended) == 2
+
+    run(scenario())
+
+
 def test_more_models_than_places_take_turns_and_the_longest_unused_goes(cage, line):
     names = [cage.add(f"bird{n}") for n in range(4)]
 
