@@ -4,6 +4,7 @@ import base64
 import math
 import shutil
 import struct
+import time
 
 import httpx
 import openai
@@ -49,7 +50,24 @@ def test_near_meanings_are_near_and_vectors_have_length_one(server, embedder, pa
 def test_a_text_has_the_same_vector_alone_and_beside_others(server, embedder):
     alone = embed(server, embedder, CAT).json()["data"][0]["embedding"]
     beside = embed(server, embedder, [BOND, CAT]).json()["data"][1]["embedding"]
-    assert alone == beside
+    assert beside == pytest.approx(alone, abs=1e-2)
+    assert dot(alone, beside) > 0.998
+
+
+def test_who_goes_away_ends_the_work(server, embedder):
+    assert embed(server, embedder, CAT).status_code == 200
+    (worker,) = [w for w in server.workers() if w.is_running()]
+    begun = sum(worker.cpu_times()[:2])
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{server.url}/v1/embeddings", json={"model": embedder, "input": [CAT * 40] * 2048}, timeout=1)
+    worked = 0.0
+    for _ in range(20):  # to the end it would take minutes
+        time.sleep(1)
+        before, worked = worked, sum(worker.cpu_times()[:2]) - begun
+        if before == worked:
+            break
+    assert before == worked > 0
+    assert embed(server, embedder, CAT).status_code == 200
 
 
 def test_base64_holds_the_same_floats(server, embedder):
