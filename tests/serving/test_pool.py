@@ -251,6 +251,36 @@ def test_the_release_that_has_what_is_lacking_is_named(cage, line):
     run(scenario())
 
 
+def test_tokens_and_their_text_are_the_worker_s(cage, line, monkeypatch):
+    parrot = cage.add("parrot")
+
+    async def scenario():
+        async with cage.serving() as serving:
+            model = cage.model(parrot)
+            tokens = await serving.tokenize(model, line)
+            assert len(tokens) == len(line.split())
+            assert await serving.detokenize(model, tokens) == line
+            with pytest.raises(RequestError) as caught:
+                await serving.detokenize(model, [999_999])
+            assert caught.value.param == "tokens"
+            (loaded,) = serving.loaded()
+            assert (loaded.model.id, loaded.running) == (parrot, 0)
+        monkeypatch.setattr(WorkerClient, "initialize", without_tokens(WorkerClient.initialize))
+        async with cage.serving() as serving:
+            with pytest.raises(UnsupportedError, match="does not tell the tokens") as caught:
+                await serving.tokenize(model, line)
+            assert caught.value.param == "model"
+
+    def without_tokens(initialize):
+        async def answer(client):
+            info = await initialize(client)
+            return replace(info, features=tuple(f for f in info.features if f != "tokenize"))
+
+        return answer
+
+    run(scenario())
+
+
 def test_a_model_the_engine_refuses_is_an_error_and_leaves_no_process(cage):
     egg = cage.add("egg", faults=[{"at": "load", "do": "fail", "value": "an egg cannot speak"}])
 

@@ -18,6 +18,8 @@ from paceline.serving.generation import MAX_LOGPROBS, ContextOverflow, DraftKnob
 
 MAX_MESSAGES = 10_000
 MAX_INPUTS = 2048
+MAX_TEXT = 1 << 20
+"""Characters of a text that is tokenized, and tokens of one that is put together: streams stand still meanwhile."""
 MAX_STOPS = 64
 MAX_BIASES = 10_000
 MAX_BREAKERS = 32
@@ -297,6 +299,17 @@ class EmbeddingsRequest(Schema):
         if isinstance(value, list) and value and not all(isinstance(v, str) for v in value):
             raise PydanticCustomError("input_type", "Inputs of token ids are not served; send strings")
         return value
+
+
+class TokenizeRequest(Schema):
+    model: Annotated[str, Field(min_length=1, max_length=1024)]
+    text: Annotated[str, Field(max_length=MAX_TEXT)]
+    add_special: bool | None = None
+
+
+class DetokenizeRequest(Schema):
+    model: Annotated[str, Field(min_length=1, max_length=1024)]
+    tokens: Annotated[list[Annotated[int, Field(ge=0, le=_INT32)]], Field(max_length=MAX_TEXT)]
 
 
 class Lora(Schema):
