@@ -5,6 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+API_NAMES = {"offload_kv_cache": "offload_kv_cache_to_gpu"}
+"""Fields of a load configuration that LM Studio's API calls otherwise."""
+
+_ALTERNATIVES = {"main_gpu": "tensor_split", "tensor_split": "main_gpu"}
+"""Fields of which a load has one at most."""
+
 
 @dataclass(frozen=True)
 class LoraAdapter:
@@ -25,6 +31,8 @@ class LoadConfig:
     """Tokens of one request's context."""
     parallel: int | None = None
     """Requests that run at the same time, each with a context of its own."""
+    queue: int | None = None
+    """Requests that may wait while those run; one more is refused."""
     threads: int | None = None
     eval_batch_size: int | None = None
     flash_attention: bool | None = None
@@ -46,7 +54,9 @@ class LoadConfig:
 
     def over(self, defaults: LoadConfig) -> LoadConfig:
         """This configuration, with what it leaves open taken from `defaults`."""
-        return LoadConfig(**{**defaults.given(), **self.given()})  # type: ignore[arg-type]
+        given = self.given()
+        left_open = defaults.without({_ALTERNATIVES[name] for name in given if name in _ALTERNATIVES})
+        return LoadConfig(**{**left_open.given(), **given})  # type: ignore[arg-type]
 
     def without(self, names: set[str]) -> LoadConfig:
         """This configuration with these fields left to the engine."""
@@ -58,13 +68,18 @@ class LoadConfig:
         if self.tensor_split is not None:
             options["tensor_split"] = list(self.tensor_split)
         if self.lora is not None:
-            options["lora"] = [{"path": str(adapter.path), "scale": adapter.scale} for adapter in self.lora]
+            options["lora"] = _plain(self.lora)
         return options
+
+    def plain(self) -> dict[str, object]:
+        """The fields that are not left to the engine, as JSON under the names of the API's load."""
+        values = {**self.given(), **self.options()}
+        return {API_NAMES.get(name, name): value for name, value in values.items()}
 
     def for_draft(self) -> LoadConfig:
         """What of it a draft beside the model shares: its caches have their own types, and it lies on one GPU whole."""
         divided = {"gpu_layers", "tensor_split", "offload_kv_cache"}
-        return self.without({"eval_batch_size", "cache_type_k", "cache_type_v", "lora"} | divided)
+        return self.without({"queue", "eval_batch_size", "cache_type_k", "cache_type_v", "lora"} | divided)
 
     def draft_options(self) -> dict[str, object]:
         """The `options` of the draft's `load`; it has as many requests as the main model anyway."""
@@ -98,3 +113,7 @@ class MemoryEstimate:
     @property
     def on_host(self) -> int:
         return self.total - self.on_gpu
+
+
+def _plain(adapters: tuple[LoraAdapter, ...]) -> list[dict[str, object]]:
+    return [{"path": str(adapter.path), "scale": adapter.scale} for adapter in adapters]

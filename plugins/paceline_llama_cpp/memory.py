@@ -20,6 +20,7 @@ from paceline.formats.gguf import GgufMetadata, GgufTensor
 
 # The worker's own defaults (paceline_llama_cpp_worker/backend.py).
 DEFAULT_CONTEXT, DEFAULT_EMBEDDING_CONTEXT = 4096, 2048
+EMBEDDING_TEXTS = 16
 DEFAULT_SLOTS, DEFAULT_POOL, DEFAULT_BATCH = 8, 16384, 512
 LEAST_OUTPUTS, OUTPUTS_PER_SLOT = 65, 17
 # When long prompts are read in a context of their own (paceline_llama_cpp_worker/reading.py).
@@ -56,7 +57,8 @@ def estimate(
         batch = max(config.eval_batch_size or DEFAULT_BATCH, outputs)
     cells = -(-context // _CELLS) * _CELLS
     caches = model.caches(cells, slots, config)
-    compute = model.compute(cells, slots, min(batch, cells * slots), outputs, config, embedding)
+    sequences = (1 if model.is_recurrent else EMBEDDING_TEXTS) if embedding else slots
+    compute = model.compute(cells, sequences, min(batch, cells * slots), outputs, config, embedding)
     adapters = sum(adapter.path.stat().st_size for adapter in config.lora or () if adapter.path.is_file())
     weights = sum(model.weights.values()) + adapters
     shares = _shares(config, draft=draft)
@@ -107,6 +109,11 @@ class _Shape:
     def largest(self, key: str) -> int:
         return max((self.number(key, layer) or 0 for layer in range(max(1, self.layers))), default=0)
 
+    @cached_property
+    def is_recurrent(self) -> bool:
+        """Whether any layer has a state in place of keys and values."""
+        return any(self._kinds(layer).recurrent for layer in range(self.layers))
+
     def caches(self, cells: int, slots: int, config: LoadConfig) -> dict[int, int] | None:
         """Bytes per layer of keys, values and recurrent state; None for an architecture with another kind of cache."""
         size_k, size_v = (_SIZES.get(t or "f16") for t in (config.cache_type_k, config.cache_type_v))
@@ -139,7 +146,7 @@ class _Shape:
             peaks.append(scores + 4 * masks + int(3 * queries + 2.5 * embd) * row)
         else:
             peaks.append((3 * queries + embd) * row + 2 * masks)
-        return int(max(peaks)) + (embd * tokens * _FLOAT if embedding else vocabulary * slots * _FLOAT)
+        return int(max(peaks)) + (embd * tokens * _FLOAT if embedding else 0) + self._vocabulary * slots * _FLOAT
 
     def reading(self, context: int, cells: int, config: LoadConfig) -> int:
         """Bytes of the contexts in which the worker reads the longest prompt and the longest that is read beside it, 0

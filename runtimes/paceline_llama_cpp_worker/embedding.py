@@ -12,8 +12,17 @@ from paceline_llama_cpp_worker.binding import Batch, apply, forget_log, last_err
 from paceline_worker.protocol import Fault
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from paceline_llama_cpp_worker.binding import Model
     from paceline_llama_cpp_worker.options import ContextOptions
+
+
+_TEXTS = 16
+"""Texts computed together at most, each a sequence, for which llama.cpp sets as many numbers aside as it has tokens."""
+
+_TOGETHER = 512
+"""Tokens beyond which no further text joins a batch: larger ones compute no faster, and end later."""
 
 
 class Embedder:
@@ -23,7 +32,9 @@ class Embedder:
         params = ll.llama_context_default_params()
         # A text is read in one batch, because its tokens attend to those before and after them.
         params.n_ctx = params.n_batch = params.n_ubatch = n_ctx
-        params.n_seq_max = 1
+        # Each recurrent state takes memory, while the texts of a batch share the cells of a cache.
+        params.n_seq_max = self._texts = _TEXTS if model.can_roll_back else 1
+        params.kv_unified = True
         params.embeddings = True
         apply(options, params)
         if threads is not None:
@@ -43,7 +54,10 @@ class Embedder:
         self._batch = Batch(n_ctx, n_ctx)
 
     def embed(self, inputs: Sequence[str], progress: Callable[[float], None]) -> tuple[list[list[float]], int]:
-        """One vector of length 1 per input, and the number of tokens read."""
+        """One vector of length 1 per input, in their order, and the number of tokens read.
+
+        `progress` is told between batches, and may raise to end it there.
+        """
         tokenized = [self.model.tokenize(text, add_special=True) for text in inputs]
         for i, tokens in enumerate(tokenized):
             if not tokens:
@@ -55,10 +69,11 @@ class Embedder:
                     prompt_tokens=len(tokens),
                     context_length=self.n_ctx,
                 )
-        vectors = []
-        for i, tokens in enumerate(tokenized):
-            vectors.append(self._one(tokens))
-            progress((i + 1) / len(tokenized))
+        vectors: list[list[float]] = []
+        progress(0.0)
+        for texts in self._batches(tokenized):
+            vectors.extend(self._together(texts))
+            progress(len(vectors) / len(tokenized))
         return vectors, sum(map(len, tokenized))
 
     def close(self) -> None:
@@ -66,17 +81,34 @@ class Embedder:
         ll.llama_free(self.handle)
         self.model.close()
 
-    def _one(self, tokens: Sequence[int]) -> list[float]:
+    def _batches(self, texts: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
+        """The texts in their order, as many at a time as are computed together."""
+        batch: list[Sequence[int]] = []
+        tokens = 0
+        for text in texts:
+            if batch and (len(batch) == self._texts or tokens + len(text) > min(_TOGETHER, self.n_ctx)):
+                yield batch
+                batch, tokens = [], 0
+            batch.append(text)
+            tokens += len(text)
+        if batch:
+            yield batch
+
+    def _together(self, texts: Sequence[Sequence[int]]) -> list[list[float]]:
         memory = ll.llama_get_memory(self.handle)
         if memory:
             ll.llama_memory_clear(memory, True)
         self._batch.clear()
-        self._batch.add(0, tokens, 0, outputs=len(tokens))
+        for seq, tokens in enumerate(texts):
+            self._batch.add(seq, tokens, 0, outputs=len(tokens))
         run = ll.llama_decode if memory else ll.llama_encode
         status = run(self.handle, self._batch.struct)
         if status != 0:
-            raise Fault("engine_failed", f"llama.cpp returned {status} for {len(tokens)} tokens: {last_errors()}")
-        pointer = ll.llama_get_embeddings_seq(self.handle, 0)
+            raise Fault("engine_failed", f"llama.cpp returned {status} for {self._batch.size} tokens: {last_errors()}")
+        return [self._vector(seq) for seq in range(len(texts))]
+
+    def _vector(self, seq: int) -> list[float]:
+        pointer = ll.llama_get_embeddings_seq(self.handle, seq)
         vector: np.ndarray[Any, np.dtype[np.float32]] = np.ctypeslib.as_array(pointer, (self._width,)).copy()
         length = float(np.linalg.norm(vector))
         scaled: list[float] = (vector / length if length > 0 else vector).tolist()

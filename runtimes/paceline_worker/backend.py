@@ -102,5 +102,8 @@ class Backend(ABC):
         """The bytes of the tokens."""
 
     def embed(self, inputs: Sequence[str], progress: Callable[[float], None]) -> tuple[list[list[float]], int]:
-        """One vector per input, and the number of tokens read."""
+        """One vector per input, in their order, and the number of tokens read.
+
+        `progress` is called before the first batch and after each, and raises when the request was cancelled.
+        """
         raise Fault("unsupported", f"the {self.engine} worker makes no embeddings")

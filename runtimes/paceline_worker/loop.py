@@ -29,9 +29,11 @@ if TYPE_CHECKING:
     from paceline_worker.grammar import Matcher
 
 _BARRIERS = ("load", "unload")
+_QUEUED = ("generate", "embed")
+"""Requests of which no more may wait than the queue holds, and which can be cancelled."""
 
 _WAITING_PER_SLOT = 64
-"""Generations that may wait for each slot, unless the load says otherwise."""
+"""Generations and embeddings that may wait for each slot, unless the load says otherwise."""
 
 
 def run(make_backend: Callable[[], Backend], output_fd: int) -> None:
@@ -77,7 +79,7 @@ class _Engine:
         self._waiting: deque[_Job] = deque()
         self._preparing: list[_Preparing] = []
         self._starting: _Job | None = None
-        """The generation that the engine's thread is about to begin."""
+        """The generation that the engine's thread is about to begin, or the embedding that it computes."""
         self._running: list[_Running] = []
         self._cancelled: set[Any] = set()
         self._slots = 1
@@ -91,6 +93,9 @@ class _Engine:
             with self._wake:
                 running = [r.job.id for r in self._running]
                 waiting = [job.id for job in self._pending()]
+                if self._starting is not None and self._starting.method == "embed":
+                    waiting.remove(self._starting.id)
+                    running.append(self._starting.id)
             state = "busy" if running or waiting else "idle"
             self._wire.answer(request_id, {"state": state, "running": running, "waiting": waiting})
         elif method == "cancel":
@@ -102,7 +107,7 @@ class _Engine:
                 self._wire.fail(request_id, Fault.invalid("request", "request must be the id of a request"))
         elif method in ("initialize", "load", "unload", "generate", "tokenize", "detokenize", "embed"):
             with self._wake:
-                overload = self._overload() if method == "generate" else None
+                overload = self._overload() if method in _QUEUED else None
                 if overload is None:
                     self._waiting.append(_Job(request_id, method, params, time.monotonic()))
                     self._wake.notify()
@@ -112,8 +117,8 @@ class _Engine:
             self._wire.fail(request_id, Fault("unsupported", f"no method {method!r}", code=METHOD_NOT_FOUND))
 
     def _overload(self) -> Fault | None:
-        """Why no further generation may wait; those that find a free slot are not counted."""
-        waiting = sum(job.method == "generate" for job in self._pending()) + len(self._running) - self._slots
+        """Why no further request may wait; those that find a free slot are not counted."""
+        waiting = sum(job.method in _QUEUED for job in self._pending()) + len(self._running) - self._slots
         if waiting < self._queue:
             return None
         return Fault(
@@ -132,7 +137,7 @@ class _Engine:
     def _cancel(self, target: int) -> None:
         with self._wake:
             for job in self._waiting:
-                if job.id == target and job.method == "generate":
+                if job.id == target and job.method in _QUEUED:
                     self._waiting.remove(job)
                     self._wire.fail(job.id, _never_began())
                     return
@@ -202,7 +207,7 @@ class _Engine:
             elif job.method == "generate" and len(self._running) + len(self._preparing) >= self._backend.slots:
                 continue
             del self._waiting[i]
-            if job.method == "generate":
+            if job.method in _QUEUED:
                 self._starting = job
             return job
         return None
@@ -241,6 +246,7 @@ class _Engine:
     def _refuse(self, job: _Job, fault: Fault) -> None:
         with self._wake:
             self._starting = None
+            self._cancelled.discard(job.id)
         self._wire.fail(job.id, fault)
 
     def _prepared(self, _: Future[Matcher]) -> None:
@@ -378,7 +384,19 @@ class _Engine:
         inputs = job.params.get("inputs")
         if not isinstance(inputs, list) or not all(isinstance(t, str) for t in inputs):
             raise Fault.invalid("inputs", "inputs must be an array of strings")
-        vectors, prompt_tokens = self._backend.embed(inputs, self._telling(job))
+        tell = self._telling(job)
+
+        def between_batches(fraction: float) -> None:
+            with self._wake:
+                if job.id in self._cancelled:
+                    self._cancelled.remove(job.id)
+                    raise Fault("cancelled", "cancelled while it was embedded")
+            tell(fraction)
+
+        vectors, prompt_tokens = self._backend.embed(inputs, between_batches)
+        with self._wake:
+            self._starting = None
+            self._cancelled.discard(job.id)
         return {"embeddings": vectors, "prompt_tokens": prompt_tokens}
 
     def _telling(self, job: _Job) -> Callable[[float], None]:

@@ -157,6 +157,14 @@ class ScriptedServing:
         finally:
             self.leases -= 1
 
+    async def tokenize(self, model, text, *, add_special=True):
+        if self.lease_error is not None:
+            raise self.lease_error
+        return [ord(letter) for letter in ("^" if add_special else "") + text]
+
+    async def detokenize(self, model, tokens):
+        return "".join(map(chr, tokens))
+
     def loaded(self):
         return tuple(self.kept.values())
 

@@ -43,6 +43,19 @@ def test_the_configuration_counts_and_programs_are_told_in_bytes(paceline):
     assert told["fits"] is False
 
 
+def test_adapters_and_the_batch_count(paceline, tmp_path):
+    adapter = tmp_path / "adapter.gguf"
+    adapter.write_bytes(bytes(5 << 20))
+    plain = json.loads(paceline("paceline-coder-7m", "--json").stdout)["models"][0]["estimate"]
+    told = json.loads(paceline("paceline-coder-7m", "--lora", str(adapter), "--json").stdout)["models"][0]["estimate"]
+    assert told["total"] - plain["total"] == 5 << 20
+    small = json.loads(paceline("paceline-coder-7m", "--eval-batch-size", "128", "--json").stdout)
+    assert small["models"][0]["estimate"]["compute"] < plain["compute"]
+    absent = paceline("paceline-coder-7m", "--lora", "absent.gguf")
+    assert absent.returncode == 1
+    assert "is not the full path of an adapter" in absent.stderr
+
+
 def test_unknown_memory_is_no_verdict_against_it(paceline):
     done = paceline("paceline-coder-7m", PACELINE_OVERRIDE_MEMORY_AVAILABLE="unknown")
     assert done.returncode == 0

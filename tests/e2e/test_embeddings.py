@@ -4,6 +4,7 @@ import base64
 import math
 import shutil
 import struct
+import time
 
 import httpx
 import openai
@@ -31,6 +32,11 @@ def embed(server, model, given, path="/v1/embeddings", **options):
     return httpx.post(f"{server.url}{path}", json={"model": model, "input": given, **options}, timeout=60)
 
 
+def computed(server):
+    """Seconds of processor time that the workers took."""
+    return sum(sum(worker.cpu_times()[:2]) for worker in server.workers())
+
+
 def dot(a, b):
     return sum(x * y for x, y in zip(a, b, strict=True))
 
@@ -49,7 +55,38 @@ def test_near_meanings_are_near_and_vectors_have_length_one(server, embedder, pa
 def test_a_text_has_the_same_vector_alone_and_beside_others(server, embedder):
     alone = embed(server, embedder, CAT).json()["data"][0]["embedding"]
     beside = embed(server, embedder, [BOND, CAT]).json()["data"][1]["embedding"]
-    assert alone == beside
+    assert beside == pytest.approx(alone, abs=1e-2)
+    assert dot(alone, beside) > 0.998
+
+
+def test_tokens_of_both_kinds_of_models(server, embedder, pair):
+    def ask(route, model, **fields):
+        return httpx.post(f"{server.url}/api/v1/{route}", json={"model": model, **fields}, timeout=60)
+
+    for model, text in ((pair[0], "def close(self):\n"), (embedder, "a cat sleeps")):
+        tokens = ask("tokenize", model, text=text, add_special=False).json()["tokens"]
+        assert tokens
+        assert ask("detokenize", model, tokens=tokens).json()["text"].strip() == text.strip()
+        unknown = ask("detokenize", model, tokens=[10_000_000])
+        assert (unknown.status_code, unknown.json()["error"]["param"]) == (400, "tokens")
+    whole = ask("tokenize", embedder, text="a cat sleeps").json()["tokens"]
+    assert len(whole) == len(tokens) + 2
+    assert embed(server, embedder, "a cat sleeps").json()["usage"]["prompt_tokens"] == len(whole)
+
+
+def test_who_goes_away_ends_the_work(server, embedder):
+    assert embed(server, embedder, CAT).status_code == 200
+    begun = computed(server)
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{server.url}/v1/embeddings", json={"model": embedder, "input": [CAT * 40] * 2048}, timeout=1)
+    worked = 0.0
+    for _ in range(20):  # to the end it would take minutes
+        time.sleep(1)
+        before, worked = worked, computed(server) - begun
+        if before == worked:
+            break
+    assert before == worked > 0
+    assert embed(server, embedder, CAT).status_code == 200
 
 
 def test_base64_holds_the_same_floats(server, embedder):

@@ -25,4 +25,11 @@ def test_a_draft_lies_on_one_gpu_whole_whatever_the_main_model_does():
     divided = LoadConfig(gpu_layers=3, tensor_split=(1.0, 1.0), offload_kv_cache=False)
     assert divided.draft_options() == {}
     shared = {"main_gpu": 1, "flash_attention": False, "mmap": False}
-    assert LoadConfig(**shared, parallel=4, cache_type_k="q8_0", context_length=99).draft_options() == shared
+    assert LoadConfig(**shared, parallel=4, queue=9, cache_type_k="q8_0", context_length=99).draft_options() == shared
+
+
+def test_one_gpu_and_shares_of_all_displace_each_other_s_default():
+    split, one = LoadConfig(tensor_split=(3.0, 1.0), threads=2), LoadConfig(main_gpu=1)
+    assert one.over(split) == LoadConfig(main_gpu=1, threads=2)
+    assert split.over(one) == split
+    assert LoadConfig(threads=3).over(split) == LoadConfig(tensor_split=(3.0, 1.0), threads=3)

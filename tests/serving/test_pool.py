@@ -251,6 +251,36 @@ def test_the_release_that_has_what_is_lacking_is_named(cage, line):
     run(scenario())
 
 
+def test_tokens_and_their_text_are_the_worker_s(cage, line, monkeypatch):
+    parrot = cage.add("parrot")
+
+    async def scenario():
+        async with cage.serving() as serving:
+            model = cage.model(parrot)
+            tokens = await serving.tokenize(model, line)
+            assert len(tokens) == len(line.split())
+            assert await serving.detokenize(model, tokens) == line
+            with pytest.raises(RequestError) as caught:
+                await serving.detokenize(model, [999_999])
+            assert caught.value.param == "tokens"
+            (loaded,) = serving.loaded()
+            assert (loaded.model.id, loaded.running) == (parrot, 0)
+        monkeypatch.setattr(WorkerClient, "initialize", without_tokens(WorkerClient.initialize))
+        async with cage.serving() as serving:
+            with pytest.raises(UnsupportedError, match="does not tell the tokens") as caught:
+                await serving.tokenize(model, line)
+            assert caught.value.param == "model"
+
+    def without_tokens(initialize):
+        async def answer(client):
+            info = await initialize(client)
+            return replace(info, features=tuple(f for f in info.features if f != "tokenize"))
+
+        return answer
+
+    run(scenario())
+
+
 def test_a_model_the_engine_refuses_is_an_error_and_leaves_no_process(cage):
     egg = cage.add("egg", faults=[{"at": "load", "do": "fail", "value": "an egg cannot speak"}])
 
@@ -399,6 +429,29 @@ def test_a_request_beyond_the_worker_s_queue_is_refused_with_a_way_out(cage, lin
             (gate / "go").touch()
             ended = await asyncio.gather(first, *others, return_exceptions=True)
             assert {item[0] for item in ended if not isinstance(item, OverloadedError)} == {line}
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("way", ["load", "default"])
+def test_the_length_of_the_queue_is_told_to_the_worker(cage, line, tmp_path, way):
+    gate = tmp_path / "gate"
+    gate.mkdir()
+    slow = cage.add("slow", faults=[{"at": "step", "do": "gate", "value": str(gate)}])
+    short = LoadConfig(queue=1)
+
+    async def scenario():
+        async with cage.serving(defaults=short if way == "default" else None) as serving:
+            loaded = await serving.load(cage.model(slow), config=short if way == "load" else None)
+            assert loaded.config.queue == 1
+            first = asyncio.create_task(answer(serving, cage.model(slow), ask(line)))
+            await until(lambda: (gate / "at-1").exists())
+            others = [asyncio.create_task(answer(serving, cage.model(slow), ask(line))) for _ in range(3)]
+            while sum(task.done() for task in others) < 2:
+                await asyncio.wait([t for t in others if not t.done()], return_when=asyncio.FIRST_COMPLETED)
+            (gate / "go").touch()
+            ended = await asyncio.gather(first, *others, return_exceptions=True)
+            assert sum(isinstance(item, OverloadedError) for item in ended) == 2
 
     run(scenario())
 

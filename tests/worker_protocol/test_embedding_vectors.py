@@ -1,13 +1,18 @@
 """Vectors of the sentence model beside a BERT written here in numpy, over the weights of the same file."""
 
 import re
+import shutil
 
+import gguf
 import numpy as np
 import pytest
 
 from paceline import plugins
 
 pytestmark = pytest.mark.runtime
+
+POOLINGS = {"mean": 1, "cls": 2, "last": 3}
+"""Name -> `llama_pooling_type`, as the key `{architecture}.pooling_type` holds it."""
 
 TEXTS = [
     "A cat sleeps on the sofa.",
@@ -22,26 +27,39 @@ def model(shared):
     return shared / "models" / "all-minilm-l6-v2-q8_0.gguf"
 
 
-def test_vectors_are_those_of_a_bert_computed_by_hand(wires, llama_cpp_runtime, model):
+@pytest.fixture(scope="module")
+def embed(module_wires, llama_cpp_runtime):
+    """A function from a model and texts to their vectors, in one request."""
     spec = plugins.load().engine("llama.cpp").worker(llama_cpp_runtime)
-    worker = wires(spec.argv, dict(spec.env))
+    worker = module_wires(spec.argv, dict(spec.env))
     worker.call("initialize", protocol=1)
-    worker.call("load", role="main", path=str(model), options={"embedding": True})
+
+    def vectors(path, texts):
+        worker.call("load", role="main", path=str(path), options={"embedding": True})
+        return np.array(worker.call("embed", inputs=texts)["embeddings"])
+
+    return vectors
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_vectors_are_those_of_a_bert_computed_by_hand(embed, model, tmp_path, pooling):
+    path = shutil.copyfile(model, tmp_path / model.name)
+    gguf.GGUFReader(path, "r+").fields["bert.pooling_type"].parts[-1][0] = POOLINGS[pooling]
+    vectors = embed(path, TEXTS)
     bert = Bert(model)
-    vectors = np.array(worker.call("embed", inputs=TEXTS)["embeddings"])
-    expected = np.array([bert.embed(text) for text in TEXTS])
+    expected = np.array([bert.embed(text, pooling) for text in TEXTS])
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(1, abs=1e-5)
     assert ((vectors * expected).sum(axis=1) > 0.999).all()
-    # The texts are apart from one another, so the agreement says something.
-    assert (expected @ expected.T)[~np.eye(len(TEXTS), dtype=bool)].max() < 0.5
+    # The texts are apart from one another, and the poolings are, so the agreement says something.
+    assert (expected @ expected.T)[~np.eye(len(TEXTS), dtype=bool)].max() < 0.9
+    for other in POOLINGS.keys() - {pooling}:
+        assert ((vectors * [bert.embed(text, other) for text in TEXTS]).sum(axis=1) < 0.99).all()
 
 
 class Bert:
-    """Devlin et al., 2018: embeddings, post-norm layers, here with the mean of all tokens as the sentence's vector."""
+    """Devlin et al., 2018: embeddings, post-norm layers, and one vector of a text's last states."""
 
     def __init__(self, path):
-        import gguf
-
         reader = gguf.GGUFReader(path)
         self.weights = {
             t.name: gguf.quants.dequantize(t.data, t.tensor_type).astype(np.float64) for t in reader.tensors
@@ -51,7 +69,7 @@ class Bert:
         self.epsilon = reader.get_field("bert.attention.layer_norm_epsilon").contents()
         self.ids = {token: i for i, token in enumerate(reader.get_field("tokenizer.ggml.tokens").contents())}
 
-    def embed(self, text):
+    def embed(self, text, pooling):
         w = self.weights
         tokens = [self.ids["[CLS]"], *self.pieces(text), self.ids["[SEP]"]]
         x = w["token_embd.weight"][tokens] + w["position_embd.weight"][: len(tokens)] + w["token_types.weight"][0]
@@ -62,8 +80,8 @@ class Bert:
             inner = self.linear(x, f"{name}.ffn_up")
             inner = inner * 0.5 * (1 + np.tanh(np.sqrt(2 / np.pi) * (inner + 0.044715 * inner**3)))
             x = self.norm(x + self.linear(inner, f"{name}.ffn_down"), f"{name}.layer_output_norm")
-        mean = x.mean(axis=0)
-        return mean / np.linalg.norm(mean)
+        pooled = {"mean": x.mean(axis=0), "cls": x[0], "last": x[-1]}[pooling]
+        return pooled / np.linalg.norm(pooled)
 
     def attention(self, x, name):
         q, k, v = (

@@ -137,12 +137,12 @@ def t5(weights, layers):
 KINDS = {make.__name__: make for make in (mamba, jamba, gemma3)}
 
 
-def write(path, make, vocabulary, noise):
+def write(path, make, vocabulary, noise, **more):
     """A model of a kind, with the tokenizer of another GGUF file; eight-bit weights, whose sums have no order."""
     eight_bits, kind = gguf.GGMLQuantizationType.Q8_0, make.__name__
     weights = Weights(noise)
     keys = make(weights, [f"blk.{i}" for i in range(LAYERS)])
-    keys |= {"context_length": CONTEXT, "embedding_length": WIDTH, "block_count": LAYERS}
+    keys |= {"context_length": CONTEXT, "embedding_length": WIDTH, "block_count": LAYERS, **more}
     writer = gguf.GGUFWriter(path, kind)
     for field in vocabulary:
         writer.add_key_value(field.name, field.contents(), *field.types[:2])
@@ -328,3 +328,19 @@ def test_a_model_of_two_parts_is_refused_and_the_worker_lives(start, models, ref
     assert error.value.data["help"]
     wire.call("load", role="main", path=models["gemma3"][0])
     assert wire.generate(prompt=TEXT, max_tokens=2).result["completion_tokens"] == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_texts_that_come_together_have_the_vectors_they_have_alone(tmp_path, wires, llama_cpp_runtime, kind):
+    sample = gguf.GGUFReader(paths.samples() / "paceline-coder-3m-q8_0.gguf")
+    vocabulary = [field for field in sample.fields.values() if field.name.startswith("tokenizer.")]
+    write(tmp_path / "model.gguf", KINDS[kind], vocabulary, 0.0, pooling_type=gguf.PoolingType.LAST)
+    spec = plugins.load().engine("llama.cpp").worker(llama_cpp_runtime)
+    worker = wires(spec.argv, dict(spec.env))
+    worker.call("initialize", protocol=1)
+    worker.call("load", role="main", path=str(tmp_path / "model.gguf"), options={"embedding": True})
+    texts = [TEXT, *(TEXT[: 7 * n] for n in range(1, 40)), TEXT[::-1]]
+    together = np.array(worker.call("embed", inputs=texts)["embeddings"])
+    alone = np.array([worker.call("embed", inputs=[text])["embeddings"][0] for text in texts])
+    assert abs(together - alone).max() < 1e-2
+    assert len(np.unique(together.round(3), axis=0)) == len(texts)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI
 
 import paceline
-from paceline.api import errors, lmstudio, openai, runtimes
+from paceline.api import errors, lmstudio, openai, runtimes, tokenizing
 from paceline.api.completions import Completions
 from paceline.api.embeddings import Embeddings
 from paceline.api.security import LocalOnly, TokensOnly
@@ -63,6 +63,7 @@ def create_app(
     app.include_router(openai.routes(completions, embeddings, library))
     app.include_router(lmstudio.v0_routes(completions, embeddings, library, serving))
     app.include_router(lmstudio.v1_routes(library, serving))
+    app.include_router(tokenizing.routes(library, serving))
     if administration is not None:
         app.include_router(runtimes.routes(administration))
 

@@ -12,8 +12,9 @@ from paceline.api.body import read_object, validate
 from paceline.api.errors import ApiError
 from paceline.api.lookup import find_model
 from paceline.api.schemas import LoadRequest, UnloadRequest, refuse_unserved
-from paceline.api.shapes import LMSTUDIO, LOAD_NAMES, lmstudio_model, lmstudio_v1_model, lmstudio_v1_type, load_config
+from paceline.api.shapes import LMSTUDIO, lmstudio_model, lmstudio_v1_model, lmstudio_v1_type, load_config
 from paceline.errors import NotFoundError, RequestError
+from paceline.loading import API_NAMES
 
 if TYPE_CHECKING:
     from paceline.api.completions import Completions
@@ -43,8 +44,8 @@ def v0_routes(completions: Completions, embeddings: Embeddings, library: Library
     async def text(request: Request) -> Response:
         return await completions.text(request, LMSTUDIO)
 
-    @router.post("/embeddings")
-    async def embed(request: Request) -> dict[str, Any]:
+    @router.post("/embeddings", response_model=None)
+    async def embed(request: Request) -> Response:
         return await embeddings.answer(request)
 
     return router
@@ -68,7 +69,7 @@ def v1_routes(library: Library, serving: Serving) -> APIRouter:
         try:
             loaded = await serving.load(model, config=wanted.config(), ttl_s=wanted.ttl, force=bool(wanted.force))
         except RequestError as error:
-            param = LOAD_NAMES.get(error.param or "", error.param)
+            param = API_NAMES.get(error.param or "", error.param)
             raise RequestError(error.message, help=error.help, param=param) from error
         answer: dict[str, Any] = {
             "type": lmstudio_v1_type(model),

@@ -38,8 +38,8 @@ def routes(completions: Completions, embeddings: Embeddings, library: Library) -
     async def text(request: Request) -> Response:
         return await completions.text(request, OPENAI)
 
-    @router.post("/embeddings")
-    async def embed(request: Request) -> dict[str, Any]:
+    @router.post("/embeddings", response_model=None)
+    async def embed(request: Request) -> Response:
         return await embeddings.answer(request)
 
     return router

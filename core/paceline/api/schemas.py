@@ -18,6 +18,8 @@ from paceline.serving.generation import MAX_LOGPROBS, ContextOverflow, DraftKnob
 
 MAX_MESSAGES = 10_000
 MAX_INPUTS = 2048
+MAX_TEXT = 1 << 20
+"""Characters of a text that is tokenized, and tokens of one that is put together: streams stand still meanwhile."""
 MAX_STOPS = 64
 MAX_BIASES = 10_000
 MAX_BREAKERS = 32
@@ -299,6 +301,17 @@ class EmbeddingsRequest(Schema):
         return value
 
 
+class TokenizeRequest(Schema):
+    model: Annotated[str, Field(min_length=1, max_length=1024)]
+    text: Annotated[str, Field(max_length=MAX_TEXT)]
+    add_special: bool | None = None
+
+
+class DetokenizeRequest(Schema):
+    model: Annotated[str, Field(min_length=1, max_length=1024)]
+    tokens: Annotated[list[Annotated[int, Field(ge=0, le=_INT32)]], Field(max_length=MAX_TEXT)]
+
+
 class Lora(Schema):
     path: Annotated[str, Field(min_length=1, max_length=4096)]
     scale: float = 1.0
@@ -315,6 +328,7 @@ class LoadRequest(Schema):
     echo_load_config: bool | None = None
     ttl: Annotated[int, Field(ge=1, le=_INT32)] | None = None
     parallel: Annotated[int, Field(ge=1, le=64)] | None = None
+    queue: Annotated[int, Field(ge=0, le=_INT32)] | None = None
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     cache_type_k: Annotated[str, Field(min_length=1, max_length=32)] | None = None
     cache_type_v: Annotated[str, Field(min_length=1, max_length=32)] | None = None

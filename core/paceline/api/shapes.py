@@ -15,10 +15,6 @@ if TYPE_CHECKING:
     from paceline.serving.pool import Lease, LoadedModel
 
 
-LOAD_NAMES = {"offload_kv_cache": "offload_kv_cache_to_gpu"}
-"""Fields of a load configuration that LM Studio's API calls otherwise."""
-
-
 @dataclass(frozen=True)
 class Shape:
     """What differs between chat and plain completions."""
@@ -181,10 +177,7 @@ def lmstudio_v1_model(model: Model, loaded: LoadedModel | None) -> dict[str, Any
 
 def load_config(loaded: LoadedModel) -> dict[str, Any]:
     """How a model is loaded, under the names of the load route; what was left to the engine is not there."""
-    config = {**loaded.config.given(), "context_length": loaded.context_length, "parallel": loaded.slots}
-    if loaded.config.lora is not None:
-        config["lora"] = [{"path": str(adapter.path), "scale": adapter.scale} for adapter in loaded.config.lora]
-    return {LOAD_NAMES.get(name, name): value for name, value in config.items()}
+    return {**loaded.config.plain(), "context_length": loaded.context_length, "parallel": loaded.slots}
 
 
 def lmstudio_v1_type(model: Model) -> str:

@@ -62,14 +62,13 @@ def ps(server: _Server, as_json: bool) -> None:
 @click.argument("model")
 @click.option("--ttl", type=click.IntRange(1), metavar="SECONDS", help="Unload it when idle so long; default: never.")
 @click.option("--force", is_flag=True, help="Load it also when it is known not to fit the memory.")
-@load_options
+@load_options()
 @_of_server
 @output.json_option
 def load(model: str, ttl: int | None, force: bool, config: LoadConfig, server: _Server, as_json: bool) -> None:
     """Load MODEL into a running server, and wait until it is loaded."""
-    wanted = {name: value for name, value in output.plain(config).items() if value is not None}
     started = time.monotonic()
-    answer = server.post("/api/v1/models/load", {"model": model, "ttl": ttl, "force": force, **wanted})
+    answer = server.post("/api/v1/models/load", {"model": model, "ttl": ttl, "force": force, **config.plain()})
     if as_json:
         output.as_json_text(answer)
     else:

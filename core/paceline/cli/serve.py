@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     type=click.FloatRange(1),
     help="Seconds without a sign of life after which a worker that loads or answers is stopped.",
 )
-@load_options
+@load_options(without=("lora",))
 @click.option("--no-memory-check", is_flag=True, help="Load also what is known not to fit.")
 @click.option(
     "--require-token",

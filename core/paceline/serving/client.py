@@ -19,6 +19,9 @@ PROTOCOL = 1
 PATIENCE_S = 600.0
 """Seconds without a frame after which a worker that has requests is taken for hung."""
 
+_CANCELLED = ("generate", "embed")
+"""Requests that a worker can end early; whoever leaves one before its answer came has it ended."""
+
 _LOOKS = 4
 """Looks at a worker in its patience, each at least a part of it after the one before: a host that was itself held up
 finds what came meanwhile before it judges."""
@@ -201,7 +204,7 @@ class _Pending:
 
 
 class _Request:
-    """One request in flight. Leaving it before its answer came cancels it in the worker."""
+    """One request in flight. Leaving it before its answer came cancels it in the worker, where that can be."""
 
     def __init__(self, client: WorkerClient, method: str, params: Mapping[str, Any]) -> None:
         self._client = client
@@ -229,7 +232,7 @@ class _Request:
 
     async def __aexit__(self, *_: object) -> None:
         self._client._pending.pop(self._id, None)
-        if not self._answered and self._method == "generate" and self._client.alive:
+        if not self._answered and self._method in _CANCELLED and self._client.alive:
             # Cancelled from outside: tell the worker even while this task is being torn down.
             cancel = {"id": next(self._client._ids), "method": "cancel", "params": {"request": self._id}}
             with suppress(asyncio.CancelledError):

@@ -55,7 +55,7 @@ def check_options(info: WorkerInfo, model: Model, config: LoadConfig) -> None:
                 param=name,
             )
         if name in _GENERATING and model.facts.kind is ModelKind.EMBEDDINGS:
-            raise RequestError(f"{model.id} makes embeddings, one text at a time: {name} has no use", param=name)
+            raise RequestError(f"{model.id} makes embeddings: {name} has no use", param=name)
     wanted = "folder" if "lora_folder" in info.features else "file"
     for adapter in config.lora or ():
         given = "folder" if adapter.path.is_dir() else "file"

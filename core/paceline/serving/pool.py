@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from paceline.errors import (
     InUseError,
@@ -53,6 +53,8 @@ _LACKS = {
     "grammar": "cannot hold its output to a grammar or a JSON schema",
     "lookup": "has no prompt lookup",
     "overflow": "can only stop at the end of the context",
+    "embed": "makes no embeddings",
+    "tokenize": "does not tell the tokens of a text",
 }
 """What is said of a worker without a feature."""
 
@@ -136,17 +138,39 @@ class Serving:
         """One vector of length 1 per input, and the number of tokens read. Loads the model first if need be."""
         if model.facts.kind is not ModelKind.EMBEDDINGS:
             raise RequestError(f"{model.id} generates text and makes no embeddings", param="model")
+        try:
+            result = await self._call(model, "embed", {"inputs": list(inputs)}, feature="embed", ttl_s=ttl_s)
+        except RequestError as error:
+            if isinstance(error, UnsupportedError):
+                raise
+            raise RequestError(error.message, help="shorten the input", param="input") from error
+        return result["embeddings"], result["prompt_tokens"]
+
+    async def tokenize(self, model: Model, text: str, *, add_special: bool = True) -> list[int]:
+        """The token ids of `text`, as those of a prompt. Loads the model first if need be.
+
+        `add_special`: add what the model begins, and maybe ends, every prompt with.
+        """
+        params = {"text": text, "add_special": add_special}
+        tokens: list[int] = (await self._call(model, "tokenize", params, feature="tokenize"))["tokens"]
+        return tokens
+
+    async def detokenize(self, model: Model, tokens: Sequence[int]) -> str:
+        """The text of these tokens; bytes that are no whole character become U+FFFD. Loads the model if need be."""
+        text: str = (await self._call(model, "detokenize", {"tokens": list(tokens)}, feature="tokenize"))["text"]
+        return text
+
+    async def _call(
+        self, model: Model, method: str, params: dict[str, object], *, feature: str, ttl_s: float | None = None
+    ) -> dict[str, Any]:
+        """What the model's worker answers; it must have `feature`."""
         async with self._hold(model, ttl_s) as place:
             async with place.lock:
                 worker = await self._ensure_loaded(place)
-            if "embed" not in worker.info.features:
-                other = await self._help_to("embed", worker)
-                raise UnsupportedError(f"{worker.info.name} makes no embeddings", param="model", help=other)
-            try:
-                result = await worker.client.call("embed", {"inputs": list(inputs)})
-            except RequestError as error:
-                raise RequestError(error.message, help="shorten the input", param="input") from error
-            return result["embeddings"], result["prompt_tokens"]
+            if feature not in worker.info.features:
+                other = await self._help_to(feature, worker)
+                raise UnsupportedError(f"{worker.info.name} {_LACKS[feature]}", param="model", help=other)
+            return await worker.client.call(method, params)
 
     @asynccontextmanager
     async def _hold(self, model: Model, ttl_s: float | None) -> AsyncIterator[_Place]:
