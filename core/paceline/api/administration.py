@@ -84,7 +84,7 @@ class Administration:
         await self.operations.close()
 
     def describe_update(self) -> dict[str, Any]:
-        """What became of the update at start-up, and which runtimes were given back since."""
+        """What became of the update at start-up, and which runtimes did not load a model since."""
         operation = self._operation
         return {
             "mode": self.update.mode,
@@ -99,6 +99,7 @@ class Administration:
                     "model": r.model,
                     "reason": r.reason,
                     "at": r.at.isoformat(timespec="seconds"),
+                    "held": r.held,
                 }
                 for r in self.serving.returned
             ],

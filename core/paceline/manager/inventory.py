@@ -10,7 +10,7 @@ from paceline.packages.locked import download_bytes
 from paceline.store import health
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from paceline.plugins import Plugins
     from paceline.registry import Registry
@@ -103,7 +103,7 @@ def installed_or_known(store: Store, plugins: Plugins, query: str) -> str:
         return found[0].id
 
 
-def one_of(query: str, names: tuple[str, ...], what: str) -> str:
+def one_of(query: str, names: Collection[str], what: str) -> str:
     """The one of `names` that `query` is, or is a part of. `what` they are: `held`."""
     found = [name for name in names if name == query] or [name for name in names if query in name]
     if not found:

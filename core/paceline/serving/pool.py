@@ -320,7 +320,7 @@ class Serving:
         if worker.draft is not None and worker.draft.id == draft.id:
             return None
         if "draft" not in worker.info.features:
-            return f"{worker.info.name} cannot use a draft model"
+            return f"{worker.info.name} cannot use a draft model; {await self._help_to('draft', worker)}"
         worker.draft = None
         if not place.force:
             config = replace(worker.config, context_length=worker.context_length, parallel=worker.slots)
@@ -374,8 +374,7 @@ class Serving:
     async def _stop(self, place: _Place) -> None:
         worker, place.worker = place.worker, None
         if worker is not None:
-            await worker.client.close()
-            worker.use.release()
+            await worker.end()
 
 
 class Lease:

@@ -12,8 +12,8 @@ A runtime counts when its manifest is there and readable; `health` says whether 
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from paceline.errors import AmbiguousError, InUseError, NotFoundError, StoreErro
 from paceline.progress import Phase, silent
 from paceline.store import health, selection, transaction, uses
 from paceline.store.manifest import MANIFEST, read_json, read_runtime
-from paceline.store.selection import Selection
+from paceline.store.selection import Hold, Selection, StandIn
 from paceline.types import Runtime
 from paceline.versions import order
 
@@ -33,7 +33,16 @@ if TYPE_CHECKING:
     from paceline.progress import Progress
     from paceline.store.uses import Use
 
-__all__ = ["Selection", "Store"]
+__all__ = ["Fallback", "Selection", "Store"]
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """A runtime to try where another did not load a model."""
+
+    runtime: Runtime
+    for_all: bool
+    """Whether its success shows that the other should serve no model, rather than this one alone."""
 
 
 class Store:
@@ -148,18 +157,12 @@ class Store:
 
     def selected(self, model_format: str, model_id: str | None = None) -> Runtime | None:
         """The runtime that serves `model_format`, or the one chosen for `model_id`; None when it is not installed."""
-        chosen = self.selection()
-        own = chosen.models.get(model_id) if model_id is not None else None
-        if own is not None and (runtime := self.find(own)) is not None and model_format in runtime.formats:
-            return runtime
-        serving = chosen.formats.get(model_format)
-        return self.find(serving) if serving is not None else None
+        found = map(self.find, self.selection().for_model(model_format, model_id))
+        return next((runtime for runtime in found if runtime is not None and model_format in runtime.formats), None)
 
     def damage(self) -> dict[str, tuple[str, ...]]:
         """By id, what the quick check finds wrong with the runtimes that are selected; empty when all can be used."""
-        chosen = self.selection()
-        ids = sorted({*chosen.formats.values(), *chosen.models.values()})
-        found = {i: health.quick(self.folder / i) for i in ids}
+        found = {i: health.quick(self.folder / i) for i in sorted(self.selection().ids())}
         return {i: state.problems for i, state in found.items() if not state.ok}
 
     def select(self, runtime: Runtime) -> tuple[str, ...]:
@@ -221,7 +224,7 @@ class Store:
         found = {}
         for name in (model_format,) if model_format is not None else sorted(chosen.previous):
             history = chosen.previous.get(name, ())
-            whole = {r.id: r for r in map(self.find, history) if r is not None and health.quick(r.directory).ok}
+            whole = {r.id: r for r in map(self.find, history) if r is not None and _is_whole(r)}
             if (target := chosen.last_good(name, whole)) is not None:
                 found[name] = whole[target]
         if not found:
@@ -240,54 +243,71 @@ class Store:
             self._write(chosen)
             return found
 
-    def fallback(self, runtime: Runtime, model_format: str) -> Runtime | None:
-        """What to try when `runtime`, selected for a format, did not load a model: the last selection that worked.
+    def fallbacks(self, runtime: Runtime, model_format: str, model_id: str) -> tuple[Fallback, ...]:
+        """What to try, in this order, when `runtime`, selected for a model, did not load it.
 
-        None when `runtime` itself has worked before, so that it is not to blame, or when there is nothing else.
+        While `runtime` has loaded no model of the format, the last selection that worked. Then what loaded this model
+        last, unless that is `runtime` itself, which then is not to blame. What is held or broken is left out.
         """
         chosen = self.selection()
-        if chosen.formats.get(model_format) != runtime.id or runtime.id in chosen.worked.get(model_format, ()):
-            return None
-        try:
-            return self.rollback_targets(model_format)[model_format]
-        except NotFoundError:
-            return None
+        found: list[Fallback] = []
+        if chosen.formats.get(model_format) == runtime.id and runtime.id not in chosen.worked.get(model_format, ()):
+            with suppress(NotFoundError):
+                found.append(Fallback(self.rollback_targets(model_format)[model_format], for_all=True))
+        last = self.find(chosen.loaded[model_id]) if model_id in chosen.loaded else None
+        left_out = {runtime.id, *(fallback.runtime.id for fallback in found), *chosen.holds}
+        if last is not None and last.id not in left_out and model_format in last.formats and _is_whole(last):
+            found.append(Fallback(last, for_all=False))
+        return tuple(found)
 
-    def fall_back(self, runtime: Runtime, good: Runtime, model_format: str) -> None:
-        """Return a format from `runtime` to `good`, and hold `runtime`: no update takes it again."""
+    def give_back(self, runtime: Runtime, good: Runtime, model_format: str, reason: str) -> None:
+        """Return a format from `runtime` to `good`, and hold `runtime` for that reason: no update takes it again."""
 
         def change(chosen: Selection) -> Selection:
             if chosen.formats.get(model_format) != runtime.id:  # somebody chose another meanwhile
                 return chosen
-            returned = chosen.rolled_back(model_format, good.id)
-            return replace(returned, holds=_with(returned.holds, runtime.id))
+            return chosen.rolled_back(model_format, good.id).with_hold(runtime.id, Hold(reason, _now()))
 
         self._change(f"returning to {good.id}", change)
 
-    def note_loaded(self, runtime: Runtime, model_format: str) -> None:
-        """Remember that `runtime` loaded a model of a format, so that `rollback` may return to it.
+    def stand_in(self, good: Runtime, runtime: Runtime, model_format: str, model_id: str, reason: str) -> None:
+        """Let `good` serve one model for as long as `runtime`, which did not load it, is selected for that model."""
+        found = StandIn(good.id, runtime.id, model_format, reason, _now())
+        self._change(f"serving {model_id} with {good.id}", lambda s: s.with_stand_in(model_id, found))
 
-        Writes once for each runtime and format, and never raises: a home that cannot be written stops no model.
+    def note_loaded(self, runtime: Runtime, model_format: str, model_id: str | None = None) -> None:
+        """Remember that `runtime` loaded a model, so that `rollback` and `fallbacks` may return to it.
+
+        Writes once for each runtime and format, and each time another runtime than before loads the model. Never
+        raises: a home that cannot be written stops no model.
         """
+
+        def change(chosen: Selection) -> Selection:
+            if runtime.id not in chosen.worked.get(model_format, ()):
+                chosen = chosen.with_worked(model_format, runtime.id)
+            if model_id is not None and chosen.loaded.get(model_id) != runtime.id:
+                chosen = chosen.with_loaded(model_id, runtime.id)
+            return chosen
+
         try:
-            if runtime.id not in self.selection().worked.get(model_format, ()):
-                self._change("noting a load", lambda s: s.with_worked(model_format, runtime.id))
+            if change(known := self.selection()) != known:
+                self._change("noting a load", change)
         except StoreError:
             return
 
     def pin(self, runtime_id: str) -> None:
         """Have updates and clean-up leave this runtime alone."""
-        self._change(f"pinning {runtime_id}", lambda s: replace(s, pins=_with(s.pins, runtime_id)))
+        self._change(f"pinning {runtime_id}", lambda s: s.with_pin(runtime_id))
 
     def unpin(self, runtime_id: str) -> None:
-        self._change(f"unpinning {runtime_id}", lambda s: replace(s, pins=_without(s.pins, runtime_id)))
+        self._change(f"unpinning {runtime_id}", lambda s: s.without_pin(runtime_id))
 
-    def hold(self, release_id: str) -> None:
+    def hold(self, release_id: str, reason: str | None = None) -> None:
         """Never choose this version automatically, be it installed or not."""
-        self._change(f"holding {release_id}", lambda s: replace(s, holds=_with(s.holds, release_id)))
+        self._change(f"holding {release_id}", lambda s: s.with_hold(release_id, Hold(reason, _now())))
 
     def unhold(self, release_id: str) -> None:
-        self._change(f"unholding {release_id}", lambda s: replace(s, holds=_without(s.holds, release_id)))
+        self._change(f"unholding {release_id}", lambda s: s.without_hold(release_id))
 
     # --- what changes ----------------------------------------------------------------------------------------------
 
@@ -452,7 +472,7 @@ class Store:
         return "never loaded a model"
 
     def _why_not_removed(self, runtime_id: str, chosen: Selection) -> str | None:
-        if chosen.uses(runtime_id):
+        if runtime_id in chosen.ids():
             what = ", ".join((*chosen.formats_of(runtime_id), *(f"model {m}" for m in chosen.models_of(runtime_id))))
             return f"{runtime_id} is selected for {what}"
         return f"{runtime_id} is pinned" if runtime_id in chosen.pins else None
@@ -494,9 +514,9 @@ class Store:
             yield
 
 
-def _with(ids: tuple[str, ...], added: str) -> tuple[str, ...]:
-    return ids if added in ids else (*ids, added)
+def _is_whole(runtime: Runtime) -> bool:
+    return health.quick(runtime.directory).ok
 
 
-def _without(ids: tuple[str, ...], removed: str) -> tuple[str, ...]:
-    return tuple(i for i in ids if i != removed)
+def _now() -> datetime:
+    return datetime.now(UTC).replace(microsecond=0)
