@@ -48,6 +48,11 @@ def run(scenario):
     asyncio.run(bounded())
 
 
+async def until(condition):
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
 async def used(serving, model):
     """Ask for an answer; the id of the runtime that gave it."""
     async with serving.lease(model) as lease:
@@ -174,12 +179,13 @@ def test_without_another_that_loads_the_model_the_error_is_the_first_one(cage, r
             cage.store.select(second)
             await used(serving, finch)
             refuse(second, parrot)
+            if why != "nothing to remember":
+                await serving.unload(parrot.id)
             if why == "held":
                 cage.store.hold(first.id)
             elif why == "broken":
                 (first.directory / "manifest.json").write_text("{}")
             elif why == "gone":
-                await serving.unload(parrot.id)
                 cage.store.remove(first)
             elif why == "does not load it either":
                 refuse(first, parrot)
@@ -290,6 +296,142 @@ def test_a_runtime_that_loaded_the_model_before_is_not_to_blame(cage, runtimes):
 
     run(scenario())
     assert cage.store.selection().formats == {"echo": second.id}
+
+
+def test_idle_models_move_without_being_asked_for(cage, runtimes, caplog):
+    caplog.set_level("INFO")
+    parrot, finch, robin = (cage.model(cage.add(name)) for name in ("parrot", "finch", "robin"))
+    first, second, _ = runtimes
+
+    async def scenario():
+        async with cage.serving() as serving:
+            await used(serving, parrot)
+            await serving.load(finch, config=LoadConfig(context_length=100))
+            cage.store.select(second)
+            await serving.move_idle()
+            moved = {m.model.id: (m.runtime.id, m.context_length) for m in serving.loaded()}
+            assert moved == {"parrot": (second.id, 4096), "finch": (second.id, 100)}
+            assert cage.store.in_use_by(first) == ()
+            cage.store.select_for_model(first, robin.id)
+            await serving.move_idle()
+            assert len(serving.loaded()) == 2  # nothing was loaded that was not
+            assert await used(serving, parrot) == second.id
+
+    run(scenario())
+    assert f"parrot moved from {first.id} to {second.id}" in caplog.text
+
+
+def test_a_model_in_use_moves_when_its_last_request_ends(cage, runtimes):
+    model = cage.model(cage.add("parrot"))
+    first, second, _ = runtimes
+
+    async def scenario():
+        async with cage.serving() as serving:
+            async with serving.lease(model) as lease:
+                cage.store.select(second)
+                await serving.move_idle()
+                assert len(await read(lease)) == 1
+                async with serving.lease(model) as other:
+                    pass
+                assert (lease.runtime.id, other.runtime.id) == (first.id, first.id)
+            await until(lambda: [m.runtime.id for m in serving.loaded()] == [second.id])
+            assert cage.store.in_use_by(first) == ()
+
+    run(scenario())
+
+
+def test_an_idle_model_that_does_not_move_stays_loaded_and_is_tried_once(cage, runtimes, caplog):
+    model = cage.model(cage.add("parrot"))
+    first, second, third = runtimes
+
+    async def scenario():
+        async with cage.serving() as serving:
+            await used(serving, model)
+            cage.store.note_loaded(second, "echo", model.id)  # so that it is not to blame
+            cage.store.select(second)
+            refuse(second, model)
+            await serving.move_idle()
+            assert [m.runtime.id for m in serving.loaded()] == [first.id]
+            assert caplog.text.count("a new quantization") == 1
+            await serving.move_idle()
+            assert await used(serving, model) == first.id
+            assert caplog.text.count("a new quantization") == 1
+            cage.store.select(third)
+            await serving.move_idle()
+            assert [m.runtime.id for m in serving.loaded()] == [third.id]
+
+    run(scenario())
+    assert f"parrot stays with {first.id}; {second.id} does not load it as it is" in caplog.text
+    assert cage.store.selection().holds == {}
+
+
+def test_an_idle_model_falls_back_on_its_way(cage, runtimes):
+    model = cage.model(cage.add("parrot"))
+    first, second, _ = runtimes
+
+    async def scenario():
+        async with cage.serving() as serving:
+            await used(serving, model)
+            cage.store.select(second)
+            spoil(second)
+            await serving.move_idle()
+            assert [m.runtime.id for m in serving.loaded()] == [first.id]
+            assert [r.runtime for r in serving.returned] == [second.id]
+
+    run(scenario())
+    assert cage.store.selection().formats == {"echo": first.id}
+
+
+def test_a_model_that_loads_nowhere_any_more_is_unloaded_and_said(cage, runtimes, caplog):
+    model = cage.model(cage.add("parrot"))
+    first, second, _ = runtimes
+
+    async def scenario():
+        async with cage.serving() as serving:
+            await used(serving, model)
+            cage.store.select(second)
+            refuse(first, model)
+            refuse(second, model)
+            await serving.move_idle()
+            assert serving.loaded() == ()
+            with pytest.raises(PacelineError, match="a new quantization"):
+                await used(serving, model)
+
+    run(scenario())
+    assert f"parrot was to move from {first.id} to {second.id} and is loaded no more" in caplog.text
+
+
+def test_a_move_takes_no_place_from_what_is_asked_for(cage, runtimes):
+    parrot, finch = (cage.model(cage.add(name)) for name in ("parrot", "finch"))
+    second = runtimes[1]
+
+    async def scenario():
+        async with cage.serving(max_loaded=1) as serving:
+            async with serving.lease(parrot):
+                cage.store.select(second)
+                await serving.move_idle()
+                asked = asyncio.create_task(used(serving, finch))
+                await until(serving._loading.locked)  # it waits for the place
+            assert await asked == second.id
+            assert [m.model.id for m in serving.loaded()] == ["finch"]
+
+    run(scenario())
+
+
+def test_closing_ends_a_move(cage, runtimes):
+    second = runtimes[1]
+    model = cage.model(cage.add("parrot", faults=[{"at": "load", "do": "hang", "in": second.id}]))
+
+    async def scenario():
+        async with cage.serving() as serving:
+            async with serving.lease(model):
+                cage.store.select(second)
+                await serving.move_idle()
+            await until(lambda: cage.store.in_use_by(second))
+        assert serving.loaded() == ()
+        assert cage.store.in_use_by(second) == ()
+
+    run(scenario())
 
 
 def test_a_damaged_selection_does_not_stop_what_is_loaded(cage, runtimes):

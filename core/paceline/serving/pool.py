@@ -230,11 +230,23 @@ class Serving:
             await self._drained(place)
             await self._forget(place)
 
+    async def move_idle(self) -> None:
+        """Move the loaded models that nobody uses to the runtimes that are selected for them now, one after the other.
+
+        Loads no model that is not loaded and interrupts nothing: one that is in use moves when its last request ends.
+        A model that its new runtime does not load stays loaded; the log says why.
+        """
+        for place in list(self._places.values()):
+            await self._move(place)
+
     async def close(self) -> None:
         """End every worker, whatever it is doing."""
         places = list(self._places.values())
         for place in places:
             place.rest(None)
+            if place.moving is not None:
+                place.moving.cancel()
+        await asyncio.gather(*(p.moving for p in places if p.moving is not None), return_exceptions=True)
         await asyncio.gather(*(self._stop(place) for place in places))
 
     # --- loading ---------------------------------------------------------------------------------------------------
@@ -259,40 +271,96 @@ class Serving:
 
     async def _ensure_loaded(self, place: _Place) -> Worker:
         """The place's worker, started and loaded if it is not. The caller holds the place's lock."""
-        if place.worker is not None:
-            if place.worker.client.alive and not self._is_superseded(place, place.worker):
-                return place.worker
+        old, successor = place.worker, None
+        if old is not None:
+            if old.client.alive and (successor := self._successor(place, old)) is None:
+                return old
             await self._stop(place)
         async with self._loading:
             if not place.kept:
                 await self._make_room()
-            place.worker = await self._starter.start(
-                place.model, place.config, force=place.force, others=self._idle(place.model)
-            )
-        return place.worker
+            return await self._start(place, old, successor)
 
-    def _is_superseded(self, place: _Place, worker: Worker) -> bool:
-        """Whether an idle model should move to another runtime, which was selected since it was loaded."""
+    async def _start(self, place: _Place, old: Worker | None, successor: Runtime | None) -> Worker:
+        """Load a model; one that is to move from `old` to `successor` stays where it was if nothing else will do.
+
+        The caller holds the place's lock and the loading lock.
+        """
+        model, config, force, others = place.model, place.config, place.force, self._idle(place.model)
+        try:
+            place.worker = worker = await self._starter.start(model, config, force=force, others=others)
+        except PacelineError as error:
+            if old is None or successor is None:
+                raise
+            try:
+                worker = await self._starter.start_with(old.runtime, model, config, force=force, others=others)
+            except PacelineError:
+                raise error from None
+            worker.stays_despite = successor.id
+            place.worker = worker
+            log.warning(
+                "%s stays with %s; %s does not load it as it is: %s",
+                model.id,
+                old.runtime.id,
+                successor.id,
+                error.message,
+            )
+        return worker
+
+    def _successor(self, place: _Place, worker: Worker) -> Runtime | None:
+        """The runtime that an idle model should move to, as it was selected since the model was loaded."""
         if place.leases:
-            return False
+            return None
         try:
             selected = self._store.selected(place.model.format, place.model.id)
         except StoreError:  # said when something has to be loaded; what is loaded serves on
-            return False
-        return selected is not None and selected.id != worker.runtime.id
+            return None
+        return selected if selected and selected.id not in (worker.runtime.id, worker.stays_despite) else None
+
+    async def _move(self, place: _Place) -> None:
+        """Move one model if it is loaded and should; if it is in use, when it becomes idle."""
+        if place.leases == 0:  # who unloads a model in use holds its entry until then
+            async with place.entry, place.lock:
+                if place.leases == 0:
+                    await self._move_now(place)
+                    return
+        place.moves = True
+
+    async def _move_now(self, place: _Place) -> None:
+        old = place.worker
+        if old is None or not old.client.alive or (successor := self._successor(place, old)) is None:
+            return
+        await self._stop(place)
+        async with self._loading:
+            if not place.kept and self._is_full():  # what is asked for now goes before what was asked for once
+                await self._forget(place)
+                log.info("%s was unloaded for another model while it was to move to %s", place.model.id, successor.id)
+                return
+            try:
+                new = await self._start(place, old, successor)
+            except PacelineError as error:  # the next request tries again, and is told
+                said = (place.model.id, old.runtime.id, successor.id, error.message)
+                log.warning("%s was to move from %s to %s and is loaded no more: %s", *said)
+                return
+        if new.runtime.id != old.runtime.id:
+            log.info("%s moved from %s to %s", place.model.id, old.runtime.id, new.runtime.id)
 
     def _idle(self, but: Model) -> list[tuple[str, int]]:
         """The loaded models that nobody uses now, and what each took."""
         places = [p for p in self._places.values() if p.leases == 0 and p.model.id != but.id]
         return [(p.model.id, p.worker.memory_bytes) for p in places if p.worker is not None]
 
+    def _taken(self) -> list[_Place]:
+        """The places of the models that requests loaded."""
+        return [p for p in self._places.values() if p.worker is not None and not p.kept]
+
+    def _is_full(self) -> bool:
+        return len(self._taken()) >= self._max_loaded
+
     async def _make_room(self) -> None:
         """Wait until one more model may be loaded, unloading the longest unused idle one. Holds the loading lock."""
-        while True:
-            taken = [p for p in self._places.values() if p.worker is not None and not p.kept]
-            if len(taken) < self._max_loaded:
-                return
-            idle = [p for p in taken if p.leases == 0 and not p.entry.locked()]
+        while self._is_full():
+            idle = [p for p in self._taken() if p.leases == 0 and not p.entry.locked()]
             if idle:
                 await self._stop(min(idle, key=lambda p: p.last_used))
                 continue
@@ -344,6 +412,9 @@ class Serving:
         place.last_used = time.monotonic()
         if place.leases == 0:
             place.rest(self._expiry(place))
+            if place.moves:
+                place.moves = False
+                place.moving = asyncio.get_running_loop().create_task(self._move(place))
         async with self._released:
             self._released.notify_all()
 
@@ -432,6 +503,9 @@ class _Place:
         self.leases = 0
         self.last_used = time.monotonic()
         self.expiring: asyncio.Task[None] | None = None
+        self.moves = False
+        """Whether it is to move when it becomes idle."""
+        self.moving: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def rest(self, timer: asyncio.TimerHandle | None) -> None:
