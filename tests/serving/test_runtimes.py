@@ -12,6 +12,7 @@ from paceline.errors import DoesNotFitError, PacelineError, RequestError
 from paceline.loading import LoadConfig
 from paceline.manager.installation import install
 from paceline.serving.generation import Completion, GenerateParams, Sampling
+from paceline.serving.watch import SelectionWatch
 from paceline.store import Store
 
 
@@ -414,6 +415,52 @@ def test_a_move_takes_no_place_from_what_is_asked_for(cage, runtimes):
                 await until(serving._loading.locked)  # it waits for the place
             assert await asked == second.id
             assert [m.model.id for m in serving.loaded()] == ["finch"]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_idle_models_follow_a_selection_made_elsewhere(cage, runtimes, told):
+    model = cage.model(cage.add("parrot"))
+    first, second, _ = runtimes
+
+    async def scenario():
+        async with cage.serving() as serving:
+            watch = SelectionWatch(serving, cage.store, every_s=3600 if told else 0.01)
+            watch.begin()
+            await used(serving, model)
+            for runtime in (second, first):
+                Store(cage.store.home).select(runtime)
+                if told:
+                    watch.look()
+                await until(lambda wanted=runtime.id: [m.runtime.id for m in serving.loaded()] == [wanted])
+            await serving.unload(model.id)
+            await watch.close()
+
+    run(scenario())
+
+
+def test_a_watch_outlives_what_goes_wrong(cage, runtimes, caplog, monkeypatch):
+    model = cage.model(cage.add("parrot"))
+    _, second, third = runtimes
+
+    async def fails():
+        monkeypatch.undo()
+        raise ZeroDivisionError
+
+    async def scenario():
+        async with cage.serving() as serving:
+            watch = SelectionWatch(serving, cage.store, every_s=3600)
+            watch.begin()
+            await used(serving, model)
+            monkeypatch.setattr(serving, "move_idle", fails)
+            cage.store.select(second)
+            watch.look()
+            await until(lambda: "could not be moved" in caplog.text)
+            cage.store.select(third)
+            watch.look()
+            await until(lambda: [m.runtime.id for m in serving.loaded()] == [third.id])
+            await watch.close()
 
     run(scenario())
 

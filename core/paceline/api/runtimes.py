@@ -166,7 +166,9 @@ def _add_changes(router: APIRouter, admin: Administration) -> None:
     @router.post("/select")
     async def select(request: Request) -> dict[str, Any]:
         wanted = validate(Select, await read_object(request))
-        return await _of(lambda: _select(admin, wanted))
+        selection = await _of(lambda: _select(admin, wanted))
+        admin.watch.look()
+        return selection
 
     @router.post("/unselect")
     async def unselect(request: Request) -> dict[str, Any]:
@@ -174,12 +176,14 @@ def _add_changes(router: APIRouter, admin: Administration) -> None:
         if (wanted.format is None) == (wanted.model is None):
             raise RequestError("give `format` or `model`, one of them", param="format")
         await _of(lambda: _unselect(store, wanted))
+        admin.watch.look()
         return await _of(lambda: _selection(store))
 
     @router.post("/rollback")
     async def rollback(request: Request) -> dict[str, Any]:
         wanted = validate(Rollback, await read_object(request))
         await _of(lambda: store.rollback(wanted.format), param="format")
+        admin.watch.look()
         return await _of(lambda: _selection(store))
 
     @router.post("/remove")

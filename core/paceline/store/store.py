@@ -155,6 +155,14 @@ class Store:
                 or "delete the file and choose again with `paceline runtime select`",
             ) from None
 
+    def selection_stamp(self) -> tuple[int, int] | None:
+        """Another one after every change of the selection; None while there is none. Reads no file."""
+        try:
+            state = self._selection_file.stat()
+        except OSError:
+            return None
+        return state.st_mtime_ns, state.st_ino
+
     def selected(self, model_format: str, model_id: str | None = None) -> Runtime | None:
         """The runtime that serves `model_format`, or the one chosen for `model_id`; None when it is not installed."""
         found = map(self.find, self.selection().for_model(model_format, model_id))
