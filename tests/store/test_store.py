@@ -13,8 +13,8 @@ import pytest
 from paceline.errors import AmbiguousError, InUseError, NotFoundError, StoreError
 from paceline.store import Selection, Store, selection
 from paceline.store.manifest import MANIFEST
+from paceline.store.reading import Fallback
 from paceline.store.selection import Hold
-from paceline.store.store import Fallback
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from paceline.types import Model, ModelKind, Runtime
 if TYPE_CHECKING:
     from paceline.plugins import Plugins
     from paceline.store import Store
-    from paceline.store.store import Fallback
+    from paceline.store.reading import Fallback
     from paceline.store.uses import Use
 
 log = logging.getLogger(__name__)
