@@ -12,7 +12,8 @@ from paceline.serving.generation import Completion, ContextOverflow, GeneratePar
 from paceline.types import Model, ModelKind
 
 if TYPE_CHECKING:
-    from paceline.serving.pool import Lease, LoadedModel
+    from paceline.serving.place import LoadedModel
+    from paceline.serving.pool import Lease
 
 
 LOAD_NAMES = {"offload_kv_cache": "offload_kv_cache_to_gpu"}
