@@ -27,7 +27,7 @@ import uvicorn
 from paceline.api import create_app
 from paceline.errors import AmbiguousError, NotFoundError, PacelineError
 from paceline.serving.generation import AcceptanceRecord, Completion, Piece, StopReason, TokenBatch
-from paceline.serving.pool import LoadedModel
+from paceline.serving.place import LoadedModel
 from paceline.tokens import Permission, Tokens
 from paceline.types import Model, ModelFacts, ModelKind, Runtime
 

@@ -6,6 +6,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
@@ -125,10 +126,36 @@ def test_a_version_that_does_not_start_is_held_and_the_old_one_stays(tiny, store
     assert "the engine has no wheels" in failed["help"]
     server.until(lambda: "tiny-any-cpu@1.0 stays, tiny-any-cpu@2.0 was not installed" in server.said())
     assert "held until `paceline runtime unhold`" in server.said()
-    assert (store.selection().formats, store.selection().holds) == ({"tiny": installed.id}, ("tiny-any-cpu@2.0",))
+    chosen = store.selection()
+    assert (chosen.formats, list(chosen.holds)) == ({"tiny": installed.id}, ["tiny-any-cpu@2.0"])
+    assert chosen.holds["tiny-any-cpu@2.0"].reason.startswith("did not pass its smoke test: ")
     server.end()
     again = outcome(managed("--update", "apply", *AT_ONCE))["operation"]["result"]
     assert (again["updates"], again["kept"][0]["reason"]) == ([], "2.0 is newer, but it is held back")
+
+
+def test_loaded_models_follow_a_selection_and_a_rollback(tiny, store, managed, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "thirdparty" / "paceline-echo" / "src"))
+    from paceline_echo.engine import EchoEngine
+
+    (release,) = EchoEngine().releases()
+    first, second = (install(replace(release, version=v), store, EchoEngine()) for v in ("1.0.0", "2.0.0"))
+    file = tmp_path / "models" / "birds" / "parrot" / "parrot.echo"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"name": "parrot", "parameters": 2000, "context_length": 4096, "vocabulary": ["To"]}))
+    server = managed()
+
+    def serving(http):
+        return [loaded["runtime"] for loaded in http.get("/health").json()["loaded"]]
+
+    with server.client(server.admin) as http:
+        http.post("/v1/completions", json={"model": "parrot", "prompt": "To", "max_tokens": 1}).raise_for_status()
+        assert serving(http) == [first.id]
+        http.post("/api/v1/runtimes/select", json={"query": second.id}).raise_for_status()
+        server.until(lambda: serving(http) == [second.id])
+        http.post("/api/v1/runtimes/rollback", json={}).raise_for_status()
+        server.until(lambda: serving(http) == [first.id])
+    assert server.update()["returned"] == []
 
 
 def builds(server):

@@ -87,9 +87,18 @@ def test_the_life_of_a_runtime(tiny, store, managed):
         change("select", query="tiny@2.0")
         assert change("rollback")["formats"] == {"tiny": "tiny-any-cpu@1.0"}
         assert change("pin", query="tiny@1.0")["pinned"] == ["tiny-any-cpu@1.0"]
-        assert change("hold", query="tiny@2.0")["held"] == ["tiny-any-cpu@2.0"]
-        assert change("unhold", query="2.0")["held"] == []
+        assert list(change("hold", query="tiny@2.0")["held"]) == ["tiny-any-cpu@2.0"]
+        held = change("hold", query="tiny@2.0", reason="it leaks")["held"]
+        assert held["tiny-any-cpu@2.0"].items() >= {"reason": "it leaks"}.items()
+        assert http.get("/api/v1/runtimes/tiny@2.0").json()["hold"] == held["tiny-any-cpu@2.0"]
+        assert change("unhold", query="2.0")["held"] == {}
         assert change("unpin", query="tiny")["pinned"] == []
+        store.stand_in(store.get("tiny@2.0"), store.get("tiny@1.0"), "tiny", "robin", "a new quantization")
+        selection = http.get("/api/v1/runtimes/selection").json()
+        assert selection == http.get("/api/v1/runtimes").json()["selection"]
+        told = {"runtime": "tiny-any-cpu@2.0", "instead_of": "tiny-any-cpu@1.0", "reason": "a new quantization"}
+        assert selection["stand_ins"]["robin"].items() >= told.items()
+        assert change("unselect", model="robin")["stand_ins"] == {}
         assert change("unselect", format="tiny")["formats"] == {}
 
         (store.get("tiny@2.0").directory / "requirements.txt").write_text("other")

@@ -99,3 +99,52 @@ def test_pins_and_holds(tiny, store, store_world, run):
     run("unpin", "engine")
     assert store.selection().pins == ()
     assert "nothing pinned matches" in run("unpin", "engine", status=3)
+
+
+def test_why_something_is_held_is_told(tiny, store, store_world, run):
+    runtime = store_world.add(store, "1.0")
+    tiny.offer(tiny.release("2.0"))
+    assert run("hold") == "nothing is held\n"
+    assert "a reason is given and no QUERY" in run("hold", "--reason", "it leaks", status=2)
+    assert run("hold", "engine", "--reason", "it leaks", "--dry-run") == f"Would hold {runtime.id}: it leaks\n"
+    assert store.selection().holds == {}
+
+    assert run("hold", "engine", "--reason", "it leaks") == f"Held {runtime.id}: it leaks\n"
+    run("hold", "tiny@2.0")
+    since = f"{store.selection().holds[runtime.id].at:%Y-%m-%d %H:%M} UTC"
+    assert run("hold", "engine") == f"Already held: {runtime.id} is held since {since}: it leaks\n"
+    told = run("hold").splitlines()
+    assert told[0] == f"{runtime.id} is held since {since}: it leaks"
+    assert told[1].startswith("tiny-any-cpu@2.0 is held since ")
+    assert run("ls").splitlines()[-2:] == told  # also what is not installed
+    held = json.loads(run("hold", "--json"))
+    assert [hold["reason"] for hold in held.values()] == ["it leaks", None]
+    (listed,) = json.loads(run("ls", "--json"))
+    assert (listed["held"], listed["hold"]) == (True, held[runtime.id])
+
+
+def test_what_stands_in_for_a_runtime_is_told_and_sent_away(store, store_world, run):
+    old, new = store_world.add(store, "1.0"), store_world.add(store, "2.0")
+    store.select(new)
+    store.stand_in(old, new, "gguf", "small", "a new quantization")
+    found = store.selection().stand_in("small")
+
+    assert run("ls").splitlines()[-1] == (
+        f"small is served by {old.id} since {found.at:%Y-%m-%d %H:%M} UTC, because {new.id} did not load it: "
+        "a new quantization"
+    )
+    listed = {r["id"]: r for r in json.loads(run("ls", "--json"))}
+    assert listed[old.id]["stands_in_for"] == {
+        "small": {
+            "runtime": old.id,
+            "instead_of": new.id,
+            "format": "gguf",
+            "reason": "a new quantization",
+            "at": found.at.isoformat(),
+        }
+    }
+    assert (listed[new.id]["stands_in_for"], listed[new.id]["hold"]) == ({}, None)
+    assert run("unselect", "--model", "small", "--dry-run") == f"Would unselect {old.id} for small\n"
+    assert run("unselect", "--model", "small") == f"Unselected {old.id} for small\n"
+    assert store.selected("gguf", "small") == new
+    assert "has no runtime of its own" in run("unselect", "--model", "small", status=3)

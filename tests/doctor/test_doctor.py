@@ -178,6 +178,21 @@ def test_a_selection_that_is_damaged_or_dangles(patient, store_world):
     assert "cannot be read" in told(patient, "selection", PROBLEM)[0]
 
 
+def test_what_stands_in_and_what_is_held_is_told_with_the_reason(patient, store_world):
+    store = patient.store
+    old, new = store_world.add(store, "1.0"), store_world.add(store, "2.0")
+    store.select(new)
+    store.stand_in(old, new, "gguf", "robin", "a new quantization")
+    store.hold("engine-linux-cpu@3.0", "did not pass its smoke test: it crashed")
+    stands_in, held = told(patient, "selection", NOTE)
+    assert stands_in.startswith(f"robin is served by {old.id} since ")
+    assert f"because {new.id} did not load it: a new quantization -> " in stands_in
+    assert f"`paceline runtime unselect --model robin` has {new.id} tried again" in stands_in
+    assert held.startswith("engine-linux-cpu@3.0 is held since ")
+    assert "did not pass its smoke test: it crashed -> `paceline runtime unhold engine-linux-cpu@3.0`" in held
+    assert told(patient, "selection", PROBLEM) == []
+
+
 def test_a_newer_version_is_known(patient, tiny, store_world):
     store_world.add(patient.store, "1.0", platform="any-cpu")
     patient.plugins.engines["engine"].known = (replace(tiny.release("1.10"), engine="engine"),)

@@ -281,6 +281,26 @@ def test_tokens_and_their_text_are_the_worker_s(cage, line, monkeypatch):
     run(scenario())
 
 
+def test_a_draft_for_a_worker_that_takes_none_is_left_out_and_the_release_that_takes_one_named(cage, line, monkeypatch):
+    parrot, finch = cage.add("parrot"), cage.add_draft("finch")
+    initialize = WorkerClient.initialize
+
+    async def without_drafts(client):
+        info = await initialize(client)
+        return replace(info, features=tuple(f for f in info.features if f != "draft"))
+
+    monkeypatch.setattr(WorkerClient, "initialize", without_drafts)
+
+    async def scenario():
+        async with cage.serving(way_to=lambda feature, runtime: f"{runtime.engine} 2 has {feature}") as serving:
+            params = ask(line, draft=DraftKnobs())
+            text, _, completion = await answer(serving, cage.model(parrot), params, cage.model(finch))
+            assert text == line
+            assert completion.draft_skipped.endswith("cannot use a draft model; echo 2 has draft")
+
+    run(scenario())
+
+
 def test_a_model_the_engine_refuses_is_an_error_and_leaves_no_process(cage):
     egg = cage.add("egg", faults=[{"at": "load", "do": "fail", "value": "an egg cannot speak"}])
 

@@ -154,6 +154,28 @@ class Rollback(Install):
         return store.selected("gguf").version == "1.0"
 
 
+class GiveBack(Rollback):
+    """What did not load a model is given back for what did, and held."""
+
+    def run(self, store):
+        old, new = store.get("engine@1.0"), store.get("engine@2.0")
+        store.give_back(new, old, "gguf", "did not load a model")
+
+    def done(self, store):
+        return super().done(store) and "engine-linux-cpu@2.0" in store.selection().holds
+
+
+class StandIn(Rollback):
+    """What loads a model serves it in the place of what is selected."""
+
+    def run(self, store):
+        old, new = store.get("engine@1.0"), store.get("engine@2.0")
+        store.stand_in(old, new, "gguf", "model", "a new quantization")
+
+    def done(self, store):
+        return store.selected("gguf", "model").version == "1.0" and store.selected("gguf").version == "2.0"
+
+
 class Remove(Select):
     def prepare(self, store):
         store_world.add(store, "1.0")
@@ -327,6 +349,8 @@ OPERATIONS = {
     "install packages": InstallPackages(),
     "select": Select(),
     "rollback": Rollback(),
+    "give back": GiveBack(),
+    "stand in": StandIn(),
     "remove": Remove(),
     "repair": Repair(),
     "repair in two renames": RepairInTwoRenames(),

@@ -5,13 +5,16 @@ import os
 import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import pytest
 
 from paceline.errors import AmbiguousError, InUseError, NotFoundError, StoreError
-from paceline.store import Selection, Store
+from paceline.store import Selection, Store, selection
 from paceline.store.manifest import MANIFEST
+from paceline.store.reading import Fallback
+from paceline.store.selection import Hold
 
 
 @pytest.fixture
@@ -191,8 +194,120 @@ def test_the_old_shape_of_the_selection_is_read_and_written_anew(store, add):
 
     assert store.selection() == Selection({"gguf": "engine-gone@1"}, {"m": runtime.id})
     assert store.select(runtime) == ("gguf",)
-    assert json.loads(file.read_text())["schema_version"] == 2
+    assert json.loads(file.read_text())["schema_version"] == 3
     assert store.selection().previous == {"gguf": ("engine-gone@1",)}
+
+
+def test_version_2_of_the_selection_is_read_and_written_anew(store, add):
+    old, new = add("1.0"), add("2.0")
+    lists = {"previous": {"gguf": [old.id]}, "worked": {"gguf": [new.id, old.id]}, "pins": [old.id], "holds": ["x@1"]}
+    file = store.home / "selection.json"
+    file.write_text(json.dumps({"schema_version": 2, "formats": {"gguf": new.id}, "models": {}, **lists}))
+
+    chosen = store.selection()
+    assert (chosen.previous, chosen.worked) == ({"gguf": (old.id,)}, {"gguf": (new.id, old.id)})
+    assert (chosen.pins, chosen.holds) == ((old.id,), {"x@1": Hold()})
+    store.hold("x@1")  # says nothing new
+    assert json.loads(file.read_text())["schema_version"] == 2
+    store.hold("x@2", "it leaks")
+    assert json.loads(file.read_text())["holds"].keys() == {"x@1", "x@2"}
+    assert store.selection().holds["x@1"] == Hold()
+    assert store.rollback() == {"gguf": old}
+
+
+def test_a_hold_says_why_and_since_when(store):
+    store.hold("x@1", "it leaks")
+    hold = Store(store.home).selection().holds["x@1"]
+
+    assert hold.reason == "it leaks"
+    assert timedelta(0) <= datetime.now(UTC) - hold.at < timedelta(minutes=5)
+    store.hold("x@1")
+    assert store.selection().holds == {"x@1": hold}
+    store.hold("x@1", "it crashes")
+    assert store.selection().holds["x@1"].reason == "it crashes"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"holds": {"x@1": "why"}},
+        {"holds": {"x@1": {"reason": 3}}},
+        {"holds": {"x@1": {"at": "yesterday"}}},
+        {"stand_ins": {"m": {"runtime": "x@1"}}},
+        {"stand_ins": {"m": {"runtime": "x@1", "instead_of": "y", "format": "gguf", "reason": "r", "at": 3}}},
+        {"loaded": {"m": ["x@1"]}},
+    ],
+    ids=str,
+)
+def test_a_damaged_part_of_the_selection_is_said(store, damage):
+    store.home.mkdir()
+    (store.home / "selection.json").write_text(json.dumps({"schema_version": 3, "formats": {}} | damage))
+
+    with pytest.raises(StoreError, match="cannot be read"):
+        store.selection()
+
+
+def test_a_stand_in_serves_its_model_while_what_it_stands_in_for_is_selected(store, add):
+    old, new, newest = add("1.0"), add("2.0"), add("3.0")
+    store.select(new)
+    store.stand_in(old, new, "gguf", "m", "a new quantization")
+
+    store = Store(store.home)
+    assert (store.selected("gguf", "m"), store.selected("gguf", "n"), store.selected("gguf")) == (old, new, new)
+    assert store.selection().models_of(old.id) == ("m",)
+    assert store.selection().stand_in("m").reason == "a new quantization"
+    with pytest.raises(InUseError, match=rf"{old.id} is selected for model m"):
+        store.remove(old)
+    store.select(newest)
+    assert store.selected("gguf", "m") == newest
+    assert store.selection().models_of(old.id) == ()
+    store.select(new)  # which is known not to load it
+    assert store.selected("gguf", "m") == old
+    store.unselect_model("m")
+    assert store.selected("gguf", "m") == new
+
+
+@pytest.mark.parametrize("removed", ["1.0", "2.0"])
+def test_a_stand_in_goes_with_the_runtimes_it_is_about(store, add, removed):
+    old, new = add("1.0"), add("2.0")
+    store.select(new)
+    store.stand_in(old, new, "gguf", "m", "a new quantization")
+
+    store.remove(store.get(f"engine@{removed}"), force=True)
+
+    assert store.selection().stand_ins == {}
+
+
+def test_what_is_tried_when_a_model_does_not_load(store, add):
+    first, second, third, other = add("1.0"), add("2.0"), add("3.0"), add("4.0", formats=("mlx",), platform="other")
+    store.select(first)
+    assert store.fallbacks(first, "gguf", "m") == ()
+    store.note_loaded(first, "gguf", "m")
+    assert store.fallbacks(first, "gguf", "m") == ()  # it loaded this very model
+    store.select(second)
+    assert store.fallbacks(second, "gguf", "m") == (Fallback(first, for_all=True),)
+    assert store.fallbacks(second, "gguf", "unknown") == (Fallback(first, for_all=True),)
+    store.note_loaded(second, "gguf", "n")
+    assert store.fallbacks(second, "gguf", "m") == (Fallback(first, for_all=False),)
+    assert store.fallbacks(second, "gguf", "unknown") == ()
+    store.select(third)
+    assert store.fallbacks(third, "gguf", "m") == (Fallback(second, for_all=True), Fallback(first, for_all=False))
+    assert store.fallbacks(third, "gguf", "n") == (Fallback(second, for_all=True),)
+    store.note_loaded(other, "mlx", "m")  # another model of that name took its place
+    assert store.fallbacks(third, "gguf", "m") == (Fallback(second, for_all=True),)
+
+
+def test_what_loaded_a_model_last_is_remembered_of_so_many(store, add, monkeypatch):
+    monkeypatch.setattr(selection, "MODELS", 2)
+    first, second = add("1.0"), add("2.0")
+    for model in ("a", "b"):
+        store.note_loaded(first, "gguf", model)
+    store.note_loaded(second, "gguf", "a")
+    store.note_loaded(second, "gguf", "c")
+
+    assert store.selection().loaded == {"a": second.id, "c": second.id}
+    store.remove(second)
+    assert store.selection().loaded == {}
 
 
 def test_a_rollback_returns_to_what_worked(store, add):
@@ -244,10 +359,11 @@ def test_each_rollback_goes_one_further_back(store, add):
 def test_a_load_is_noted_once(store, add):
     runtime = add()
     store.note_loaded(runtime, "gguf")
+    store.note_loaded(runtime, "gguf", "m")
     before = (store.home / "selection.json").stat().st_mtime_ns
 
     store.note_loaded(runtime, "gguf")
-    Store(store.home).note_loaded(runtime, "gguf")
+    Store(store.home).note_loaded(runtime, "gguf", "m")
 
     assert (store.home / "selection.json").stat().st_mtime_ns == before
     assert store.selection().worked == {"gguf": (runtime.id,)}

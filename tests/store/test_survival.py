@@ -15,7 +15,7 @@ import pytest
 from paceline.store import Store, health
 
 SURVIVOR = Path(__file__).with_name("survivor.py")
-QUICK = ["download", "take from a bundle", "select", "rollback", "remove", "prune"]
+QUICK = ["download", "take from a bundle", "select", "rollback", "give back", "stand in", "remove", "prune"]
 LONG = ["install", "repair", "repair in two renames", "update", "install a plugin", "remove a plugin"]
 COLUMNS = ("operation", "steps", "kills", "errors", "full disks")
 SAID = {

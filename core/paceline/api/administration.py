@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from paceline.api.operations import Operation, Operations, State
+from paceline.serving.watch import LOOK_S, SelectionWatch
 
 if TYPE_CHECKING:
     from paceline.library import Library
@@ -58,20 +59,25 @@ class Administration:
         store: Store,
         tokens: Tokens,
         update: UpdateAtStart | None = None,
+        look_s: float = LOOK_S,
     ) -> None:
+        """`look_s`: how soon idle models follow a selection that another process changed."""
         self.serving = serving
         self.library = library
         self.plugins = plugins
         self.store = store
         self.tokens = tokens
-        self.operations = Operations(store.home, serving.is_busy)
+        self.watch = SelectionWatch(serving, store, every_s=look_s)
+        """Told by whoever changes what is selected."""
+        self.operations = Operations(store.home, serving.is_busy, self.watch.look)
         self.update = update or UpdateAtStart()
         """Its channel and minimum age hold for every update that does not say otherwise."""
         self._updating: asyncio.Task[None] | None = None
         self._operation: Operation | None = None
 
     def begin(self) -> None:
-        """Begin the update at start-up, in the background."""
+        """Begin the update at start-up and the watch for another selection, in the background."""
+        self.watch.begin()
         if self.update.mode in (UpdateMode.CHECK, UpdateMode.APPLY):
             self._updating = asyncio.get_running_loop().create_task(self._update_once())
 
@@ -82,9 +88,10 @@ class Administration:
             with suppress(asyncio.CancelledError):
                 await self._updating
         await self.operations.close()
+        await self.watch.close()
 
     def describe_update(self) -> dict[str, Any]:
-        """What became of the update at start-up, and which runtimes were given back since."""
+        """What became of the update at start-up, and which runtimes did not load a model since."""
         operation = self._operation
         return {
             "mode": self.update.mode,
@@ -99,6 +106,7 @@ class Administration:
                     "model": r.model,
                     "reason": r.reason,
                     "at": r.at.isoformat(timespec="seconds"),
+                    "held": r.held,
                 }
                 for r in self.serving.returned
             ],

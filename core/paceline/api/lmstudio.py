@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from paceline.api.completions import Completions
     from paceline.api.embeddings import Embeddings
     from paceline.library import Library
-    from paceline.serving.pool import LoadedModel, Serving
+    from paceline.serving.place import LoadedModel
+    from paceline.serving.pool import Serving
 
 
 def v0_routes(completions: Completions, embeddings: Embeddings, library: Library, serving: Serving) -> APIRouter:

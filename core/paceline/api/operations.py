@@ -105,10 +105,16 @@ class Operation:
 class Operations:
     """The operations of one server. All methods belong to one event loop."""
 
-    def __init__(self, home: Path, is_busy: Callable[[], bool] = lambda: False) -> None:
-        """`is_busy`: whether answers are being generated now."""
+    def __init__(
+        self,
+        home: Path,
+        is_busy: Callable[[], bool] = lambda: False,
+        ended: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`is_busy`: whether answers are being generated now. `ended` is called when an operation has ended."""
         self._home = home
         self._is_busy = is_busy
+        self._ended = ended
         self._all: deque[Operation] = deque()
         self._turn = asyncio.Lock()
 
@@ -159,6 +165,7 @@ class Operations:
             ending = _failed("internal_error", f"Paceline made a mistake ({type(error).__name__}); see its log")
         finally:
             operation.change(ended_at=datetime.now(UTC), paused=False, **ending)
+            self._ended()
 
     async def _work(self, operation: Operation) -> dict[str, Any]:
         request = json.dumps({"do": operation.do, "arguments": dict(operation.arguments)})

@@ -88,6 +88,10 @@ class Rollback(Change):
     format: Query | None = None
 
 
+class Hold(One):
+    reason: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
+
+
 class Remove(One):
     force: bool | None = None
 
@@ -110,6 +114,10 @@ def _add_reads(router: APIRouter, admin: Administration) -> None:
     @router.get("")
     async def installed() -> dict[str, Any]:
         return await _of(lambda: _installed(store))
+
+    @router.get("/selection")
+    async def selection() -> dict[str, Any]:
+        return await _of(lambda: _selection(store))
 
     @router.get("/releases")
     async def releases(query: str | None = None) -> dict[str, Any]:
@@ -158,7 +166,9 @@ def _add_changes(router: APIRouter, admin: Administration) -> None:
     @router.post("/select")
     async def select(request: Request) -> dict[str, Any]:
         wanted = validate(Select, await read_object(request))
-        return await _of(lambda: _select(admin, wanted))
+        selection = await _of(lambda: _select(admin, wanted))
+        admin.watch.look()
+        return selection
 
     @router.post("/unselect")
     async def unselect(request: Request) -> dict[str, Any]:
@@ -166,12 +176,14 @@ def _add_changes(router: APIRouter, admin: Administration) -> None:
         if (wanted.format is None) == (wanted.model is None):
             raise RequestError("give `format` or `model`, one of them", param="format")
         await _of(lambda: _unselect(store, wanted))
+        admin.watch.look()
         return await _of(lambda: _selection(store))
 
     @router.post("/rollback")
     async def rollback(request: Request) -> dict[str, Any]:
         wanted = validate(Rollback, await read_object(request))
         await _of(lambda: store.rollback(wanted.format), param="format")
+        admin.watch.look()
         return await _of(lambda: _selection(store))
 
     @router.post("/remove")
@@ -189,8 +201,14 @@ def _add_changes(router: APIRouter, admin: Administration) -> None:
 
     mark("pin", lambda query: store.get(query).id, store.pin)
     mark("unpin", lambda query: inventory.one_of(query, store.selection().pins, "pinned"), store.unpin)
-    mark("hold", lambda query: inventory.installed_or_known(store, admin.plugins, query), store.hold)
     mark("unhold", lambda query: inventory.one_of(query, store.selection().holds, "held"), store.unhold)
+
+    @router.post("/hold")
+    async def hold(request: Request) -> dict[str, Any]:
+        wanted = validate(Hold, await read_object(request))
+        found = await _of(lambda: inventory.installed_or_known(store, admin.plugins, wanted.query))
+        await _of(lambda: store.hold(found, wanted.reason))
+        return await _of(lambda: _selection(store))
 
 
 def _add_work(router: APIRouter, admin: Administration) -> None:
@@ -325,14 +343,7 @@ def _installed(store: Store) -> dict[str, Any]:
 
 
 def _selection(store: Store) -> dict[str, Any]:
-    chosen = store.selection()
-    return {
-        "formats": dict(chosen.formats),
-        "models": dict(chosen.models),
-        "previous": {name: list(ids) for name, ids in chosen.previous.items()},
-        "pinned": list(chosen.pins),
-        "held": list(chosen.holds),
-    }
+    return inventory.describe_selection(store.selection())
 
 
 def _facts(*, refresh: bool = False) -> dict[str, Any]:
@@ -371,7 +382,7 @@ def _select(admin: Administration, wanted: Select) -> dict[str, Any]:
 def _unselect(store: Store, wanted: Unselect) -> None:
     chosen = store.selection()
     if wanted.model is not None:
-        if wanted.model not in chosen.models:
+        if wanted.model not in chosen.models and wanted.model not in chosen.stand_ins_in_force():
             raise RequestError(f"model {wanted.model} has no runtime of its own", param="model")
         store.unselect_model(wanted.model)
     elif wanted.format is not None:

@@ -12,7 +12,8 @@ from paceline.serving.generation import Completion, ContextOverflow, GeneratePar
 from paceline.types import Model, ModelKind
 
 if TYPE_CHECKING:
-    from paceline.serving.pool import Lease, LoadedModel
+    from paceline.serving.place import LoadedModel
+    from paceline.serving.pool import Lease
 
 
 @dataclass(frozen=True)

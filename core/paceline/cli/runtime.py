@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from paceline.manager.plan import InstallPlan
     from paceline.manager.preview import Preview
     from paceline.plugins import Plugins
+    from paceline.store import Selection
     from paceline.types import Release, Runtime, Verdict
 
 
@@ -76,6 +77,15 @@ def ls(as_json: bool) -> None:
         ]
         rows += [[r["id"], "", "", "", "", "incomplete"] for r in incomplete]
         output.table(["LLM ENGINE", "SELECTED", "MODEL FORMAT", "SIZE", "LAST USED", "STATE"], rows)
+        _print_reasons(selection)
+
+
+def _print_reasons(selection: Selection) -> None:
+    """Why models are served by other runtimes than their format's, and versions are passed over."""
+    said = [inventory.say_stand_in(model, found) for model, found in selection.stand_ins_in_force().items()]
+    said += [inventory.say_hold(release, hold) for release, hold in selection.holds.items()]
+    if said:
+        click.echo("\n" + "\n".join(said))
 
 
 @runtime.command("get")

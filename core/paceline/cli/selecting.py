@@ -15,9 +15,10 @@ from paceline.store import Store
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from paceline.store import Selection
     from paceline.types import Runtime
 
-_DONE = {"pin": "Pinned", "unpin": "No longer pinned:", "hold": "Held", "unhold": "No longer held:"}
+_DONE = {"pin": "Pinned", "unpin": "No longer pinned:", "unhold": "No longer held:"}
 
 _dry_run = click.option("--dry-run", is_flag=True, help="Say what would change and change nothing.")
 
@@ -61,13 +62,21 @@ def select(query: str | None, latest: bool, model: str | None, dry_run: bool, as
 @_dry_run
 @output.json_option
 def unselect(model_format: str | None, model: str | None, dry_run: bool, as_json: bool) -> None:
-    """Let nothing serve a model format, or take away the runtime of one model's own."""
+    """Let nothing serve a model format, or take away the runtime of one model's own.
+
+    That may be one you chose, or one that stands in because the selected one did not load the model; then the selected
+    one is tried again.
+    """
     if (model_format is None) == (model is None):
         raise UsageError("give a FORMAT or --model, one of them", help="such as `paceline runtime unselect gguf`")
     store = Store(paths.home())
     chosen = store.selection()
     name = model if model is not None else str(model_format).lower()
-    taken = (chosen.models if model is not None else chosen.formats).get(name)
+    if model is not None:
+        found = chosen.stand_in(model)
+        taken = found.runtime if found is not None else chosen.models.get(model)
+    else:
+        taken = chosen.formats.get(name)
     if taken is None:
         what = f"model {name} has no runtime of its own" if model is not None else f"nothing is selected for {name}"
         raise NotFoundError(what, help="`paceline runtime ls --json` shows what is selected")
@@ -121,12 +130,6 @@ def _command(
     return command
 
 
-def _installed_or_released(store: Store, query: str) -> str:
-    from paceline import plugins
-
-    return inventory.installed_or_known(store, plugins.load(), query)
-
-
 pin = _command(
     "pin",
     "Have updates and clean-up leave an installed runtime alone.",
@@ -139,18 +142,52 @@ unpin = _command(
     lambda store, query: inventory.one_of(query, store.selection().pins, "pinned"),
     Store.unpin,
 )
-hold = _command(
-    "hold",
-    "Never choose this version automatically, be it installed or not; `get` and `select` by its name still do.",
-    _installed_or_released,
-    Store.hold,
-)
 unhold = _command(
     "unhold",
     "Let this version be chosen automatically again.",
     lambda store, query: inventory.one_of(query, store.selection().holds, "held"),
     Store.unhold,
 )
+
+
+@click.command("hold")
+@click.argument("query", required=False)
+@click.option("--reason", metavar="TEXT", help="Why, for whoever asks later.")
+@_dry_run
+@output.json_option
+def hold(query: str | None, reason: str | None, dry_run: bool, as_json: bool) -> None:
+    """Never choose this version automatically, be it installed or not; `get` and `select` by its name still do.
+
+    Without QUERY, list what is held, by you or because it failed, since when and why.
+    """
+    store = Store(paths.home())
+    if query is None:
+        if reason is not None:
+            raise UsageError("a reason is given and no QUERY", help="name the version: `paceline runtime hold QUERY`")
+        _print_holds(store.selection(), as_json)
+        return
+    from paceline import plugins
+
+    found = inventory.installed_or_known(store, plugins.load(), query)
+    before = store.selection().holds.get(found)
+    if not dry_run:
+        store.hold(found, reason)
+    if as_json:
+        output.as_json_text({"runtime": found, "change": "hold", "dry_run": dry_run, "reason": reason})
+    elif before is not None and reason is None:
+        click.echo(f"Already held: {inventory.say_hold(found, before)}")
+    else:
+        click.echo(f"{'Would hold' if dry_run else 'Held'} {found}" + (f": {reason}" if reason else ""))
+
+
+def _print_holds(chosen: Selection, as_json: bool) -> None:
+    if as_json:
+        output.as_json_text(inventory.describe_selection(chosen)["held"])
+        return
+    for release, held in chosen.holds.items():
+        click.echo(inventory.say_hold(release, held))
+    if not chosen.holds:
+        click.echo("nothing is held")
 
 
 def _select_latest(store: Store, dry_run: bool, as_json: bool) -> None:

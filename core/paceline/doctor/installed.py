@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from paceline.doctor.finding import Finding, Patient, Status
 from paceline.errors import PacelineError
+from paceline.manager import inventory
 from paceline.plugins import PluginState
 from paceline.store import health
 from paceline.store.manifest import MANIFEST, read_json
@@ -53,7 +54,7 @@ def runtimes(patient: Patient) -> Iterator[Finding]:
 
 
 def selection(patient: Patient) -> Iterator[Finding]:
-    """Whether what is selected and pinned is there."""
+    """Whether what is selected and pinned is there, what stands in for what, and what is held."""
     store = patient.store
     chosen = store.selection()
     lost = [f"{i}, selected for {name.upper()}," for name, i in chosen.formats.items() if store.find(i) is None]
@@ -65,6 +66,12 @@ def selection(patient: Patient) -> Iterator[Finding]:
         if store.find(pinned) is None:
             text = f"{pinned} is pinned and not installed"
             yield Finding("selection", Status.NOTE, text, f"paceline runtime unpin {pinned}")
+    for model, found in chosen.stand_ins_in_force().items():
+        way_out = f"`paceline runtime unselect --model {model}` has {found.instead_of} tried again"
+        yield Finding("selection", Status.NOTE, inventory.say_stand_in(model, found), way_out)
+    for release, hold in chosen.holds.items():
+        way_out = f"`paceline runtime unhold {release}` lets updates choose it again"
+        yield Finding("selection", Status.NOTE, inventory.say_hold(release, hold), way_out)
     if not lost:
         said = ", ".join(f"{name.upper()}: {i}" for name, i in chosen.formats.items())
         yield Finding("selection", Status.OK, said or "nothing is selected")

@@ -8,13 +8,16 @@ from paceline.errors import AmbiguousError, NotFoundError, UsageError
 from paceline.manager.policy import Choice, choose
 from paceline.packages.locked import download_bytes
 from paceline.store import health
+from paceline.store.selection import describe_hold, describe_stand_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
+    from datetime import datetime
 
     from paceline.plugins import Plugins
     from paceline.registry import Registry
     from paceline.store import Selection, Store
+    from paceline.store.selection import Hold, StandIn
     from paceline.types import Release, Runtime, Verdict
 
 
@@ -103,7 +106,7 @@ def installed_or_known(store: Store, plugins: Plugins, query: str) -> str:
         return found[0].id
 
 
-def one_of(query: str, names: tuple[str, ...], what: str) -> str:
+def one_of(query: str, names: Collection[str], what: str) -> str:
     """The one of `names` that `query` is, or is a part of. `what` they are: `held`."""
     found = [name for name in names if name == query] or [name for name in names if query in name]
     if not found:
@@ -116,6 +119,7 @@ def one_of(query: str, names: tuple[str, ...], what: str) -> str:
 def describe_runtime(runtime: Runtime, store: Store, selection: Selection) -> dict[str, Any]:
     """An installed runtime as JSON shows it."""
     state, used = health.glance(runtime.directory), store.last_used(runtime)
+    hold, stand_ins = selection.holds.get(runtime.id), selection.stand_ins_in_force()
     return {
         "id": runtime.id,
         "name": runtime.name,
@@ -129,14 +133,46 @@ def describe_runtime(runtime: Runtime, store: Store, selection: Selection) -> di
         "linked": str(runtime.linked) if runtime.linked is not None else None,
         "selected_for": list(selection.formats_of(runtime.id)),
         "selected_for_models": list(selection.models_of(runtime.id)),
+        "stands_in_for": {m: describe_stand_in(s) for m, s in stand_ins.items() if s.runtime == runtime.id},
         "pinned": runtime.id in selection.pins,
-        "held": runtime.id in selection.holds,
+        "held": hold is not None,
+        "hold": describe_hold(hold) if hold is not None else None,
         "size_bytes": store.size(runtime),
         "last_used": used.isoformat(timespec="seconds") if used is not None else None,
         "in_use_by": list(store.in_use_by(runtime)),
         "state": state.state.value,
         "problems": list(state.problems),
     }
+
+
+def describe_selection(selection: Selection) -> dict[str, Any]:
+    """What is selected, and why where that was not the user's choice, as JSON shows it."""
+    return {
+        "formats": dict(selection.formats),
+        "models": dict(selection.models),
+        "stand_ins": {m: describe_stand_in(found) for m, found in selection.stand_ins_in_force().items()},
+        "previous": {name: list(ids) for name, ids in selection.previous.items()},
+        "pinned": list(selection.pins),
+        "held": {release: describe_hold(hold) for release, hold in selection.holds.items()},
+    }
+
+
+def say_hold(release_id: str, hold: Hold) -> str:
+    """A sentence: what is held, since when and why."""
+    since = f" since {_moment(hold.at)}" if hold.at is not None else ""
+    return f"{release_id} is held{since}" + (f": {hold.reason}" if hold.reason else "")
+
+
+def say_stand_in(model_id: str, found: StandIn) -> str:
+    """A sentence: what serves a model in the place of what, since when and why."""
+    return (
+        f"{model_id} is served by {found.runtime} since {_moment(found.at)}, because {found.instead_of} did not load "
+        f"it: {found.reason}"
+    )
+
+
+def _moment(at: datetime) -> str:
+    return f"{at:%Y-%m-%d %H:%M} UTC"
 
 
 def describe_release(release: Release, verdict: Verdict, *, installed: bool) -> dict[str, Any]:

@@ -278,5 +278,5 @@ def attempt(
     except PacelineError as error:
         held = hold_failed and isinstance(error, SmokeTestError)
         if held:
-            store.hold(update.release.id)
+            store.hold(update.release.id, f"did not pass its smoke test: {error.message}")
         return Failed(update, error, held)

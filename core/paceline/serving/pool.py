@@ -12,11 +12,10 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from paceline.errors import (
-    InUseError,
     NotFoundError,
     PacelineError,
     PairError,
@@ -31,6 +30,7 @@ from paceline.serving.configuration import check_config, check_options, fitting,
 from paceline.serving.fit import MemoryGuard
 from paceline.serving.generation import Completion, GenerateParams, TokenBatch
 from paceline.serving.launcher import Launcher, LocalLauncher
+from paceline.serving.place import LoadedModel, Place
 from paceline.serving.starting import Returned, Starter, Worker
 from paceline.types import Model, ModelKind, Runtime
 
@@ -57,25 +57,6 @@ _LACKS = {
     "tokenize": "does not tell the tokens of a text",
 }
 """What is said of a worker without a feature."""
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A loaded model as lists show it."""
-
-    model: Model
-    runtime: Runtime
-    context_length: int
-    draft: Model | None
-    load_s: float
-    running: int
-    """Requests that hold it now."""
-    slots: int
-    """Requests that can run at the same time."""
-    config: LoadConfig
-    """How it was loaded."""
-    features: tuple[str, ...]
-    """What its worker can do (docs/worker-protocol.md)."""
 
 
 class Serving:
@@ -114,7 +95,7 @@ class Serving:
         self._starter = Starter(
             plugins, store, launcher or LocalLauncher(), self._guard, self._defaults, patience_s=patience_s
         )
-        self._places: dict[str, _Place] = {}
+        self._places: dict[str, Place] = {}
         self._loading = asyncio.Lock()  # one model loads at a time, so that the places are counted right
         self._released = asyncio.Condition()
         self._began = time.monotonic()
@@ -173,7 +154,7 @@ class Serving:
             return await worker.client.call(method, params)
 
     @asynccontextmanager
-    async def _hold(self, model: Model, ttl_s: float | None) -> AsyncIterator[_Place]:
+    async def _hold(self, model: Model, ttl_s: float | None) -> AsyncIterator[Place]:
         place = self._place(model)
         async with place.entry, place.lock:
             await self._ensure_loaded(place)
@@ -191,7 +172,7 @@ class Serving:
 
     @property
     def returned(self) -> tuple[Returned, ...]:
-        """The runtimes that were given back, the latest ones, oldest first."""
+        """The runtimes that did not load a model which another one loads, the latest ones, oldest first."""
         return tuple(self._starter.returned)
 
     def is_busy(self) -> bool:
@@ -254,11 +235,23 @@ class Serving:
             await self._drained(place)
             await self._forget(place)
 
+    async def move_idle(self) -> None:
+        """Move the loaded models that nobody uses to the runtimes that are selected for them now, one after the other.
+
+        Loads no model that is not loaded and interrupts nothing: one that is in use moves when its last request ends.
+        A model that its new runtime does not load stays loaded; the log says why.
+        """
+        for place in list(self._places.values()):
+            await self._move(place)
+
     async def close(self) -> None:
         """End every worker, whatever it is doing."""
         places = list(self._places.values())
         for place in places:
             place.rest(None)
+            if place.moving is not None:
+                place.moving.cancel()
+        await asyncio.gather(*(p.moving for p in places if p.moving is not None), return_exceptions=True)
         await asyncio.gather(*(self._stop(place) for place in places))
 
     # --- loading ---------------------------------------------------------------------------------------------------
@@ -278,45 +271,101 @@ class Serving:
                 param="draft_model",
             )
 
-    def _place(self, model: Model) -> _Place:
-        return self._places.setdefault(model.id, _Place(model, self._ttl_s))
+    def _place(self, model: Model) -> Place:
+        return self._places.setdefault(model.id, Place(model, self._ttl_s))
 
-    async def _ensure_loaded(self, place: _Place) -> Worker:
+    async def _ensure_loaded(self, place: Place) -> Worker:
         """The place's worker, started and loaded if it is not. The caller holds the place's lock."""
-        if place.worker is not None:
-            if place.worker.client.alive and not self._is_superseded(place, place.worker):
-                return place.worker
+        old, successor = place.worker, None
+        if old is not None:
+            if old.client.alive and (successor := self._successor(place, old)) is None:
+                return old
             await self._stop(place)
         async with self._loading:
             if not place.kept:
                 await self._make_room()
-            place.worker = await self._starter.start(
-                place.model, place.config, force=place.force, others=self._idle(place.model)
-            )
-        return place.worker
+            return await self._start(place, old, successor)
 
-    def _is_superseded(self, place: _Place, worker: Worker) -> bool:
-        """Whether an idle model should move to another runtime, which was selected since it was loaded."""
+    async def _start(self, place: Place, old: Worker | None, successor: Runtime | None) -> Worker:
+        """Load a model; one that is to move from `old` to `successor` stays where it was if nothing else will do.
+
+        The caller holds the place's lock and the loading lock.
+        """
+        model, config, force, others = place.model, place.config, place.force, self._idle(place.model)
+        try:
+            place.worker = worker = await self._starter.start(model, config, force=force, others=others)
+        except PacelineError as error:
+            if old is None or successor is None:
+                raise
+            try:
+                worker = await self._starter.start_with(old.runtime, model, config, force=force, others=others)
+            except PacelineError:
+                raise error from None
+            worker.stays_despite = successor.id
+            place.worker = worker
+            log.warning(
+                "%s stays with %s; %s does not load it as it is: %s",
+                model.id,
+                old.runtime.id,
+                successor.id,
+                error.message,
+            )
+        return worker
+
+    def _successor(self, place: Place, worker: Worker) -> Runtime | None:
+        """The runtime that an idle model should move to, as it was selected since the model was loaded."""
         if place.leases:
-            return False
+            return None
         try:
             selected = self._store.selected(place.model.format, place.model.id)
         except StoreError:  # said when something has to be loaded; what is loaded serves on
-            return False
-        return selected is not None and selected.id != worker.runtime.id
+            return None
+        return selected if selected and selected.id not in (worker.runtime.id, worker.stays_despite) else None
+
+    async def _move(self, place: Place) -> None:
+        """Move one model if it is loaded and should; if it is in use, when it becomes idle."""
+        if place.leases == 0:  # who unloads a model in use holds its entry until then
+            async with place.entry, place.lock:
+                if place.leases == 0:
+                    await self._move_now(place)
+                    return
+        place.moves = True
+
+    async def _move_now(self, place: Place) -> None:
+        old = place.worker
+        if old is None or not old.client.alive or (successor := self._successor(place, old)) is None:
+            return
+        await self._stop(place)
+        async with self._loading:
+            if not place.kept and self._is_full():  # what is asked for now goes before what was asked for once
+                await self._forget(place)
+                log.info("%s was unloaded for another model while it was to move to %s", place.model.id, successor.id)
+                return
+            try:
+                new = await self._start(place, old, successor)
+            except PacelineError as error:  # the next request tries again, and is told
+                said = (place.model.id, old.runtime.id, successor.id, error.message)
+                log.warning("%s was to move from %s to %s and is loaded no more: %s", *said)
+                return
+        if new.runtime.id != old.runtime.id:
+            log.info("%s moved from %s to %s", place.model.id, old.runtime.id, new.runtime.id)
 
     def _idle(self, but: Model) -> list[tuple[str, int]]:
         """The loaded models that nobody uses now, and what each took."""
         places = [p for p in self._places.values() if p.leases == 0 and p.model.id != but.id]
         return [(p.model.id, p.worker.memory_bytes) for p in places if p.worker is not None]
 
+    def _taken(self) -> list[Place]:
+        """The places of the models that requests loaded."""
+        return [p for p in self._places.values() if p.worker is not None and not p.kept]
+
+    def _is_full(self) -> bool:
+        return len(self._taken()) >= self._max_loaded
+
     async def _make_room(self) -> None:
         """Wait until one more model may be loaded, unloading the longest unused idle one. Holds the loading lock."""
-        while True:
-            taken = [p for p in self._places.values() if p.worker is not None and not p.kept]
-            if len(taken) < self._max_loaded:
-                return
-            idle = [p for p in taken if p.leases == 0 and not p.entry.locked()]
+        while self._is_full():
+            idle = [p for p in self._taken() if p.leases == 0 and not p.entry.locked()]
             if idle:
                 await self._stop(min(idle, key=lambda p: p.last_used))
                 continue
@@ -339,12 +388,12 @@ class Serving:
             way = None
         return way or "no release that is known and runs here can do it; `paceline runtime update` looks for newer ones"
 
-    async def _ensure_draft(self, place: _Place, worker: Worker, draft: Model) -> str | None:
+    async def _ensure_draft(self, place: Place, worker: Worker, draft: Model) -> str | None:
         """Have `draft` loaded beside the main model; why it is not, if the engine refuses it."""
         if worker.draft is not None and worker.draft.id == draft.id:
             return None
         if "draft" not in worker.info.features:
-            return f"{worker.info.name} cannot use a draft model"
+            return f"{worker.info.name} cannot use a draft model; {await self._help_to('draft', worker)}"
         worker.draft = None
         if not place.force:
             config = replace(worker.config, context_length=worker.context_length, parallel=worker.slots)
@@ -363,20 +412,23 @@ class Serving:
 
     # --- unloading -------------------------------------------------------------------------------------------------
 
-    async def _release(self, place: _Place) -> None:
+    async def _release(self, place: Place) -> None:
         place.leases -= 1
         place.last_used = time.monotonic()
         if place.leases == 0:
             place.rest(self._expiry(place))
+            if place.moves:
+                place.moves = False
+                place.moving = asyncio.get_running_loop().create_task(self._move(place))
         async with self._released:
             self._released.notify_all()
 
-    def _expiry(self, place: _Place) -> asyncio.TimerHandle | None:
+    def _expiry(self, place: Place) -> asyncio.TimerHandle | None:
         if place.ttl_s is None:
             return None
         return asyncio.get_running_loop().call_later(place.ttl_s, self._expire, place)
 
-    def _expire(self, place: _Place) -> None:
+    def _expire(self, place: Place) -> None:
         async def unload() -> None:
             async with place.entry:
                 if place.leases == 0:
@@ -384,28 +436,27 @@ class Serving:
 
         place.expiring = asyncio.get_running_loop().create_task(unload())
 
-    async def _forget(self, place: _Place) -> None:
+    async def _forget(self, place: Place) -> None:
         """Unload an idle model and whatever was asked for when it was loaded."""
         place.kept = False
         place.ttl_s = self._ttl_s
         place.config, place.force = LoadConfig(), False
         await self._stop(place)
 
-    async def _drained(self, place: _Place) -> None:
+    async def _drained(self, place: Place) -> None:
         async with self._released:
             await self._released.wait_for(lambda: place.leases == 0)
 
-    async def _stop(self, place: _Place) -> None:
+    async def _stop(self, place: Place) -> None:
         worker, place.worker = place.worker, None
         if worker is not None:
-            await worker.client.close()
-            worker.use.release()
+            await worker.end()
 
 
 class Lease:
     """A loaded model, held by one request."""
 
-    def __init__(self, serving: Serving, place: _Place, draft: Model | None) -> None:
+    def __init__(self, serving: Serving, place: Place, draft: Model | None) -> None:
         self._serving = serving
         self._place = place
         worker = place.worker
@@ -438,45 +489,3 @@ class Lease:
                 yield item
         finally:
             await stream.aclose()
-
-
-class _Place:
-    """One model's place: its worker if it is loaded, and who holds it."""
-
-    def __init__(self, model: Model, ttl_s: float | None) -> None:
-        self.model = model
-        self.ttl_s = ttl_s
-        # Taken before `lock`: who enters holds it until the lease is counted, who unloads until the last lease ended.
-        self.entry = asyncio.Lock()
-        # Held while the worker or its draft changes and while a request is sent.
-        self.lock = asyncio.Lock()
-        self.worker: Worker | None = None
-        self.config = LoadConfig()
-        self.force = False
-        self.kept = False
-        self.leases = 0
-        self.last_used = time.monotonic()
-        self.expiring: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-
-    def rest(self, timer: asyncio.TimerHandle | None) -> None:
-        """Replace the timer that ends an idle time."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = timer
-
-    def describe(self) -> LoadedModel:
-        worker = self.worker
-        if worker is None:
-            raise InUseError(f"{self.model.id} was unloaded meanwhile")
-        return LoadedModel(
-            self.model,
-            worker.runtime,
-            worker.context_length,
-            worker.draft,
-            worker.load_s,
-            self.leases,
-            worker.slots,
-            worker.config,
-            worker.info.features,
-        )

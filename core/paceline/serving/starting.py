@@ -1,4 +1,4 @@
-"""How a model gets its worker: from the selected runtime, or from the last one that worked."""
+"""How a model gets its worker: from the selected runtime, or from one that is known to have worked."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from paceline.errors import PacelineError, RequestError, WorkerDied
+from paceline.errors import DoesNotFitError, PacelineError, RequestError, StoreError, WorkerDied
 from paceline.loading import LoadConfig
 from paceline.serving.client import WorkerClient, WorkerInfo
 from paceline.serving.configuration import check_options, fitting, load_params, selected_runtime
@@ -22,6 +22,7 @@ from paceline.types import Model, ModelKind, Runtime
 if TYPE_CHECKING:
     from paceline.plugins import Plugins
     from paceline.store import Store
+    from paceline.store.reading import Fallback
     from paceline.store.uses import Use
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,13 @@ class Worker:
     memory_bytes: int = 0
     """What it says it took; 0 when it does not say."""
     draft: Model | None = None
+    stays_despite: str | None = None
+    """The runtime that was selected since and does not load this model as it is configured."""
+
+    async def end(self) -> None:
+        """Stop it, whatever it is doing, and let its runtime go."""
+        await self.client.close()
+        self.use.release()
 
     async def room(self) -> Room:
         """What is free now beside all that it has loaded: the engine is asked anew, as it alone knows its GPUs."""
@@ -57,13 +65,15 @@ class Worker:
 
 @dataclass(frozen=True)
 class Returned:
-    """A runtime that did not load a model which the one before it loads, and so was given back."""
+    """A runtime that did not load a model which another one loads."""
 
     runtime: str
     to: str
     model: str
     reason: str
     at: datetime
+    held: bool
+    """Whether it was given back for all models and is held; else the other one stands in for this model alone."""
 
 
 class Starter:
@@ -91,33 +101,56 @@ class Starter:
     async def start(
         self, model: Model, config: LoadConfig, *, force: bool, others: Sequence[tuple[str, int]]
     ) -> Worker:
-        """A worker of the selected runtime; of the last one that worked, if that one never did and cannot load this.
+        """A worker of the selected runtime; where that does not load the model, of one known to have worked.
 
-        `force`: load also what is known not to fit. `others`: idle models that could make room, and what each took.
+        A configuration that cannot be had and memory that is not there are no runtime's fault: they are raised, and so
+        is the first error of a model that no runtime loads. `force`: load also what is known not to fit. `others`: idle
+        models that could make room, and what each took.
         """
         runtime = selected_runtime(self._store, model)
         try:
-            return await self._start_with(runtime, model, config, force, others)
+            return await self.start_with(runtime, model, config, force=force, others=others)
+        except (RequestError, DoesNotFitError):
+            raise
         except PacelineError as error:
-            good = await asyncio.to_thread(self._store.fallback, runtime, model.format)
-            if good is None:
-                raise
-            try:
-                worker = await self._start_with(good, model, config, force, others)
-            except PacelineError:
-                raise error from None  # the model is to blame
-            await asyncio.to_thread(self._store.fall_back, runtime, good, model.format)
-            last_words = error.log_tail if isinstance(error, WorkerDied) else ""
-            log.warning(
-                "%s does not load %s: %s. Returned to %s; %s is held until `paceline runtime unhold`. %s",
-                *(runtime.id, model.id, error.message, good.id, runtime.id, last_words),
-            )
-            self.returned.append(Returned(runtime.id, good.id, model.id, error.message, datetime.now(UTC)))
-            return worker
+            for fallback in await asyncio.to_thread(self._store.fallbacks, runtime, model.format, model.id):
+                try:
+                    worker = await self.start_with(fallback.runtime, model, config, force=force, others=others)
+                except PacelineError:
+                    continue
+                try:
+                    await self._settle(runtime, fallback, model, error)
+                except BaseException:
+                    await asyncio.shield(worker.end())
+                    raise
+                return worker
+            raise
 
-    async def _start_with(
-        self, runtime: Runtime, model: Model, config: LoadConfig, force: bool, others: Sequence[tuple[str, int]]
+    async def _settle(self, runtime: Runtime, fallback: Fallback, model: Model, error: PacelineError) -> None:
+        """Let what loads the model serve it from now on, or all models, and tell why."""
+        good, reason = fallback.runtime, " ".join(error.message.split())
+        try:
+            if fallback.for_all:
+                why = f"did not load {model.id}: {reason}"
+                await asyncio.to_thread(self._store.give_back, runtime, good, model.format, why)
+                what = f"Returned to {good.id}; {runtime.id} is held until `paceline runtime unhold`."
+            else:
+                await asyncio.to_thread(self._store.stand_in, good, runtime, model.format, model.id, reason)
+                what = (
+                    f"{good.id}, which loads it, serves this model as long as {runtime.id} is selected; "
+                    f"`paceline runtime unselect --model {model.id}` tries that again."
+                )
+        except StoreError as unwritten:  # the model is served all the same
+            what = f"{good.id} serves it for now: {unwritten.message}"
+        last_words = error.log_tail if isinstance(error, WorkerDied) else ""
+        log.warning("%s does not load %s: %s. %s %s", runtime.id, model.id, reason, what, last_words)
+        now = datetime.now(UTC)
+        self.returned.append(Returned(runtime.id, good.id, model.id, reason, now, held=fallback.for_all))
+
+    async def start_with(
+        self, runtime: Runtime, model: Model, config: LoadConfig, *, force: bool, others: Sequence[tuple[str, int]]
     ) -> Worker:
+        """A worker of this very runtime."""
         use = await asyncio.to_thread(self._store.use, runtime)
         try:
             return await self._load(runtime, use, model, config, force, others)
@@ -147,7 +180,7 @@ class Starter:
             if model.facts.kind is ModelKind.EMBEDDINGS:
                 options["embedding"] = True
             result = await client.call("load", load_params("main", model, config, options))
-            await asyncio.to_thread(self._store.note_loaded, runtime, model.format)
+            await asyncio.to_thread(self._store.note_loaded, runtime, model.format, model.id)
         except RequestError as error:
             await asyncio.shield(client.close())
             raise RequestError(error.message, help=error.help, param=(error.param or "").split(".")[-1]) from error

@@ -13,154 +13,28 @@ A runtime counts when its manifest is there and readable; `health` says whether 
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from paceline import query, refusals
-from paceline.errors import AmbiguousError, InUseError, NotFoundError, StoreError
+from paceline.errors import InUseError, NotFoundError, StoreError
 from paceline.progress import Phase, silent
 from paceline.store import health, selection, transaction, uses
-from paceline.store.manifest import MANIFEST, read_json, read_runtime
-from paceline.store.selection import Selection
-from paceline.types import Runtime
-from paceline.versions import order
+from paceline.store.reading import StoreReader
+from paceline.store.selection import Hold, Selection, StandIn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from paceline.progress import Progress
     from paceline.store.uses import Use
+    from paceline.types import Runtime
 
-__all__ = ["Selection", "Store"]
 
-
-class Store:
-    """The runtimes under one home folder. Reading takes no lock; every change does."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        self.folder = home / "runtimes"
-        self.staging = home / "staging"
-        self.logs = home / "logs"
-        self._selection_file = home / "selection.json"
-
-    # --- what is there ---------------------------------------------------------------------------------------------
-
-    def runtimes(self) -> tuple[Runtime, ...]:
-        """Every installed runtime, by name and then newest first."""
-        return tuple(query.by_name_newest_first(r for r in map(read_runtime, self._folders()) if r is not None))
-
-    def incomplete(self) -> tuple[str, ...]:
-        """The names of the folders among the runtimes that do not count as installed."""
-        return tuple(sorted(f.name for f in self._folders() if read_runtime(f) is None))
-
-    def find(self, runtime_id: str) -> Runtime | None:
-        """The installed runtime of exactly this id."""
-        return read_runtime(self.folder / runtime_id)
-
-    def get(self, text: str) -> Runtime:
-        """The one installed runtime a query means. Raises NotFoundError or AmbiguousError."""
-        found = self.match(text)
-        if len(found) > 1:
-            raise AmbiguousError(
-                f"{text!r} means several runtimes: {', '.join(r.id for r in found)}",
-                help=f"give the full name, such as `{found[0].id}`",
-            )
-        return found[0]
-
-    def match(self, text: str) -> tuple[Runtime, ...]:
-        """Every installed runtime a query means, by name and then newest first. Raises NotFoundError for none."""
-        installed = self.runtimes()
-        found = query.select(text, installed)
-        if not found:
-            names = ", ".join(r.id for r in installed) or "none"
-            raise NotFoundError(
-                f"no installed runtime matches {text!r} (installed: {names})",
-                help="`paceline runtime ls` lists what is installed, `paceline runtime get --list` what could be",
-            )
-        return tuple(found)
-
-    def manifest(self, runtime: Runtime) -> dict[str, Any]:
-        """Everything the manifest says: versions, the lock, the smoke test's answer, when it was installed.
-
-        Raises NotFoundError when the runtime was removed since it was listed.
-        """
-        with transaction.explained(f"reading {runtime.id}", self.home):
-            try:
-                return read_json(runtime.directory / MANIFEST)
-            except FileNotFoundError:
-                raise NotFoundError(
-                    f"{runtime.id} is no longer installed", help="`paceline runtime ls` lists what is"
-                ) from None
-
-    def size(self, runtime: Runtime) -> int | None:
-        """The bytes of an installed runtime, as its manifest has them; None where it does not say."""
-        size = self._noted(runtime, "size_bytes")
-        return size if isinstance(size, int) else None
-
-    def size_of_newest(self, name: str) -> int | None:
-        """The bytes of the newest version of the runtimes called `name` whose manifest says them."""
-        sizes = (self.size(runtime) for runtime in self.runtimes() if runtime.name == name)
-        return next((size for size in sizes if size is not None), None)
-
-    def build_time(self, name: str) -> float | None:
-        """How many seconds the newest version of the runtimes called `name` took to compile here, where one did."""
-        times = (self._noted(runtime, "build_s") for runtime in self.runtimes() if runtime.name == name)
-        return next((float(taken) for taken in times if isinstance(taken, (int, float))), None)
-
-    def _noted(self, runtime: Runtime, key: str) -> Any:
-        """What its manifest says under `key`; None where it says nothing, is damaged or was removed meanwhile."""
-        try:
-            return self.manifest(runtime).get(key)
-        except (NotFoundError, StoreError, ValueError):
-            return None
-
-    def last_used(self, runtime: Runtime) -> datetime | None:
-        """When a process began or ended to use it last; None when none ever did."""
-        seconds = uses.last_used(self._uses(runtime.id))
-        return datetime.fromtimestamp(seconds, UTC) if seconds is not None else None
-
-    def in_use_by(self, runtime: Runtime) -> tuple[int, ...]:
-        """The ids of the processes that use it now."""
-        return uses.holders(self._uses(runtime.id))
-
-    def ended_uses(self) -> tuple[Path, ...]:
-        """The files that processes left which used a runtime and ended without saying so."""
-        folder = self.home / "uses"
-        return tuple(f for uses_of in sorted(folder.glob("*")) for f in uses.ended(uses_of))
+class Store(StoreReader):
+    """The runtimes under one home folder, read and changed. Every change is made under the store's lock."""
 
     # --- which one is used -----------------------------------------------------------------------------------------
-
-    def selection(self) -> Selection:
-        """What is selected, installed or not. Raises StoreError for a file that is damaged."""
-        try:
-            return selection.from_json(read_json(self._selection_file))
-        except FileNotFoundError:
-            return Selection()
-        except (OSError, ValueError, KeyError) as error:
-            raise StoreError(
-                f"the selection {self._selection_file} cannot be read: {refusals.words(error)}",
-                help=refusals.way_out(error, self._selection_file)
-                or "delete the file and choose again with `paceline runtime select`",
-            ) from None
-
-    def selected(self, model_format: str, model_id: str | None = None) -> Runtime | None:
-        """The runtime that serves `model_format`, or the one chosen for `model_id`; None when it is not installed."""
-        chosen = self.selection()
-        own = chosen.models.get(model_id) if model_id is not None else None
-        if own is not None and (runtime := self.find(own)) is not None and model_format in runtime.formats:
-            return runtime
-        serving = chosen.formats.get(model_format)
-        return self.find(serving) if serving is not None else None
-
-    def damage(self) -> dict[str, tuple[str, ...]]:
-        """By id, what the quick check finds wrong with the runtimes that are selected; empty when all can be used."""
-        chosen = self.selection()
-        ids = sorted({*chosen.formats.values(), *chosen.models.values()})
-        found = {i: health.quick(self.folder / i) for i in ids}
-        return {i: state.problems for i, state in found.items() if not state.ok}
 
     def select(self, runtime: Runtime) -> tuple[str, ...]:
         """Let `runtime` serve every format it can; returns the formats whose runtime changed."""
@@ -191,21 +65,6 @@ class Store:
         """Let nothing serve a format; `rollback` can return to what did."""
         self._change(f"unselecting the runtime of {model_format}", lambda s: s.without_format(model_format))
 
-    def latest(self) -> dict[str, Runtime]:
-        """By format, the newest installed version of what serves it, where that is a newer one.
-
-        Pinned selections stay, and versions that are held or broken are passed over.
-        """
-        chosen, found = self.selection(), {}
-        for model_format, current in chosen.formats.items():
-            name, _, version = current.rpartition("@")
-            newer = [r for r in self.runtimes() if r.name == name and max(version, r.version, key=order) != version]
-            if current not in chosen.pins:
-                usable = (r for r in newer if model_format in r.formats and r.id not in chosen.holds)
-                if best := next((r for r in usable if health.quick(r.directory).ok), None):
-                    found[model_format] = best
-        return found
-
     def select_latest(self) -> dict[str, Runtime]:
         """Move every selection to what `latest` says; returns what changed."""
         with self._changing("selecting the latest runtimes"):
@@ -214,19 +73,6 @@ class Store:
                 chosen = chosen.with_format(model_format, runtime.id)
             self._write(chosen)
             return found
-
-    def rollback_targets(self, model_format: str | None = None) -> dict[str, Runtime]:
-        """By format, where `rollback` would go. Raises NotFoundError when there is nothing to go back to."""
-        chosen = self.selection()
-        found = {}
-        for name in (model_format,) if model_format is not None else sorted(chosen.previous):
-            history = chosen.previous.get(name, ())
-            whole = {r.id: r for r in map(self.find, history) if r is not None and health.quick(r.directory).ok}
-            if (target := chosen.last_good(name, whole)) is not None:
-                found[name] = whole[target]
-        if not found:
-            raise self._nothing_to_return_to(model_format, chosen)
-        return found
 
     def rollback(self, model_format: str | None = None) -> dict[str, Runtime]:
         """Return a format, or every format, to its last selection that worked; returns what serves it now.
@@ -240,54 +86,54 @@ class Store:
             self._write(chosen)
             return found
 
-    def fallback(self, runtime: Runtime, model_format: str) -> Runtime | None:
-        """What to try when `runtime`, selected for a format, did not load a model: the last selection that worked.
-
-        None when `runtime` itself has worked before, so that it is not to blame, or when there is nothing else.
-        """
-        chosen = self.selection()
-        if chosen.formats.get(model_format) != runtime.id or runtime.id in chosen.worked.get(model_format, ()):
-            return None
-        try:
-            return self.rollback_targets(model_format)[model_format]
-        except NotFoundError:
-            return None
-
-    def fall_back(self, runtime: Runtime, good: Runtime, model_format: str) -> None:
-        """Return a format from `runtime` to `good`, and hold `runtime`: no update takes it again."""
+    def give_back(self, runtime: Runtime, good: Runtime, model_format: str, reason: str) -> None:
+        """Return a format from `runtime` to `good`, and hold `runtime` for that reason: no update takes it again."""
 
         def change(chosen: Selection) -> Selection:
             if chosen.formats.get(model_format) != runtime.id:  # somebody chose another meanwhile
                 return chosen
-            returned = chosen.rolled_back(model_format, good.id)
-            return replace(returned, holds=_with(returned.holds, runtime.id))
+            return chosen.rolled_back(model_format, good.id).with_hold(runtime.id, Hold(reason, _now()))
 
         self._change(f"returning to {good.id}", change)
 
-    def note_loaded(self, runtime: Runtime, model_format: str) -> None:
-        """Remember that `runtime` loaded a model of a format, so that `rollback` may return to it.
+    def stand_in(self, good: Runtime, runtime: Runtime, model_format: str, model_id: str, reason: str) -> None:
+        """Let `good` serve one model for as long as `runtime`, which did not load it, is selected for that model."""
+        found = StandIn(good.id, runtime.id, model_format, reason, _now())
+        self._change(f"serving {model_id} with {good.id}", lambda s: s.with_stand_in(model_id, found))
 
-        Writes once for each runtime and format, and never raises: a home that cannot be written stops no model.
+    def note_loaded(self, runtime: Runtime, model_format: str, model_id: str | None = None) -> None:
+        """Remember that `runtime` loaded a model, so that `rollback` and `fallbacks` may return to it.
+
+        Writes once for each runtime and format, and each time another runtime than before loads the model. Never
+        raises: a home that cannot be written stops no model.
         """
+
+        def change(chosen: Selection) -> Selection:
+            if runtime.id not in chosen.worked.get(model_format, ()):
+                chosen = chosen.with_worked(model_format, runtime.id)
+            if model_id is not None and chosen.loaded.get(model_id) != runtime.id:
+                chosen = chosen.with_loaded(model_id, runtime.id)
+            return chosen
+
         try:
-            if runtime.id not in self.selection().worked.get(model_format, ()):
-                self._change("noting a load", lambda s: s.with_worked(model_format, runtime.id))
+            if change(known := self.selection()) != known:
+                self._change("noting a load", change)
         except StoreError:
             return
 
     def pin(self, runtime_id: str) -> None:
         """Have updates and clean-up leave this runtime alone."""
-        self._change(f"pinning {runtime_id}", lambda s: replace(s, pins=_with(s.pins, runtime_id)))
+        self._change(f"pinning {runtime_id}", lambda s: s.with_pin(runtime_id))
 
     def unpin(self, runtime_id: str) -> None:
-        self._change(f"unpinning {runtime_id}", lambda s: replace(s, pins=_without(s.pins, runtime_id)))
+        self._change(f"unpinning {runtime_id}", lambda s: s.without_pin(runtime_id))
 
-    def hold(self, release_id: str) -> None:
+    def hold(self, release_id: str, reason: str | None = None) -> None:
         """Never choose this version automatically, be it installed or not."""
-        self._change(f"holding {release_id}", lambda s: replace(s, holds=_with(s.holds, release_id)))
+        self._change(f"holding {release_id}", lambda s: s.with_hold(release_id, Hold(reason, _now())))
 
     def unhold(self, release_id: str) -> None:
-        self._change(f"unholding {release_id}", lambda s: replace(s, holds=_without(s.holds, release_id)))
+        self._change(f"unholding {release_id}", lambda s: s.without_hold(release_id))
 
     # --- what changes ----------------------------------------------------------------------------------------------
 
@@ -311,31 +157,10 @@ class Store:
             for folder in (self.home / "uses").glob("*"):
                 uses.clean(folder)
 
-    def protection(self, runtime: Runtime, chosen: Selection | None = None) -> str | None:
-        """Why clean-up leaves `runtime` alone; None when nothing needs it."""
-        chosen = chosen or self.selection()
-        if used := self._why_not_removed(runtime.id, chosen):
-            return used
-        if runtime.linked is not None:
-            return f"{runtime.id} is linked to {runtime.linked}"
-        for name in runtime.formats:
-            known = [r for r in chosen.previous.get(name, ()) if r == runtime.id or self.find(r) is not None]
-            if chosen.last_good(name, known) == runtime.id:
-                return f"{runtime.id} is what `paceline runtime rollback` would return {name} to"
-        return None
-
     def remove(self, runtime: Runtime, *, force: bool = False) -> None:
         """Delete `runtime`. Raises InUseError for one that a process uses and, unless `force`, which unselects it,
         for one that is selected or pinned."""
         self._remove(runtime.id, lambda chosen: None if force else self._why_not_removed(runtime.id, chosen))
-
-    def check_unused(self, runtime_id: str) -> None:
-        """Raise InUseError, naming the processes, when one uses this runtime."""
-        if pids := uses.holders(self._uses(runtime_id)):
-            raise InUseError(
-                f"{runtime_id} is in use by process {', '.join(map(str, pids))}",
-                help="end that process, or unload the models it serves with this runtime, and try again",
-            )
 
     def remove_unneeded(self, runtime: Runtime) -> None:
         """Delete `runtime` if `protection` names no reason against it; else raise InUseError with that reason."""
@@ -391,20 +216,6 @@ class Store:
 
     # --- how -------------------------------------------------------------------------------------------------------
 
-    def _folders(self) -> list[Path]:
-        try:
-            return list(self.folder.iterdir())
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise StoreError(
-                f"{self.folder} cannot be read: {error.strerror}",
-                help=refusals.way_out(error, self.folder) or "see that it is a folder",
-            ) from None
-
-    def _uses(self, runtime_id: str) -> Path:
-        return self.home / "uses" / runtime_id
-
     def _usable(self, runtime: Runtime) -> Runtime:
         found = self.find(runtime.id)
         if found is None:
@@ -426,36 +237,6 @@ class Store:
             after = after.with_format(name, runtime.id)
         self._write(after)
         return tuple(f for f in formats if before.formats.get(f) != runtime.id)
-
-    def _nothing_to_return_to(self, model_format: str | None, chosen: Selection) -> NotFoundError:
-        names = [model_format] if model_format is not None else sorted(chosen.previous)
-        earlier = [r for name in names for r in chosen.previous.get(name, ())]
-        what = f"of {model_format} " if model_format is not None else ""
-        if not earlier:
-            return NotFoundError(
-                f"no earlier selection {what}is known, so there is nothing to return to",
-                help="`paceline runtime ls` shows what is installed, `paceline runtime select` chooses",
-            )
-        reasons = ", ".join(f"{r} {self._why_not_returned_to(r, names, chosen)}" for r in dict.fromkeys(earlier))
-        return NotFoundError(
-            f"no earlier selection {what}can be returned to: {reasons}",
-            help="choose one all the same with `paceline runtime select`",
-        )
-
-    def _why_not_returned_to(self, runtime_id: str, formats: list[str], chosen: Selection) -> str:
-        if self.find(runtime_id) is None:
-            return "is not installed"
-        if runtime_id in chosen.holds:
-            return "is held"
-        if not health.quick(self.folder / runtime_id).ok:
-            return "is broken"
-        return "never loaded a model"
-
-    def _why_not_removed(self, runtime_id: str, chosen: Selection) -> str | None:
-        if chosen.uses(runtime_id):
-            what = ", ".join((*chosen.formats_of(runtime_id), *(f"model {m}" for m in chosen.models_of(runtime_id))))
-            return f"{runtime_id} is selected for {what}"
-        return f"{runtime_id} is pinned" if runtime_id in chosen.pins else None
 
     def _remove(self, name: str, forbidden: Callable[[Selection], str | None]) -> None:
         with self._changing(f"removing {name}"):
@@ -494,9 +275,5 @@ class Store:
             yield
 
 
-def _with(ids: tuple[str, ...], added: str) -> tuple[str, ...]:
-    return ids if added in ids else (*ids, added)
-
-
-def _without(ids: tuple[str, ...], removed: str) -> tuple[str, ...]:
-    return tuple(i for i in ids if i != removed)
+def _now() -> datetime:
+    return datetime.now(UTC).replace(microsecond=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,7 +24,7 @@ def of_environment() -> list[Fault]:
 def strike(faults: list[Fault], at: str | int, frames_out: BinaryIO) -> None:
     """Do what `faults` say happens here; does not always return."""
     for fault in faults:
-        if fault["at"] != at:
+        if fault["at"] != at or fault.get("in", "") not in sys.prefix:
             continue
         value = fault.get("value")
         match fault["do"]:

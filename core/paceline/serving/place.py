@@ -1,0 +1,79 @@
+"""One model's place among the loaded ones: its worker, who holds it, and what was asked for when it was loaded."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from paceline.errors import InUseError
+from paceline.loading import LoadConfig
+
+if TYPE_CHECKING:
+    from paceline.serving.starting import Worker
+    from paceline.types import Model, Runtime
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A loaded model as lists show it."""
+
+    model: Model
+    runtime: Runtime
+    context_length: int
+    draft: Model | None
+    load_s: float
+    running: int
+    """Requests that hold it now."""
+    slots: int
+    """Requests that can run at the same time."""
+    config: LoadConfig
+    """How it was loaded."""
+    features: tuple[str, ...]
+    """What its worker can do (docs/worker-protocol.md)."""
+
+
+class Place:
+    """One model's place: its worker if it is loaded, and who holds it."""
+
+    def __init__(self, model: Model, ttl_s: float | None) -> None:
+        self.model = model
+        self.ttl_s = ttl_s
+        # Taken before `lock`: who enters holds it until the lease is counted, who unloads until the last lease ended.
+        self.entry = asyncio.Lock()
+        # Held while the worker or its draft changes and while a request is sent.
+        self.lock = asyncio.Lock()
+        self.worker: Worker | None = None
+        self.config = LoadConfig()
+        self.force = False
+        self.kept = False
+        self.leases = 0
+        self.last_used = time.monotonic()
+        self.expiring: asyncio.Task[None] | None = None
+        self.moves = False
+        """Whether it is to move when it becomes idle."""
+        self.moving: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def rest(self, timer: asyncio.TimerHandle | None) -> None:
+        """Replace the timer that ends an idle time."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = timer
+
+    def describe(self) -> LoadedModel:
+        worker = self.worker
+        if worker is None:
+            raise InUseError(f"{self.model.id} was unloaded meanwhile")
+        return LoadedModel(
+            self.model,
+            worker.runtime,
+            worker.context_length,
+            worker.draft,
+            worker.load_s,
+            self.leases,
+            worker.slots,
+            worker.config,
+            worker.info.features,
+        )

@@ -1,0 +1,273 @@
+"""Reading a home folder: what is installed, what is selected, and what could be selected instead. Changes nothing."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from paceline import query, refusals
+from paceline.errors import AmbiguousError, InUseError, NotFoundError, StoreError
+from paceline.store import health, selection, transaction, uses
+from paceline.store.manifest import MANIFEST, read_json, read_runtime
+from paceline.store.selection import Selection
+from paceline.types import Runtime
+from paceline.versions import order
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """A runtime to try where another did not load a model."""
+
+    runtime: Runtime
+    for_all: bool
+    """Whether its success shows that the other should serve no model, rather than this one alone."""
+
+
+class StoreReader:
+    """The runtimes under one home folder, as everybody may read them without a lock."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.folder = home / "runtimes"
+        self.staging = home / "staging"
+        self.logs = home / "logs"
+        self._selection_file = home / "selection.json"
+
+    # --- what is there ---------------------------------------------------------------------------------------------
+
+    def runtimes(self) -> tuple[Runtime, ...]:
+        """Every installed runtime, by name and then newest first."""
+        return tuple(query.by_name_newest_first(r for r in map(read_runtime, self._folders()) if r is not None))
+
+    def incomplete(self) -> tuple[str, ...]:
+        """The names of the folders among the runtimes that do not count as installed."""
+        return tuple(sorted(f.name for f in self._folders() if read_runtime(f) is None))
+
+    def find(self, runtime_id: str) -> Runtime | None:
+        """The installed runtime of exactly this id."""
+        return read_runtime(self.folder / runtime_id)
+
+    def get(self, text: str) -> Runtime:
+        """The one installed runtime a query means. Raises NotFoundError or AmbiguousError."""
+        found = self.match(text)
+        if len(found) > 1:
+            raise AmbiguousError(
+                f"{text!r} means several runtimes: {', '.join(r.id for r in found)}",
+                help=f"give the full name, such as `{found[0].id}`",
+            )
+        return found[0]
+
+    def match(self, text: str) -> tuple[Runtime, ...]:
+        """Every installed runtime a query means, by name and then newest first. Raises NotFoundError for none."""
+        installed = self.runtimes()
+        found = query.select(text, installed)
+        if not found:
+            names = ", ".join(r.id for r in installed) or "none"
+            raise NotFoundError(
+                f"no installed runtime matches {text!r} (installed: {names})",
+                help="`paceline runtime ls` lists what is installed, `paceline runtime get --list` what could be",
+            )
+        return tuple(found)
+
+    def manifest(self, runtime: Runtime) -> dict[str, Any]:
+        """Everything the manifest says: versions, the lock, the smoke test's answer, when it was installed.
+
+        Raises NotFoundError when the runtime was removed since it was listed.
+        """
+        with transaction.explained(f"reading {runtime.id}", self.home):
+            try:
+                return read_json(runtime.directory / MANIFEST)
+            except FileNotFoundError:
+                raise NotFoundError(
+                    f"{runtime.id} is no longer installed", help="`paceline runtime ls` lists what is"
+                ) from None
+
+    def size(self, runtime: Runtime) -> int | None:
+        """The bytes of an installed runtime, as its manifest has them; None where it does not say."""
+        size = self._noted(runtime, "size_bytes")
+        return size if isinstance(size, int) else None
+
+    def size_of_newest(self, name: str) -> int | None:
+        """The bytes of the newest version of the runtimes called `name` whose manifest says them."""
+        sizes = (self.size(runtime) for runtime in self.runtimes() if runtime.name == name)
+        return next((size for size in sizes if size is not None), None)
+
+    def build_time(self, name: str) -> float | None:
+        """How many seconds the newest version of the runtimes called `name` took to compile here, where one did."""
+        times = (self._noted(runtime, "build_s") for runtime in self.runtimes() if runtime.name == name)
+        return next((float(taken) for taken in times if isinstance(taken, (int, float))), None)
+
+    def _noted(self, runtime: Runtime, key: str) -> Any:
+        """What its manifest says under `key`; None where it says nothing, is damaged or was removed meanwhile."""
+        try:
+            return self.manifest(runtime).get(key)
+        except (NotFoundError, StoreError, ValueError):
+            return None
+
+    def last_used(self, runtime: Runtime) -> datetime | None:
+        """When a process began or ended to use it last; None when none ever did."""
+        seconds = uses.last_used(self._uses(runtime.id))
+        return datetime.fromtimestamp(seconds, UTC) if seconds is not None else None
+
+    def in_use_by(self, runtime: Runtime) -> tuple[int, ...]:
+        """The ids of the processes that use it now."""
+        return uses.holders(self._uses(runtime.id))
+
+    def ended_uses(self) -> tuple[Path, ...]:
+        """The files that processes left which used a runtime and ended without saying so."""
+        folder = self.home / "uses"
+        return tuple(f for uses_of in sorted(folder.glob("*")) for f in uses.ended(uses_of))
+
+    # --- which one is used -----------------------------------------------------------------------------------------
+
+    def selection(self) -> Selection:
+        """What is selected, installed or not. Raises StoreError for a file that is damaged."""
+        try:
+            return selection.from_json(read_json(self._selection_file))
+        except FileNotFoundError:
+            return Selection()
+        except (OSError, ValueError, KeyError) as error:
+            raise StoreError(
+                f"the selection {self._selection_file} cannot be read: {refusals.words(error)}",
+                help=refusals.way_out(error, self._selection_file)
+                or "delete the file and choose again with `paceline runtime select`",
+            ) from None
+
+    def selection_stamp(self) -> tuple[int, int] | None:
+        """Another one after every change of the selection; None while there is none. Reads no file."""
+        try:
+            state = self._selection_file.stat()
+        except OSError:
+            return None
+        return state.st_mtime_ns, state.st_ino
+
+    def selected(self, model_format: str, model_id: str | None = None) -> Runtime | None:
+        """The runtime that serves `model_format`, or the one chosen for `model_id`; None when it is not installed."""
+        found = map(self.find, self.selection().for_model(model_format, model_id))
+        return next((runtime for runtime in found if runtime is not None and model_format in runtime.formats), None)
+
+    def damage(self) -> dict[str, tuple[str, ...]]:
+        """By id, what the quick check finds wrong with the runtimes that are selected; empty when all can be used."""
+        found = {i: health.quick(self.folder / i) for i in sorted(self.selection().ids())}
+        return {i: state.problems for i, state in found.items() if not state.ok}
+
+    def latest(self) -> dict[str, Runtime]:
+        """By format, the newest installed version of what serves it, where that is a newer one.
+
+        Pinned selections stay, and versions that are held or broken are passed over.
+        """
+        chosen, found = self.selection(), {}
+        for model_format, current in chosen.formats.items():
+            name, _, version = current.rpartition("@")
+            newer = [r for r in self.runtimes() if r.name == name and max(version, r.version, key=order) != version]
+            if current not in chosen.pins:
+                usable = (r for r in newer if model_format in r.formats and r.id not in chosen.holds)
+                if best := next((r for r in usable if health.quick(r.directory).ok), None):
+                    found[model_format] = best
+        return found
+
+    def rollback_targets(self, model_format: str | None = None) -> dict[str, Runtime]:
+        """By format, where `rollback` would go. Raises NotFoundError when there is nothing to go back to."""
+        chosen = self.selection()
+        found = {}
+        for name in (model_format,) if model_format is not None else sorted(chosen.previous):
+            history = chosen.previous.get(name, ())
+            whole = {r.id: r for r in map(self.find, history) if r is not None and _is_whole(r)}
+            if (target := chosen.last_good(name, whole)) is not None:
+                found[name] = whole[target]
+        if not found:
+            raise self._nothing_to_return_to(model_format, chosen)
+        return found
+
+    def fallbacks(self, runtime: Runtime, model_format: str, model_id: str) -> tuple[Fallback, ...]:
+        """What to try, in this order, when `runtime`, selected for a model, did not load it.
+
+        While `runtime` has loaded no model of the format, the last selection that worked. Then what loaded this model
+        last, unless that is `runtime` itself, which then is not to blame. What is held or broken is left out.
+        """
+        chosen = self.selection()
+        found: list[Fallback] = []
+        if chosen.formats.get(model_format) == runtime.id and runtime.id not in chosen.worked.get(model_format, ()):
+            with suppress(NotFoundError):
+                found.append(Fallback(self.rollback_targets(model_format)[model_format], for_all=True))
+        last = self.find(chosen.loaded[model_id]) if model_id in chosen.loaded else None
+        left_out = {runtime.id, *(fallback.runtime.id for fallback in found), *chosen.holds}
+        if last is not None and last.id not in left_out and model_format in last.formats and _is_whole(last):
+            found.append(Fallback(last, for_all=False))
+        return tuple(found)
+
+    def protection(self, runtime: Runtime, chosen: Selection | None = None) -> str | None:
+        """Why clean-up leaves `runtime` alone; None when nothing needs it."""
+        chosen = chosen or self.selection()
+        if used := self._why_not_removed(runtime.id, chosen):
+            return used
+        if runtime.linked is not None:
+            return f"{runtime.id} is linked to {runtime.linked}"
+        for name in runtime.formats:
+            known = [r for r in chosen.previous.get(name, ()) if r == runtime.id or self.find(r) is not None]
+            if chosen.last_good(name, known) == runtime.id:
+                return f"{runtime.id} is what `paceline runtime rollback` would return {name} to"
+        return None
+
+    def check_unused(self, runtime_id: str) -> None:
+        """Raise InUseError, naming the processes, when one uses this runtime."""
+        if pids := uses.holders(self._uses(runtime_id)):
+            raise InUseError(
+                f"{runtime_id} is in use by process {', '.join(map(str, pids))}",
+                help="end that process, or unload the models it serves with this runtime, and try again",
+            )
+
+    # --- how -------------------------------------------------------------------------------------------------------
+
+    def _folders(self) -> list[Path]:
+        try:
+            return list(self.folder.iterdir())
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise StoreError(
+                f"{self.folder} cannot be read: {error.strerror}",
+                help=refusals.way_out(error, self.folder) or "see that it is a folder",
+            ) from None
+
+    def _uses(self, runtime_id: str) -> Path:
+        return self.home / "uses" / runtime_id
+
+    def _nothing_to_return_to(self, model_format: str | None, chosen: Selection) -> NotFoundError:
+        names = [model_format] if model_format is not None else sorted(chosen.previous)
+        earlier = [r for name in names for r in chosen.previous.get(name, ())]
+        what = f"of {model_format} " if model_format is not None else ""
+        if not earlier:
+            return NotFoundError(
+                f"no earlier selection {what}is known, so there is nothing to return to",
+                help="`paceline runtime ls` shows what is installed, `paceline runtime select` chooses",
+            )
+        reasons = ", ".join(f"{r} {self._why_not_returned_to(r, names, chosen)}" for r in dict.fromkeys(earlier))
+        return NotFoundError(
+            f"no earlier selection {what}can be returned to: {reasons}",
+            help="choose one all the same with `paceline runtime select`",
+        )
+
+    def _why_not_returned_to(self, runtime_id: str, formats: list[str], chosen: Selection) -> str:
+        if self.find(runtime_id) is None:
+            return "is not installed"
+        if runtime_id in chosen.holds:
+            return "is held"
+        if not health.quick(self.folder / runtime_id).ok:
+            return "is broken"
+        return "never loaded a model"
+
+    def _why_not_removed(self, runtime_id: str, chosen: Selection) -> str | None:
+        if runtime_id in chosen.ids():
+            what = ", ".join((*chosen.formats_of(runtime_id), *(f"model {m}" for m in chosen.models_of(runtime_id))))
+            return f"{runtime_id} is selected for {what}"
+        return f"{runtime_id} is pinned" if runtime_id in chosen.pins else None
+
+
+def _is_whole(runtime: Runtime) -> bool:
+    return health.quick(runtime.directory).ok
