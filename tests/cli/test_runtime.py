@@ -85,7 +85,9 @@ def test_release_notes_are_where_people_look(tiny):
     plan = json.loads(ok(tiny.paceline("runtime", "get", "tiny@2.0", "--dry-run", "--json")))
     assert plan["notes"] == "Twice as tiny."
     update = ["runtime", "update", "--dry-run", "--registry-only"]
-    assert ok(tiny.paceline(*update)).endswith(f"would be updated\n\n{new.id}: Twice as tiny.\n")
+    assert ok(tiny.paceline(*update)).endswith(
+        f"would be updated: compiled here, about 1 minute\n\n{new.id}: Twice as tiny.\n"
+    )
     (found,) = json.loads(ok(tiny.paceline(*update, "--json")))["updates"]
     assert (found["release"], found["notes"]) == (new.id, "Twice as tiny.")
 

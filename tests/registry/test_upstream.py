@@ -217,7 +217,8 @@ class TestTheCommand:
         assert check.returncode == 100, check.stderr
         (update,) = json.loads(check.stdout)["updates"]
         assert update.pop("notes").startswith("Found in the package index on ")
-        assert update == {"runtime": "tiny-any-cpu@1.0", "formats": ["tiny"], "release": "tiny-any-cpu@1.1"}
+        cost = {"built_here": [], "expected_build_s": None, "download_bytes": update["download_bytes"]}
+        assert update == {"runtime": "tiny-any-cpu@1.0", "formats": ["tiny"], "release": "tiny-any-cpu@1.1", **cost}
         dry = self.run(tiny, index, "update", "--dry-run")
         assert (dry.returncode, "would be updated" in dry.stdout) == (0, True)
         assert self.selected(tiny, index) == {"tiny-any-cpu@1.0": ["tiny"]}
@@ -263,6 +264,29 @@ class TestTheCommand:
 
         assert (done.returncode, "the package index was not asked" in done.stderr) == (1, True)
         assert index.server.asked == []
+
+    @pytest.mark.usefixtures("installed")
+    def test_what_would_be_compiled_and_fetched_is_said(self, tiny, index):
+        index.publish("1.1", "2030-02-01")
+        size = len(index.server.files["/files/tinyengine-1.1-py3-none-any.whl"][0])
+
+        check = self.run(tiny, index, "update", "--check")
+
+        assert f"would be updated: at most {size / 1000:.1f} KB to download" in check.stdout, check.stderr
+
+    @pytest.mark.usefixtures("installed")
+    def test_a_damaged_memory_of_the_index_is_said_and_begins_anew(self, tiny, index):
+        file = found_file(tiny.home)
+        file.write_text('{"schema_version": 1, "releases": [')
+
+        listed = self.run(tiny, index, "get", "--list")
+        assert listed.returncode == 0, listed.stderr
+        assert f"note: the registry {file} is no JSON" in listed.stderr
+        assert "`paceline runtime update --check` asks the package index and writes it anew" in listed.stderr
+
+        assert self.run(tiny, index, "update", "--check").returncode == 0
+        assert read_registry(file) == ()
+        assert "note:" not in self.run(tiny, index, "get", "--list").stderr
 
     def selected(self, tiny, index):
         listed = json.loads(self.run(tiny, index, "ls", "--json").stdout)

@@ -14,6 +14,7 @@ from paceline import paths
 from paceline.cli import output
 from paceline.cli.group import Group
 from paceline.cli.linking import link
+from paceline.cli.plans import print_cost, print_plan
 from paceline.cli.selecting import hold, pin, rollback, select, unhold, unpin, unselect
 from paceline.cli.survey import survey
 from paceline.cli.update import update
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from paceline.manager.plan import InstallPlan
-    from paceline.manager.preview import Preview
     from paceline.plugins import Plugins
     from paceline.types import Release, Runtime, Verdict
 
@@ -137,7 +137,7 @@ def get(
             if as_json:
                 output.as_json_text({**output.plain(would.plan), "disk": would.disk})
             else:
-                _print_plan(would)
+                print_plan(would)
             return
         _install(release, plan_here(release, store), store, loaded, allow_unpinned, as_json, wheel)
 
@@ -178,10 +178,7 @@ def _run_install(
     from paceline.cli.progress import shown
     from paceline.manager.installation import install
 
-    if plan.built and not plan.already_installed:
-        click.echo(f"{_building(plan)}; nothing is compiled that the cache already holds", err=True)
-    if plan.download_bytes and not plan.already_installed:
-        click.echo(f"{_fetching(plan)}, less what the cache already holds", err=True)
+    print_cost(plan)
     with shown() as progress:
         engine = loaded.engine(release.engine)
         return install(release, store, engine, progress, allow_unpinned=allow_unpinned, wheel=wheel)
@@ -241,45 +238,6 @@ def _verdict_words(release: Release, verdict: Verdict) -> str:
     if release.recipe.unpinned:
         notes.append("needs --allow-unpinned")
     return ", ".join(notes)
-
-
-def _print_plan(would: Preview) -> None:
-    plan = would.plan
-    if plan.already_installed:
-        click.echo(f"{plan.release} is already installed in {plan.directory}")
-        return
-    click.echo(f"Would install {plan.release} in {plan.directory}")
-    if plan.notes:
-        click.echo(plan.notes)
-    click.echo(_building(plan) if plan.built else "Nothing is compiled")
-    if plan.download_bytes:
-        click.echo(f"{_fetching(plan)}, less what the cache already holds")
-    output.table(
-        ["PACKAGE", "VERSION", "FROM", "CHECKED"],
-        [
-            [
-                p.name,
-                p.version,
-                p.file or p.index or ("source" if p.source else "wheel"),
-                "sha256" if p.sha256 else "no",
-            ]
-            for p in plan.packages
-        ],
-    )
-    for space in would.disk:
-        click.echo(
-            f"Needs {output.size(space.needed_bytes)} in {space.folder}, {output.size(space.free_bytes)} are free"
-        )
-    click.echo(f"Would select it for {', '.join(f.upper() for f in plan.selects) or 'no format'}")
-
-
-def _building(plan: InstallPlan) -> str:
-    took = f", which takes about {max(1, round(plan.expected_build_s / 60))} minutes" if plan.expected_build_s else ""
-    return f"{', '.join(plan.built)} is compiled on this machine{took}"
-
-
-def _fetching(plan: InstallPlan) -> str:
-    return f"At most {output.size(plan.download_bytes)} are downloaded"
 
 
 def _state_words(installed: dict[str, Any]) -> str:

@@ -11,8 +11,8 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
-from paceline import network, paths, query
-from paceline.errors import PacelineError, SmokeTestError
+from paceline import network, paths, query, refusals
+from paceline.errors import PacelineError, SmokeTestError, StoreError
 from paceline.manager import inventory
 from paceline.manager.installation import install
 from paceline.manager.updates import Kept, Update, plan_updates
@@ -91,6 +91,8 @@ class Findings:
     updates: tuple[Update, ...] = ()
     kept: tuple[Kept, ...] = ()
     problems: tuple[Problem, ...] = ()
+    remarks: tuple[str, ...] = ()
+    """What should be said of the catalogue."""
 
 
 @dataclass(frozen=True)
@@ -132,12 +134,11 @@ class PackageIndex:
                 continue
             if newest is not None:
                 found.append(newest)
-        if found:
-            try:
-                with transaction.explained("remembering what the package index has", self.store.home):
-                    upstream.remember(found_file(self.store.home), found)
-            except PacelineError as error:
-                problems.append(self._unanswered(error.message))
+        try:
+            with transaction.explained("remembering what the package index has", self.store.home):
+                upstream.remember(found_file(self.store.home), found)
+        except PacelineError as error:
+            problems.append(self._unanswered(error.message))
         return Answer(tuple(found), tuple(problems))
 
     def _unanswered(self, message: str) -> Problem:
@@ -224,17 +225,17 @@ def find_updates(
     if selected:
         runtimes = list({r.id: r for r in selected.values()}.values())
         problems = [problem for source in asked for problem in source.newer(runtimes).problems]
-    facts, chosen = known_survey(), store.selection()
+    facts, chosen, catalogue = known_survey(), store.selection(), inventory.known(store, plugins)
     updates, kept = plan_updates(
         selected,
-        [(release, judge(release, facts)) for release in inventory.known(store, plugins).releases],
+        [(release, judge(release, facts)) for release in catalogue.releases],
         channels=policy.channels,
         pinned=chosen.pins,
         held=chosen.holds,
         allow_unpinned=policy.allow_unpinned,
         published_until=datetime.now(UTC) - policy.minimum_age if policy.minimum_age else None,
     )
-    return Findings(updates, kept, tuple(problems))
+    return Findings(updates, kept, tuple(problems), catalogue.remarks)
 
 
 def apply(
@@ -269,7 +270,7 @@ def attempt(
     allow_unpinned: bool = False,
     hold_failed: bool = False,
 ) -> Runtime | Failed:
-    """As `apply`, for one of several: what goes wrong is returned.
+    """As `apply`, for one of several: what goes wrong is returned, also what the system refuses.
 
     `hold_failed`: hold a version that does not pass its smoke test.
     """
@@ -280,3 +281,5 @@ def attempt(
         if held:
             store.hold(update.release.id)
         return Failed(update, error, held)
+    except OSError as error:
+        return Failed(update, refusals.refusal(error) or StoreError(str(error)), held=False)

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from paceline.errors import InstallError
+from paceline.errors import InstallError, RegistryError
 from paceline.packages.resolution import Resolver
 from paceline.registry import FOUND, found_upstream, registry_value
 from paceline.store import transaction
@@ -91,16 +91,22 @@ def can_be_asked(release: Release, upstream: Upstream | None) -> bool:
 
 
 def remember(file: Path, releases: Iterable[Release]) -> None:
-    """Add `releases` to those found before, or put them into their place.
+    """Add `releases` to those found before, or put them into their place; a damaged file begins anew.
 
-    Raises RegistryError for a damaged file, OSError for one not writable.
+    Nothing is written where nothing changes. Raises OSError for a file that cannot be written.
     """
-    known = {release.id: release for release in found_upstream(file)}
+    try:
+        found = found_upstream(file)
+    except RegistryError:
+        found = None
+    known = {release.id: release for release in found or ()}
+    as_read = dict(known)
     for release in releases:
         before = known.get(release.id)
         if before is None or replace(before, notes=release.notes, published=release.published) != release:
             known[release.id] = release
-    transaction.write_json(file, registry_value(known[id] for id in sorted(known)))
+    if found is None or known != as_read:
+        transaction.write_json(file, registry_value(known[id] for id in sorted(known)))
 
 
 def template(releases: Iterable[Release], name: str) -> Release | None:
