@@ -10,6 +10,7 @@ import click
 from paceline import paths
 from paceline.cli import output
 from paceline.cli.plans import cost, print_cost
+from paceline.cli.policy import channel_option, minimum_age_option
 from paceline.errors import PacelineError
 from paceline.store import Store
 from paceline.types import Runtime
@@ -30,15 +31,8 @@ UPDATES_EXIST = 100
 @click.argument("query", required=False)
 @click.option("--check", is_flag=True, help="Only say what could be updated; exit code 100 when something could.")
 @click.option("--dry-run", is_flag=True, help="Say what would be updated and change nothing.")
-@click.option("--channel", type=click.Choice(["stable", "beta"]), default="stable", help="beta takes pre-releases too.")
-@click.option(
-    "--minimum-age",
-    type=click.FloatRange(min=0),
-    default=0.0,
-    envvar="PACELINE_MINIMUM_RELEASE_AGE",
-    metavar="DAYS",
-    help="Leave out what was published later than this.",
-)
+@channel_option
+@minimum_age_option
 @click.option("--registry-only", is_flag=True, help="Look at registries alone, not at the package index.")
 @click.option("--allow-unpinned", is_flag=True, help="Take releases with packages whose index publishes no hashes.")
 @output.json_option

@@ -16,6 +16,7 @@ from paceline.errors import PacelineError, SmokeTestError, StoreError
 from paceline.manager import inventory
 from paceline.manager.installation import install
 from paceline.manager.updates import Kept, Update, plan_updates
+from paceline.preferences import holds_all
 from paceline.progress import silent
 from paceline.registry import found_file, upstream
 from paceline.store import transaction
@@ -74,14 +75,10 @@ class Policy:
     """Which releases may replace a runtime."""
 
     channel: str = "stable"
-    """`beta` takes pre-releases too."""
+    """`beta`, or `nightly`, takes pre-releases too."""
     minimum_age: timedelta = timedelta(0)
     """What was published later than this is left out, by sources that know when."""
     allow_unpinned: bool = False
-
-    @property
-    def channels(self) -> tuple[str, ...]:
-        return ("stable", "beta") if self.channel == "beta" else ("stable",)
 
 
 @dataclass(frozen=True)
@@ -126,7 +123,7 @@ class PackageIndex:
                     source,
                     cache=paths.cache(),
                     minimum_age=self.policy.minimum_age,
-                    prerelease=self.policy.channel == "beta",
+                    prerelease=holds_all(self.policy.channel),
                     without=[id.removeprefix(f"{name}@") for id in held if id.startswith(f"{name}@")],
                 )
             except PacelineError as error:
@@ -229,7 +226,7 @@ def find_updates(
     updates, kept = plan_updates(
         selected,
         [(release, judge(release, facts)) for release in catalogue.releases],
-        channels=policy.channels,
+        channel=policy.channel,
         pinned=chosen.pins,
         held=chosen.holds,
         allow_unpinned=policy.allow_unpinned,
