@@ -163,7 +163,7 @@ class SignedRegistries:
                 self.tell(f"asking the registry {registry.name}")
                 problems += self._refreshed(registry)
                 known = trust.verified(registry)
-                releases += [r for r in known.releases if r.name in names] if known is not None else []
+                releases += [r for r in known.dated() if r.name in names] if known is not None else []
         except PacelineError as error:
             problems.append(Problem(self.name, Failure.UNANSWERED, error.message))
         return Answer(tuple(releases), tuple(problems))

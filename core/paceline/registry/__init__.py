@@ -66,9 +66,9 @@ def load_registry(plugins: Plugins, file: Path | None = None, *, home: Path | No
     RegistryError; what is wrong with a signed registry, or with what was found in a package index, is a remark.
     """
     shipped = read_registry(file or paths.registry_file())
-    by_id = {release.id: replace(release, source=SHIPPED) for release in shipped}
+    by_id = {release.id: _come_along(release, SHIPPED) for release in shipped}
     for name, engine in sorted(plugins.engines.items()):
-        by_id.update((r.id, replace(r, source=f"engine {name}")) for r in _of_engine(name, engine.releases))
+        by_id.update((r.id, _come_along(r, f"engine {name}")) for r in _of_engine(name, engine.releases))
     remarks: list[str] = []
     if home is not None:
         _add_signed(by_id, home, remarks)
@@ -76,6 +76,11 @@ def load_registry(plugins: Plugins, file: Path | None = None, *, home: Path | No
         _pin_by_first_use(by_id, home, remarks)
     served = [release for release in by_id.values() if release.engine in plugins.engines]
     return Registry(tuple(query.by_name_newest_first(served)), tuple(remarks))
+
+
+def _come_along(release: Release, source: str) -> Release:
+    """A release that came with the host or a plugin, and so is old enough for whoever installed that."""
+    return replace(release, source=source, published=None)
 
 
 def _add_signed(by_id: dict[str, Release], home: Path, remarks: list[str]) -> None:
@@ -98,7 +103,7 @@ def _add_signed(by_id: dict[str, Release], home: Path, remarks: list[str]) -> No
             continue
         if known.verified_at < now - _FRESH:
             remarks.append(how_old)
-        for release in known.releases:
+        for release in known.dated():
             release = replace(release, source=f"registry {registry.name}")
             ours = by_id.setdefault(release.id, release)
             by_id[release.id] = chosen = _with_hashes_of(release, ours)
