@@ -75,10 +75,7 @@ def _install(
     channel: str,
     minimum_age_days: float,
 ) -> dict[str, Any]:
-    tell = _teller(None)
-    ranked = ranked_or_found(
-        store, loaded, query, channel=channel, asking=lambda said: tell(Phase.SEARCH, message=said)
-    )
+    ranked = ranked_or_found(store, loaded, query, channel=channel)
     choice = inventory.chosen(
         ranked,
         store,
