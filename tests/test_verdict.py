@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from paceline import plugins
+from paceline.errors import IncompatibleError, UnpinnedError
+from paceline.manager import inventory
+from paceline.store import Store
 from paceline.survey import Fact, Libc, take_survey
+from paceline.survey.overrides import PREFIX
 from paceline.types import Compatibility, GpuRequirement, Recipe, Release, Requirements
 from paceline.verdict import judge, rank
 
@@ -522,18 +527,23 @@ def test_rank_puts_what_fits_first_and_the_best_of_it_foremost():
         a_release(platform="cpu", version="0.4.0", rank=100, channel="beta"),
         a_release(platform="cpu-b", version="b9999", rank=50),
         a_release(platform="cpu-b", version="b10000", rank=50),
+        a_release(platform="cpu-c", version="9.0", rank=999, channel="nightly"),
     ]
     ranked = rank(releases, a_survey(OLD_DRIVER))
     assert [(r.platform, r.version, v.ok) for r, v in ranked] == [
         ("linux-cuda12", "1.0", True),
         ("cpu", "0.3.36", True),
         ("cpu", "0.3.9", True),
-        ("cpu", "0.4.0", True),
         ("cpu-b", "b10000", True),
         ("cpu-b", "b9999", True),
+        ("cpu-c", "9.0", True),
+        ("cpu", "0.4.0", True),
         ("linux-cuda13", "1.0", False),
     ]
     assert rank(reversed(releases), a_survey(OLD_DRIVER)) == ranked
+    for asked in ("beta", "nightly"):
+        best = [(r.platform, r.version) for r, _ in rank(releases, a_survey(OLD_DRIVER), channel=asked)]
+        assert best[:3] == [("cpu-c", "9.0"), ("linux-cuda12", "1.0"), ("cpu", "0.4.0")]
 
 
 def test_what_does_not_fit_is_refused_with_the_floor_the_value_and_what_fits():
@@ -544,6 +554,55 @@ def test_what_does_not_fit_is_refused_with_the_floor_the_value_and_what_fits():
     assert refused.help.endswith("use llama.cpp-linux-cuda12@1.0, which this machine can run")
     ((_, refused),) = rank(releases[2:], a_survey(OLD_DRIVER))
     assert "which this machine can run" not in refused.help
+
+
+class TestTheShippedReleases:
+    """What a person is told of them on machines that overrides describe."""
+
+    @pytest.fixture
+    def get(self, tmp_path, monkeypatch):
+        """Choose as `runtime get` does, on the machine that `facts` describe."""
+        for name in [name for name in os.environ if name.startswith(PREFIX)]:
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("PACELINE_CACHE", str(tmp_path / "cache"))
+
+        def get(facts, query=None, **options):
+            for name, value in facts.items():
+                monkeypatch.setenv(PREFIX + name, value)
+            store, loaded = Store(tmp_path / "home"), plugins.load()
+            return inventory.chosen(inventory.ranked(store, loaded, query), store, query, **options)
+
+        return get
+
+    def test_what_the_query_does_not_mean_is_named_as_the_way_out(self, get):
+        with pytest.raises(IncompatibleError) as refused:
+            get(OLD_DRIVER, "mlx:cuda13")
+        assert refused.value.message == "driver 550.54 is older than 580 that CUDA 13 needs"
+        assert "use mlx-linux-x86_64-cuda12@" in refused.value.help
+
+    def test_a_reason_that_two_releases_share_is_told_once(self, get):
+        nvcc12 = OLD_DRIVER | {"TOOL_VERSIONS": "nvcc=12.4"}
+        with pytest.raises(IncompatibleError) as refused:
+            get(nvcc12, "llama.cpp:cuda13")
+        assert refused.value.message.count("driver 550.54 is older than 580 that CUDA 13 needs") == 1
+        assert "use llama.cpp-cuda-linux-x86_64-cuda12@" in refused.value.help
+
+    def test_without_a_compiler_the_wheel_is_asked_for_and_taken(self, get):
+        bare = LINUX | {"TOOLS": ""}
+        with pytest.raises(UnpinnedError, match=r"llama\.cpp-linux-x86_64-cpu@.* is built on this machine") as refused:
+            get(bare, "llama.cpp")
+        assert refused.value.help.count("llama.cpp-linux-x86_64-avx2-wheel@") == 1
+        assert refused.value.help.count("--allow-unpinned") == 1
+
+        assert get(bare, "llama.cpp", allow_unpinned=True).release.platform == "linux-x86_64-avx2-wheel"
+
+    def test_with_a_compiler_the_wheel_is_taken_where_it_is_preferred(self, get):
+        assert get(LINUX, "llama.cpp").release.platform == "linux-x86_64-cpu"
+        kept = get(LINUX, "llama.cpp", prefer="wheel")
+        assert kept.release.platform == "linux-x86_64-cpu"
+        assert "needs --allow-unpinned, so llama.cpp-linux-x86_64-cpu@" in " ".join(kept.remarks)
+        taken = get(LINUX, "llama.cpp", prefer="wheel", allow_unpinned=True)
+        assert taken.release.platform == "linux-x86_64-avx2-wheel"
 
 
 def test_a_tool_that_was_looked_for_in_vain_is_missing_and_not_unknown():

@@ -42,3 +42,9 @@ def test_at_least_compares_by_value(found, floor, enough):
 def test_order_of_releases():
     shuffled = ["b10000", "0.3.36", "1.0", "b9999", "0.3.9", "1.0rc1", "b10000-rc"]
     assert sorted(shuffled, key=order) == ["b9999", "b10000", "b10000-rc", "0.3.9", "0.3.36", "1.0rc1", "1.0"]
+
+
+def test_a_v_before_a_version_means_nothing():
+    shuffled = ["v1.10.0", "v1.2.3", "v1.9", "1.2.4", "b10000", "v1.10.0-rc.1"]
+    assert sorted(shuffled, key=order) == ["b10000", "v1.2.3", "1.2.4", "v1.9", "v1.10.0-rc.1", "v1.10.0"]
+    assert order("v1.2.3") == order("1.2.3")

@@ -189,8 +189,8 @@ class Release:
     """Among releases this machine can run, the highest rank is the best."""
     notes: str = ""
     published: str | None = None
-    """When the engine's package was uploaded, or found where nobody says so: an ISO 8601 time with its offset. None for
-    what did not come from a package index."""
+    """When the engine's package was uploaded, or the release first seen where nobody says so: an ISO 8601 time with its
+    offset. None in the catalogue for what came with Paceline or a plugin."""
     source: str = field(default="", compare=False)
     """Where the catalogue has it from, in words; nothing of what it is, and never written into a registry."""
 

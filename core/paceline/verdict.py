@@ -21,6 +21,7 @@ from packaging.version import Version
 
 import paceline
 from paceline.install_hints import how_to_install
+from paceline.preferences import is_of
 from paceline.survey.overrides import PREFIX
 from paceline.types import Compatibility, Verdict
 from paceline.versions import at_least, numbers, order
@@ -52,12 +53,16 @@ def judge(release: Release, survey: Survey) -> Verdict:
     return Verdict(Compatibility.COMPATIBLE, f"this machine can run {release.id}")
 
 
-def rank(releases: Iterable[Release], survey: Survey) -> list[tuple[Release, Verdict]]:
-    """Every release with its verdict: compatible ones first, then by rank, stable before others, newest first."""
+def rank(releases: Iterable[Release], survey: Survey, *, channel: str = "stable") -> list[tuple[Release, Verdict]]:
+    """Every release with its verdict: compatible ones first, of them those of `channel`, then by rank, newest first.
+
+    The channel `beta`, or `nightly`, holds everything; where `stable` is asked for, whatever is of another channel
+    comes after all that is stable.
+    """
     judged = [(release, judge(release, survey)) for release in releases]
     judged.sort(key=lambda pair: pair[0].id)
     judged.sort(key=lambda pair: order(pair[0].version), reverse=True)
-    judged.sort(key=lambda pair: (not pair[1].ok, -pair[0].rank, pair[0].channel != "stable"))
+    judged.sort(key=lambda pair: (not pair[1].ok, not is_of(channel, pair[0]), -pair[0].rank))
     fitting = [release for release, verdict in judged if verdict.ok]
     return [(release, _with_alternative(release, verdict, fitting)) for release, verdict in judged]
 
@@ -69,7 +74,12 @@ def _with_alternative(release: Release, verdict: Verdict, fitting: Sequence[Rele
     ]
     if verdict.ok or not same:
         return verdict
-    return replace(verdict, help=f"{verdict.help}; use {same[0].id}, which this machine can run")
+    best = same[0]
+    if best.recipe.unpinned:
+        way_out = f"or use {best.id}, which this machine can run, with --allow-unpinned"
+    else:
+        way_out = f"use {best.id}, which this machine can run"
+    return replace(verdict, help=f"{verdict.help}; {way_out}")
 
 
 def _host_version(release: Release, survey: Survey) -> Verdict | None:

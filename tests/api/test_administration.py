@@ -56,6 +56,30 @@ def test_an_update_before_anything_is_answered(tiny, store, installed, managed):
     assert (update["mode"], update["state"], update["operation"]) == ("before", "done", None)
 
 
+def test_an_update_before_that_cannot_even_look_keeps_nobody_from_serving(tiny, store, installed, managed):
+    tiny.offer(tiny.release("2.0"))
+    (store.home / "upstream.json").write_text("{")
+    (store.home / "registries").mkdir()
+    (store.home / "registries" / "acme.json").write_text("no registry")
+
+    server = managed("--update", "before")
+
+    assert store.selected("tiny") == installed
+    said = server.said()
+    assert "warning: runtimes were not updated: " in said
+    assert "acme.json does not say which registry is trusted" in said
+
+
+def test_an_update_before_passes_over_a_damaged_memory_of_the_index(tiny, store, installed, managed):
+    tiny.offer(tiny.release("2.0"))
+    (store.home / "upstream.json").write_text("{")
+
+    server = managed("--update", "before")
+
+    assert store.selected("tiny").id == "tiny-any-cpu@2.0"
+    assert server.said().count("updating tiny-any-cpu@1.0 to 2.0") == 1
+
+
 def test_an_update_before_that_fails_leaves_what_serves(tiny, store, installed, managed):
     tiny.offer(tiny.release("2.0", crash="yes"))
 

@@ -16,6 +16,7 @@ import pytest
 from paceline.manager import diskspace
 from paceline.manager.installation import install
 from paceline.store import Store
+from paceline.types import Recipe
 
 
 def parse(lines):
@@ -112,6 +113,28 @@ def test_the_life_of_a_runtime(tiny, store, managed):
         assert change("remove", query="tiny@2.0") == {"removed": "tiny-any-cpu@2.0"}
         assert [r.id for r in store.runtimes()] == ["tiny-any-cpu@1.0"]
         assert http.get("/api/v1/runtimes/survey").json()["facts"]["os"]["value"]
+
+
+def test_what_is_installed_follows_channel_and_wheels_as_asked(tiny, store, managed):
+    built, wheel = tiny.release("1.0"), tiny.release("1.0")
+    (dependency, _) = wheel.recipe.packages
+    wheel = replace(wheel, platform="any-wheel", rank=-1, recipe=Recipe((dependency,)))
+    tiny.offer(built, replace(tiny.release("2.0"), channel="nightly", rank=9), wheel)
+    server = managed()
+    with server.client(server.admin) as http:
+
+        def planned(**body):
+            answer = http.post("/api/v1/runtimes/install", json={"query": "tiny", "dry_run": True, **body})
+            assert answer.status_code == 200, answer.text
+            return answer.json()["plan"]["release"]
+
+        assert planned() == "tiny-any-cpu@1.0"
+        assert planned(channel="beta") == planned(channel="nightly") == "tiny-any-cpu@2.0"
+        assert planned(prefer="wheel") == "tiny-any-wheel@1.0"
+        assert planned(query="tiny@2.0", minimum_age_days=7) == "tiny-any-cpu@2.0"
+        done = work(http, "install", query="tiny", channel="nightly", minimum_age_days=0)[-1][1]["result"]
+        assert done["runtime"]["id"] == "tiny-any-cpu@2.0"
+        assert operations(http)[-1]["arguments"].items() >= {"channel": "nightly", "prefer": None}.items()
 
 
 def test_what_an_installation_would_do(tiny, store, managed):
@@ -233,7 +256,10 @@ def test_malformed_requests_name_the_field(managed):
             ("install", {"query": "nothing"}, 404, None),
             ("install", {"allow_unpined": True}, 400, "allow_unpined"),
             ("update", {"chek": True}, 400, "chek"),
-            ("update", {"channel": "nightly"}, 400, "channel"),
+            ("update", {"channel": "weekly"}, 400, "channel"),
+            ("install", {"channel": "weekly"}, 400, "channel"),
+            ("install", {"prefer": "source"}, 400, "prefer"),
+            ("install", {"minimum_age_days": -1}, 400, "minimum_age_days"),
             ("update", {"minimum_age_days": -1}, 400, "minimum_age_days"),
             ("update", {"query": "tiny"}, 404, None),
             ("install", {"query": "nothing", "dry_run": True}, 404, "query"),

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from paceline.types import Package, Requirements
+from paceline.types import Package, Recipe, Requirements
 
 ELSEWHERE = Requirements(os="macos" if sys.platform != "darwin" else "linux")
 
@@ -81,13 +81,31 @@ def test_release_notes_are_where_people_look(tiny):
     assert "Twice" not in ok(tiny.paceline("runtime", "get", "--list"))
     listed = ok(tiny.paceline("runtime", "get", "--list", "-v")).splitlines()
     assert listed[-2:] == ["", f"{new.id}: Twice as tiny."]
+    assert listed[0].split() == ["NAME", "VERSION", "STATE", "SOURCE", "FEATURES", "VERDICT"]
+    assert "engine tiny  generate  compatible" in listed[1]
     assert "\nTwice as tiny.\n" in ok(tiny.paceline("runtime", "get", "tiny@2.0", "--dry-run"))
     plan = json.loads(ok(tiny.paceline("runtime", "get", "tiny@2.0", "--dry-run", "--json")))
     assert plan["notes"] == "Twice as tiny."
     update = ["runtime", "update", "--dry-run", "--registry-only"]
-    assert ok(tiny.paceline(*update)).endswith(f"would be updated\n\n{new.id}: Twice as tiny.\n")
+    assert ok(tiny.paceline(*update)).endswith(
+        f"would be updated: compiled here, about 1 minute\n\n{new.id}: Twice as tiny.\n"
+    )
     (found,) = json.loads(ok(tiny.paceline(*update, "--json")))["updates"]
     assert (found["release"], found["notes"]) == (new.id, "Twice as tiny.")
+
+
+def test_channel_and_wheels_as_asked(tiny):
+    (dependency, _) = tiny.release().recipe.packages
+    wheel = replace(tiny.release("1.0"), platform="any-wheel", rank=-1, recipe=Recipe((dependency,)))
+    tiny.offer(tiny.release("1.0"), replace(tiny.release("2.0"), channel="beta", rank=9), wheel)
+
+    def planned(*options, **variables):
+        done = tiny.paceline("runtime", "get", "--dry-run", "--json", *options, **variables)
+        return json.loads(ok(done))["release"]
+
+    assert planned() == "tiny-any-cpu@1.0"
+    assert planned("--channel", "nightly") == planned(PACELINE_UPDATE_CHANNEL="beta") == "tiny-any-cpu@2.0"
+    assert planned("--prefer", "wheel") == planned(PACELINE_PREFER="wheel") == "tiny-any-wheel@1.0"
 
 
 def test_what_is_available_has_a_verdict(tiny):

@@ -87,6 +87,10 @@ def test_pins_and_holds(tiny, store, store_world, run):
     assert run("hold", "tiny@2.0") == "Held tiny-any-cpu@2.0\n"  # a release that is not installed
     assert "means several versions" in run("hold", "tiny", status=1)
     assert "no installed runtime matches" in run("hold", "nothing", status=3)
+    assert run("hold", "tiny-any-cpu@9.9") == "Held tiny-any-cpu@9.9\n"  # and one that nobody lists yet
+    assert "the full name is needed" in run("hold", "tiny@9.9", status=3)
+    assert "is no version" in run("hold", "tiny-any-cpu@9/9", status=2)
+    run("unhold", "9.9")
 
     plan = json.loads(run("get", "tiny", "--dry-run", "--json"))
     assert plan["release"] == "tiny-any-cpu@1.0"

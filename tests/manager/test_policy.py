@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -41,7 +43,7 @@ def test_a_pinned_one_goes_before_a_better_unpinned_one():
 def test_an_unpinned_one_is_refused_with_what_keeps_from_the_pinned():
     with pytest.raises(InstallError, match=r"no hashes are published for somewhere 3.*; it needs c\+\+$") as caught:
         choose([(release("3", UNPINNED), YES), (release("2"), NO), (release("1"), TOOLS)])
-    assert caught.value.help == "install a compiler; or accept the other with --allow-unpinned"
+    assert caught.value.help == "install a compiler; or accept engine-any@3 with --allow-unpinned"
     with pytest.raises(InstallError, match=r"cannot be checked$") as caught:
         choose([(release("3", UNPINNED), YES), (release("2"), NO)])
     assert caught.value.help == "accept that with --allow-unpinned"
@@ -60,8 +62,64 @@ def test_the_reason_told_is_that_of_the_nearest():
     with pytest.raises(IncompatibleError, match=r"^it needs c\+\+$") as caught:
         choose([(release("3"), NO), (release("2"), TOOLS), (release("1"), NO)])
     assert caught.value.help == "install a compiler"
-    with pytest.raises(IncompatibleError, match=r"(?s)^none of 7 .*(\n  it needs another machine){5}\n  and 2 more$"):
-        choose([(release(str(n)), NO) for n in range(7)])
+    others = [Verdict(Compatibility.INCOMPATIBLE_PLATFORM, f"it needs machine {n}") for n in range(7)]
+    with pytest.raises(IncompatibleError, match=r"(?s)^none of 7 .*(\n  it needs machine \d){5}\n  and 2 more$"):
+        choose([(release(str(n)), other) for n, other in enumerate(others)])
+
+
+def test_a_reason_is_told_once():
+    with pytest.raises(IncompatibleError, match=r"^it needs c\+\+$"):
+        choose([(release("3"), TOOLS), (release("2"), TOOLS)])
+    card = Verdict(Compatibility.NO_SUPPORTED_GPUS, "it needs a card")
+    with pytest.raises(IncompatibleError, match=r"(?s)^none of 3 .*\n  it needs c\+\+\n  it needs a card$"):
+        choose([(release("3"), TOOLS), (release("2"), card), (release("1"), TOOLS)])
+
+
+def test_a_beta_waits_until_it_is_asked_for():
+    beta = replace(release("3"), channel="beta", rank=9)
+    assert choose([(beta, YES), (release("1"), YES)]).release.version == "1"
+    assert choose([(beta, YES), (release("1"), YES)], channel="nightly").release.version == "3"
+    assert choose([(beta, YES), (release("1"), NO)]).release.version == "3"
+    with pytest.raises(InstallError, match="engine-any@1 would run here, but no hashes"):
+        choose([(beta, YES), (release("1", UNPINNED), YES)])
+
+
+def test_what_is_too_recent_is_passed_over():
+    until = datetime(2030, 6, 1, tzinfo=UTC)
+    young = replace(release("3"), published="2030-06-02T00:00:00+00:00")
+    old = replace(release("2"), published="2030-05-30T00:00:00+00:00")
+    shipped = release("1")
+
+    choice = choose([(young, YES), (old, YES), (shipped, YES)], published_until=until)
+    assert choice.release is old
+    assert choice.remarks[0].startswith("engine-any@3 was published, or first seen here, on 2030-06-02")
+    assert choose([(young, YES), (shipped, YES)], published_until=until).release is shipped
+    assert choose([(young, YES)]).release is young
+    with pytest.raises(NotFoundError, match="every release that matches is too recent: engine-any@3 was published"):
+        choose([(young, YES)], published_until=until)
+
+
+WHEELS = Recipe((Package("wheel", "1", ("aa",)),))
+
+
+def test_a_wheel_goes_first_where_it_is_preferred():
+    built, wheel, another = release("2"), release("1", WHEELS), release("1", WHEELS, engine="other")
+    ranked = [(built, YES), (another, YES), (wheel, YES)]
+
+    assert choose(ranked).release is built
+    choice = choose(ranked, prefer="wheel")
+    assert choice.release is wheel
+    assert "engine-any@2 would rank higher, but is compiled here, and a wheel is preferred" in choice.remarks
+
+    unpinned = [(built, YES), (release("1", UNPINNED), YES)]
+    choice = choose(unpinned, prefer="wheel")
+    assert choice.release is built
+    assert choice.remarks[0] == (
+        "a wheel is preferred, but engine-any@1 needs --allow-unpinned, so engine-any@2 is compiled here"
+    )
+    assert choose(unpinned, prefer="wheel", allow_unpinned=True).release.version == "1"
+    assert choose([(built, YES), (wheel, NO)], prefer="wheel").release is built
+    assert choose([(wheel, YES), (built, YES)], prefer="wheel").release is wheel
 
 
 def test_nothing_to_choose_from():

@@ -56,5 +56,7 @@ def test_why_a_runtime_stays(newer, options, reason):
 def test_what_is_refused_gives_way_to_the_next():
     (update,), _ = plan([release("2.0", channel="beta"), (release("1.5"), TOO_OLD), release("1.2")])
     assert update.release.version == "1.2"
-    (update,), _ = plan([release("2.0", channel="beta"), release("1.2")], channels=("stable", "beta"))
+    (update,), _ = plan([release("2.0", channel="beta"), release("1.2")], channel="beta")
+    assert update.release.version == "2.0"
+    (update,), _ = plan([release("2.0", channel="nightly"), release("1.2")], channel="nightly")
     assert update.release.version == "2.0"

@@ -72,6 +72,15 @@ def test_what_is_locked_can_stay(site, locked):
     assert locked(before).recipe.packages == (pinned(site, "alpha", "2.0"),)
 
 
+def test_when_the_engine_was_uploaded(site, locked):
+    """The engine is the root that has the release's version, whatever else is uploaded later."""
+    site.publish("beta", {"beta-1.5-py3-none-any.whl": "2030-02-02"})
+    assert locked(release("beta", "alpha==1.0", build_roots=("beta",))).published == "2030-01-01T00:00:00+00:00"
+
+    said_before = replace(release("beta"), published="2029-01-01T00:00:00+00:00")
+    assert locked(said_before).published == "2029-01-01T00:00:00+00:00"
+
+
 def test_an_index_that_says_no_sizes(site, locked):
     path = "/simple/beta/"
     page = json.loads(site.files[path][0])

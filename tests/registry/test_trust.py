@@ -60,6 +60,44 @@ def test_what_a_signed_registry_brings_is_offered(brings, load):
     assert found.remarks == ()
 
 
+class TestWhenAReleaseWasFirstSeen:
+    def test_counts_where_it_does_not_say_when_it_was_published(self, brings, load):
+        brings("acme", release("2.0", A), at=NOW - timedelta(days=3))
+        dated = replace(release("2.1", B), published="2020-01-01T00:00:00+00:00")
+        brings("acme", release("2.0", A), dated, release("2.2", B))
+
+        published = {r.version: r.published for r in load().releases}
+
+        assert published == {
+            "2.0": (NOW - timedelta(days=3)).isoformat(timespec="seconds"),
+            "2.1": "2020-01-01T00:00:00+00:00",
+            "2.2": NOW.isoformat(timespec="seconds"),
+        }
+
+    def test_begins_anew_when_it_is_made_of_something_else(self, brings, load):
+        brings("acme", release("2.0", A), release("2.1", A), at=NOW - timedelta(days=3))
+        brings("acme", release("2.0", B), replace(release("2.1", A), notes="Praised."))
+
+        published = {r.version: r.published for r in load().releases}
+
+        assert published["2.0"] == NOW.isoformat(timespec="seconds")
+        assert published["2.1"] == (NOW - timedelta(days=3)).isoformat(timespec="seconds")
+
+    def test_is_when_it_was_verified_where_an_older_paceline_wrote_that(self, brings, load):
+        registry = brings("acme", release("2.0", A), at=NOW - timedelta(days=3))
+        file = registry.folder / "verified.json"
+        value = json.loads(file.read_bytes())
+        del value["first_seen"]
+        file.write_text(json.dumps(value))
+        brings("acme", release("2.0", A))
+
+        assert load().releases[0].published == (NOW - timedelta(days=3)).isoformat(timespec="seconds")
+
+    def test_does_not_matter_for_what_came_along(self, load):
+        shipped = replace(release("1.0", A), published=NOW.isoformat())
+        assert load(shipped).releases[0].published is None
+
+
 def test_a_known_release_is_not_redefined(brings, load):
     brings("acme", release("1.0", B))
     found = load(release("1.0", A))
@@ -74,7 +112,7 @@ def test_of_two_registries_the_first_that_was_trusted_is_right(brings, load):
     brings("sooner", release("1.0", A), at=NOW - timedelta(hours=1))
     found = load()
 
-    assert found.releases == (release("1.0", A),)
+    assert [r.recipe for r in found.releases] == [release("1.0", A).recipe]
     assert "the registry later says otherwise" in found.remarks[0]
 
 
@@ -255,6 +293,8 @@ class TestTheCommands:
         publishing.publish(file, repository.keys, repository.site)
         assert run("registry", "trust", web.url, "--root", root, "--name", "acme").returncode == 0
 
+        waits = run("runtime", "update", "--registry-only", "--minimum-age", "7")
+        assert "stays: 1.1.0 is newer, but it was published, or first seen here, on " in waits.stdout, waits.stderr
         done = run("runtime", "update", "--registry-only")
         assert (done.returncode, "updated" in done.stdout) == (0, True), done.stderr
         assert "asking the registry acme" in done.stderr

@@ -9,7 +9,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from paceline import plugins
-from paceline.errors import InstallError
+from paceline.errors import InstallError, NotFoundError
+from paceline.packages.resolution import Resolver
 from paceline.registry import found_file, load_registry, read_registry, upstream
 from paceline.types import Package, Recipe, Release, Requirements, Upstream
 
@@ -106,6 +107,53 @@ def test_a_held_version_hides_no_other(index, newest):
 
     assert newest(without=["1.2"]).version == "1.1"
     assert newest(without=["1.1", "1.2"]) is None
+
+
+def test_a_version_that_is_named_is_found_older_or_newer(index, release, tmp_path):
+    digest = index.publish("1.1", "2030-02-01")
+    index.publish("1.2", "2030-03-01")
+    index.publish("1.3b1", "2030-03-02")
+
+    def exactly(version):
+        return upstream.exactly(release, SOURCE, version, cache=tmp_path / "cache", now=NOW)
+
+    found = exactly("1.1")
+    assert (found.id, found.recipe.roots) == ("tiny-any-cpu@1.1", ("tinyengine==1.1",))
+    assert (found.recipe.packages[0].sha256, found.published) == ((digest,), "2030-02-01T00:00:00+00:00")
+    assert exactly("1.3b1").channel == "beta"
+    with pytest.raises(NotFoundError, match=r"tiny drives tinyengine >=1,<2, and 2\.0 is not of these versions"):
+        exactly("2.0")
+    with pytest.raises(NotFoundError, match=r"tinyengine==1\.7.*the newest that the package index has of .*, is 1\.2$"):
+        exactly("1.7")
+    index.server.close()
+    with pytest.raises(InstallError, match="tinyengine"):
+        exactly("1.7")
+
+
+@pytest.mark.parametrize(
+    ("root", "asked"),
+    [
+        ("llguidance==1.9.1", "llguidance>=1.9.1,<2"),
+        ("jinja[extra]==0.5.3", "jinja[extra]>=0.5.3,<0.6"),
+        ("calendar==1!2.0", "calendar>=1!2.0,<1!3"),
+        ("nvidia-cublas-cu12>=12.4,<13", "nvidia-cublas-cu12>=12.4,<13"),
+        ("mlx[cpu]", "mlx[cpu]"),
+        ("wild==1.*", "wild==1.*"),
+    ],
+)
+def test_companions_stay_below_what_may_break_them(release, tmp_path, monkeypatch, root, asked):
+    """What uv is asked for, without asking it."""
+    questions = []
+
+    def compile(self, roots, *_):
+        questions.extend(roots)
+        return [{"name": "tinyengine", "version": "1.0", "wheels": [{"hashes": {"sha256": "a" * 64}}]}]
+
+    monkeypatch.setattr(Resolver, "_compile", compile)
+    with_companion = replace(release, recipe=replace(release.recipe, roots=("tinyengine==1.0", root)))
+    upstream.newest(with_companion, SOURCE, cache=tmp_path / "cache", now=NOW)
+
+    assert questions == ["tinyengine>=1,<2", asked]
 
 
 def test_the_channel_is_that_of_the_version(index, release, tmp_path):
@@ -217,7 +265,8 @@ class TestTheCommand:
         assert check.returncode == 100, check.stderr
         (update,) = json.loads(check.stdout)["updates"]
         assert update.pop("notes").startswith("Found in the package index on ")
-        assert update == {"runtime": "tiny-any-cpu@1.0", "formats": ["tiny"], "release": "tiny-any-cpu@1.1"}
+        cost = {"built_here": [], "expected_build_s": None, "download_bytes": update["download_bytes"]}
+        assert update == {"runtime": "tiny-any-cpu@1.0", "formats": ["tiny"], "release": "tiny-any-cpu@1.1", **cost}
         dry = self.run(tiny, index, "update", "--dry-run")
         assert (dry.returncode, "would be updated" in dry.stdout) == (0, True)
         assert self.selected(tiny, index) == {"tiny-any-cpu@1.0": ["tiny"]}
@@ -232,7 +281,7 @@ class TestTheCommand:
         assert self.run(tiny, index, "update", "--check").returncode == 100
 
         kept = self.run(tiny, index, "update", "--minimum-age", "7")
-        assert "stays: 1.1 is newer, but it was published on 2030-02-01" in kept.stdout, kept.stderr
+        assert "1.1 is newer, but it was published, or first seen here, on 2030-02-01" in kept.stdout, kept.stderr
         assert self.selected(tiny, index) == {"tiny-any-cpu@1.0": ["tiny"]}
 
     @pytest.mark.usefixtures("installed")
@@ -263,6 +312,59 @@ class TestTheCommand:
 
         assert (done.returncode, "the package index was not asked" in done.stderr) == (1, True)
         assert index.server.asked == []
+
+    @pytest.mark.usefixtures("installed")
+    def test_what_would_be_compiled_and_fetched_is_said(self, tiny, index):
+        index.publish("1.1", "2030-02-01")
+        size = len(index.server.files["/files/tinyengine-1.1-py3-none-any.whl"][0])
+
+        check = self.run(tiny, index, "update", "--check")
+
+        assert f"would be updated: at most {size / 1000:.1f} KB to download" in check.stdout, check.stderr
+
+    @pytest.mark.usefixtures("installed")
+    def test_a_damaged_memory_of_the_index_is_said_and_begins_anew(self, tiny, index):
+        file = found_file(tiny.home)
+        file.write_text('{"schema_version": 1, "releases": [')
+
+        listed = self.run(tiny, index, "get", "--list")
+        assert listed.returncode == 0, listed.stderr
+        assert f"note: the registry {file} is no JSON" in listed.stderr
+        assert "`paceline runtime update --check` asks the package index and writes it anew" in listed.stderr
+
+        assert self.run(tiny, index, "update", "--check").returncode == 0
+        assert read_registry(file) == ()
+        assert "note:" not in self.run(tiny, index, "get", "--list").stderr
+
+    @pytest.mark.usefixtures("installed")
+    def test_a_version_that_is_not_listed_is_found_by_its_name(self, tiny, index):
+        index.publish("1.1", "2030-02-01")
+        index.publish("1.2", "2030-03-01")
+
+        dry = self.run(tiny, index, "get", "tiny@1.1", "--dry-run", "--json")
+        assert json.loads(dry.stdout)["release"] == "tiny-any-cpu@1.1", dry.stderr
+        assert "asking the package index for tinyengine 1.1" in dry.stderr
+        done = self.run(tiny, index, "get", "tiny@1.1", PACELINE_MINIMUM_RELEASE_AGE="99999")
+        assert (done.returncode, "Installed tiny-any-cpu@1.1" in done.stdout) == (0, True), done.stderr
+        assert "asking" not in done.stderr  # it is remembered
+
+        range_ = self.run(tiny, index, "get", "tiny@2.1")
+        assert (range_.returncode, "tiny drives tinyengine >=1,<2" in range_.stderr) == (3, True), range_.stderr
+        unknown = self.run(tiny, index, "get", "tiny@1.9")
+        assert (unknown.returncode, "is 1.2\n" in unknown.stderr) == (3, True), unknown.stderr
+        offline = self.run(tiny, index, "get", "tiny@1.9", PACELINE_OFFLINE="1")
+        assert (offline.returncode, "the package index was not asked" in offline.stderr) == (3, True)
+
+    @pytest.mark.usefixtures("installed")
+    def test_what_is_too_young_is_not_got_without_its_version(self, tiny, index):
+        index.publish("1.1", "2030-02-01")
+        assert self.run(tiny, index, "update", "--check").returncode == 100
+
+        kept = self.run(tiny, index, "get", "tiny", "--dry-run", "--json", PACELINE_MINIMUM_RELEASE_AGE="7")
+        assert json.loads(kept.stdout)["release"] == "tiny-any-cpu@1.0", kept.stderr
+        assert "tiny-any-cpu@1.1 was published, or first seen here, on 2030-02-01" in kept.stderr
+        taken = self.run(tiny, index, "get", "tiny", "--dry-run", "--json")
+        assert json.loads(taken.stdout)["release"] == "tiny-any-cpu@1.1", taken.stderr
 
     def selected(self, tiny, index):
         listed = json.loads(self.run(tiny, index, "ls", "--json").stdout)

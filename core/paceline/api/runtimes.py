@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Depends, Request
@@ -20,7 +21,9 @@ from paceline.api.security import admin_only
 from paceline.api.streams import send_body, send_end, send_start, until_client_leaves
 from paceline.errors import NotFoundError, RequestError
 from paceline.manager import inventory
+from paceline.manager.exact import ranked_or_found
 from paceline.manager.preview import preview
+from paceline.preferences import preferred
 from paceline.store import Store
 from paceline.survey import known_survey
 
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Query = Annotated[str, Field(min_length=1, max_length=200)]
+Channel = Literal["stable", "beta", "nightly"]
+Days = Annotated[float, Field(ge=0, le=100_000)]
 
 
 class Change(Schema):
@@ -57,12 +62,15 @@ class Install(Work):
     dry_run: bool | None = None
     allow_incompatible: bool | None = None
     allow_unpinned: bool | None = None
+    prefer: Literal["wheel"] | None = None
+    channel: Channel | None = None
+    minimum_age_days: Days | None = None
 
 
 class Update(Work):
     check: bool | None = None
-    channel: Literal["stable", "beta"] | None = None
-    minimum_age_days: Annotated[float, Field(ge=0, le=100_000)] | None = None
+    channel: Channel | None = None
+    minimum_age_days: Days | None = None
     registry_only: bool | None = None
     allow_unpinned: bool | None = None
 
@@ -223,11 +231,18 @@ def _add_work(router: APIRouter, admin: Administration) -> None:
 
     @router.post("/install", response_model=None)
     async def install(request: Request) -> Response:
-        wanted = validate(Install, await read_object(request))
-        allowed = {"allow_incompatible": bool(wanted.allow_incompatible), "allow_unpinned": bool(wanted.allow_unpinned)}
+        wanted, usual = validate(Install, await read_object(request)), admin.update
+        age = wanted.minimum_age_days
+        policy: dict[str, Any] = {
+            "allow_incompatible": bool(wanted.allow_incompatible),
+            "allow_unpinned": bool(wanted.allow_unpinned),
+            "prefer": wanted.prefer or preferred(),
+            "channel": wanted.channel or usual.channel,
+            "minimum_age_days": usual.minimum_age_days if age is None else age,
+        }
         if wanted.dry_run:
-            return JSONResponse(await _of(lambda: _preview(admin, wanted.query, **allowed)))
-        return begin("install", wanted, **allowed)
+            return JSONResponse(await _of(lambda: _preview(admin, wanted.query, **policy)))
+        return begin("install", wanted, **policy)
 
     @router.post("/update", response_model=None)
     async def update(request: Request) -> Response:
@@ -351,11 +366,11 @@ def _facts(*, refresh: bool = False) -> dict[str, Any]:
 
 
 def _preview(
-    admin: Administration, query: str | None, *, allow_incompatible: bool, allow_unpinned: bool
+    admin: Administration, query: str | None, *, channel: str, minimum_age_days: float, **policy: Any
 ) -> dict[str, Any]:
-    ranked = inventory.ranked(admin.store, admin.plugins, query)
-    allowed = {"allow_incompatible": allow_incompatible, "allow_unpinned": allow_unpinned}
-    choice = inventory.chosen(ranked, admin.store, query, **allowed)
+    ranked = ranked_or_found(admin.store, admin.plugins, query, channel=channel)
+    age = timedelta(days=minimum_age_days)
+    choice = inventory.chosen(ranked, admin.store, query, channel=channel, minimum_age=age, **policy)
     return {**jsonable_encoder(preview(choice.release, admin.store)), "remarks": list(choice.remarks)}
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import ExitStack
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,19 +16,21 @@ from paceline import paths
 from paceline.cli import output
 from paceline.cli.group import Group
 from paceline.cli.linking import link
+from paceline.cli.plans import print_cost, print_plan
+from paceline.cli.policy import channel_option, minimum_age_option
 from paceline.cli.selecting import hold, pin, rollback, select, unhold, unpin, unselect
 from paceline.cli.survey import survey
 from paceline.cli.update import update
 from paceline.cli.upkeep import prune, remove, repair, verify
 from paceline.errors import UnpinnedError
 from paceline.manager import inventory
+from paceline.preferences import PREFER, WHEEL
 from paceline.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from paceline.manager.plan import InstallPlan
-    from paceline.manager.preview import Preview
     from paceline.plugins import Plugins
     from paceline.store import Selection
     from paceline.types import Release, Runtime, Verdict
@@ -91,10 +95,18 @@ def _print_reasons(selection: Selection) -> None:
 @runtime.command("get")
 @click.argument("query", required=False)
 @click.option("-l", "--list", "as_list", is_flag=True, help="List the releases that match, each with its verdict.")
-@click.option("-v", "--verbose", is_flag=True, help="With --list, print each release's notes too.")
+@click.option("-v", "--verbose", is_flag=True, help="With --list, print each release's features and notes too.")
 @click.option("--from", "source", type=click.Path(path_type=Path), help="A wheel or folder to take its package from.")
 @click.option("--allow-incompatible", is_flag=True, help="Install what this machine is said not to run.")
 @click.option("--allow-unpinned", is_flag=True, help="Install packages whose index publishes no hashes.")
+@click.option(
+    "--prefer",
+    type=click.Choice([WHEEL]),
+    envvar=PREFER,
+    help="wheel: rather take what is prebuilt than what is compiled here.",
+)
+@channel_option
+@minimum_age_option
 @click.option("--dry-run", is_flag=True, help="Print the plan and change nothing.")
 @output.json_option
 def get(
@@ -104,10 +116,16 @@ def get(
     verbose: bool,
     allow_incompatible: bool,
     allow_unpinned: bool,
+    prefer: str | None,
+    channel: str,
+    minimum_age: float,
     dry_run: bool,
     as_json: bool,
 ) -> None:
     """Install the release that QUERY means: of several, the best for this machine; without QUERY, the best of all.
+
+    A version that is not listed is looked for in the package index. What is named with its version is taken also where
+    it is held, or younger than the minimum age.
 
     A QUERY that is the path of a wheel, or of a folder with a package's source, installs the best release made with
     that package and takes the package from there; with --from, the release that QUERY means.
@@ -116,6 +134,7 @@ def get(
     """
     from paceline import plugins
     from paceline.cli.local import taken_from
+    from paceline.manager.exact import ranked_or_found
     from paceline.manager.local_packages import is_path
     from paceline.manager.preview import plan_here, preview
 
@@ -125,20 +144,32 @@ def get(
     store = Store(paths.home())
     with ExitStack() as kept:
         wheel = None
-        ranked = inventory.ranked(store, loaded, query, tell=_note)
+        if source is not None or as_list:
+            ranked = inventory.ranked(store, loaded, query, channel=channel, tell=_note)
+        else:
+            ranked = ranked_or_found(store, loaded, query, channel=channel, tell=_note, asking=_say)
         if source is not None:
             ranked, wheel = kept.enter_context(taken_from(source, ranked))
         if as_list:
             _print_list(ranked, store, verbose, as_json)
             return
-        allowed = {"allow_incompatible": allow_incompatible, "allow_unpinned": allow_unpinned}
+        choose = partial(
+            inventory.chosen,
+            ranked,
+            store,
+            query,
+            allow_incompatible=allow_incompatible,
+            channel=channel,
+            minimum_age=timedelta(days=minimum_age),
+            prefer=prefer,
+        )
         try:
-            choice = inventory.chosen(ranked, store, query, **allowed)
+            choice = choose(allow_unpinned=allow_unpinned)
         except UnpinnedError as error:
             if dry_run or as_json or not _accepts(error):
                 raise
             allow_unpinned = True
-            choice = inventory.chosen(ranked, store, query, **{**allowed, "allow_unpinned": True})
+            choice = choose(allow_unpinned=True)
         release = choice.release
         for remark in choice.remarks:
             click.echo(remark, err=True)
@@ -147,7 +178,7 @@ def get(
             if as_json:
                 output.as_json_text({**output.plain(would.plan), "disk": would.disk})
             else:
-                _print_plan(would)
+                print_plan(would)
             return
         _install(release, plan_here(release, store), store, loaded, allow_unpinned, as_json, wheel)
 
@@ -166,6 +197,10 @@ def install_best(loaded: Plugins, store: Store, model_format: str) -> Runtime:
 
 def _note(remark: str) -> None:
     click.echo(f"note: {remark}", err=True)
+
+
+def _say(sentence: str) -> None:
+    click.echo(sentence, err=True)
 
 
 def _accepts(error: UnpinnedError) -> bool:
@@ -188,10 +223,7 @@ def _run_install(
     from paceline.cli.progress import shown
     from paceline.manager.installation import install
 
-    if plan.built and not plan.already_installed:
-        click.echo(f"{_building(plan)}; nothing is compiled that the cache already holds", err=True)
-    if plan.download_bytes and not plan.already_installed:
-        click.echo(f"{_fetching(plan)}, less what the cache already holds", err=True)
+    print_cost(plan)
     with shown() as progress:
         engine = loaded.engine(release.engine)
         return install(release, store, engine, progress, allow_unpinned=allow_unpinned, wheel=wheel)
@@ -234,10 +266,12 @@ def _print_list(ranked: Sequence[tuple[Release, Verdict]], store: Store, verbose
         output.as_json_text([inventory.describe_release(r, v, installed=r.id in installed) for r, v in ranked])
         return
     rows = [
-        [r.name, r.version, "installed" if r.id in installed else "available", r.source, _verdict_words(r, v)]
+        [r.name, r.version, "installed" if r.id in installed else "available", r.source]
+        + ([", ".join(r.features)] if verbose else [])
+        + [_verdict_words(r, v)]
         for r, v in ranked
     ]
-    output.table(["NAME", "VERSION", "STATE", "SOURCE", "VERDICT"], rows)
+    output.table(["NAME", "VERSION", "STATE", "SOURCE", *(["FEATURES"] if verbose else []), "VERDICT"], rows)
     if verbose:
         output.notes(r for r, _ in ranked)
 
@@ -251,45 +285,6 @@ def _verdict_words(release: Release, verdict: Verdict) -> str:
     if release.recipe.unpinned:
         notes.append("needs --allow-unpinned")
     return ", ".join(notes)
-
-
-def _print_plan(would: Preview) -> None:
-    plan = would.plan
-    if plan.already_installed:
-        click.echo(f"{plan.release} is already installed in {plan.directory}")
-        return
-    click.echo(f"Would install {plan.release} in {plan.directory}")
-    if plan.notes:
-        click.echo(plan.notes)
-    click.echo(_building(plan) if plan.built else "Nothing is compiled")
-    if plan.download_bytes:
-        click.echo(f"{_fetching(plan)}, less what the cache already holds")
-    output.table(
-        ["PACKAGE", "VERSION", "FROM", "CHECKED"],
-        [
-            [
-                p.name,
-                p.version,
-                p.file or p.index or ("source" if p.source else "wheel"),
-                "sha256" if p.sha256 else "no",
-            ]
-            for p in plan.packages
-        ],
-    )
-    for space in would.disk:
-        click.echo(
-            f"Needs {output.size(space.needed_bytes)} in {space.folder}, {output.size(space.free_bytes)} are free"
-        )
-    click.echo(f"Would select it for {', '.join(f.upper() for f in plan.selects) or 'no format'}")
-
-
-def _building(plan: InstallPlan) -> str:
-    took = f", which takes about {max(1, round(plan.expected_build_s / 60))} minutes" if plan.expected_build_s else ""
-    return f"{', '.join(plan.built)} is compiled on this machine{took}"
-
-
-def _fetching(plan: InstallPlan) -> str:
-    return f"At most {output.size(plan.download_bytes)} are downloaded"
 
 
 def _state_words(installed: dict[str, Any]) -> str:

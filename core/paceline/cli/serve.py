@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from paceline.cli.loading import load_options
+from paceline.preferences import CHANNELS
 
 if TYPE_CHECKING:
     from paceline.loading import LoadConfig
@@ -47,10 +48,10 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--update-channel",
-    type=click.Choice(["stable", "beta"]),
+    type=click.Choice(CHANNELS),
     default="stable",
     envvar="PACELINE_UPDATE_CHANNEL",
-    help="beta takes pre-releases too.",
+    help="beta, or nightly, takes pre-releases too.",
 )
 @click.option(
     "--update-minimum-age",

@@ -9,10 +9,18 @@ import click
 
 from paceline import paths
 from paceline.cli import output
+from paceline.cli.plans import cost, print_cost
+from paceline.cli.policy import channel_option, minimum_age_option
+from paceline.errors import PacelineError
 from paceline.store import Store
+from paceline.types import Runtime
 
 if TYPE_CHECKING:
-    from paceline.manager.updating import Findings
+    from collections.abc import Mapping
+
+    from paceline.manager.plan import InstallPlan
+    from paceline.manager.updates import Update
+    from paceline.manager.updating import Failed, Findings
     from paceline.plugins import Plugins
 
 UPDATES_EXIST = 100
@@ -23,15 +31,8 @@ UPDATES_EXIST = 100
 @click.argument("query", required=False)
 @click.option("--check", is_flag=True, help="Only say what could be updated; exit code 100 when something could.")
 @click.option("--dry-run", is_flag=True, help="Say what would be updated and change nothing.")
-@click.option("--channel", type=click.Choice(["stable", "beta"]), default="stable", help="beta takes pre-releases too.")
-@click.option(
-    "--minimum-age",
-    type=click.FloatRange(min=0),
-    default=0.0,
-    envvar="PACELINE_MINIMUM_RELEASE_AGE",
-    metavar="DAYS",
-    help="Leave out what was published later than this.",
-)
+@channel_option
+@minimum_age_option
 @click.option("--registry-only", is_flag=True, help="Look at registries alone, not at the package index.")
 @click.option("--allow-unpinned", is_flag=True, help="Take releases with packages whose index publishes no hashes.")
 @output.json_option
@@ -49,13 +50,15 @@ def update(
 
     New releases come from the registry, from the signed registries you trust and from the package index you have
     configured. A new runtime is installed beside the old one and checked; only then it is selected. The old one stays,
-    and what runs on it goes on.
+    and what runs on it goes on. One that cannot be installed keeps no other from its update.
 
-    Exit codes: 0 done or nothing to do, 1 failed, 2 wrong usage, 100 with --check when there are updates.
+    Exit codes: 0 done or nothing to do, 1 failed, 2 wrong usage, 100 with --check when there are updates. A registry
+    whose answer fails its verification is a failure, whatever else was found.
     """
     from paceline import plugins
     from paceline.cli.progress import shown
     from paceline.manager import updating
+    from paceline.manager.preview import plan_here
 
     store, loaded = Store(paths.home()), plugins.load()
     policy = updating.Policy(channel, timedelta(days=minimum_age), allow_unpinned)
@@ -64,62 +67,112 @@ def update(
     )
     selected = updating.selected_runtimes(store, query)
     findings = updating.find_updates(selected, store, loaded, asked, policy)
-    done: list[str] = []
+    would = {step.release.id: plan_here(step.release, store) for step in findings.updates}
+    made: dict[str, Runtime | Failed] = {}
     for step in () if check or dry_run else findings.updates:
         click.echo(f"updating {step.runtime.id} to {step.release.version}", err=True)
+        print_cost(would[step.release.id])
         with shown() as progress:
-            done.append(updating.apply(step, store, loaded, progress, allow_unpinned=allow_unpinned).id)
+            done = updating.attempt(step, store, loaded, progress, allow_unpinned=allow_unpinned)
+        made[step.release.id] = done
+        if isinstance(done, updating.Failed):
+            _say_failed(done)
+    failed = [done for done in made.values() if isinstance(done, updating.Failed)]
     if as_json:
-        output.as_json_text(_json(findings, done))
+        output.as_json_text(_json(findings, would, made))
     else:
-        _print(findings, applied=bool(done))
+        _print(findings, would, made)
+    if failed or any(p.failure is updating.Failure.UNTRUSTED for p in findings.problems):
+        return 1
     if check and findings.updates:
         return UPDATES_EXIST
-    untrusted = any(p.failure is updating.Failure.UNTRUSTED for p in findings.problems)
-    return 1 if untrusted or (findings.problems and not findings.updates) else 0
+    return 1 if findings.problems and not findings.updates else 0
 
 
 def update_before_serving(store: Store, loaded: Plugins, *, channel: str, minimum_age: float) -> None:
     """Install and select newer releases of what is selected. Whatever fails is said, and what was selected serves."""
+    try:
+        _update_all(store, loaded, channel=channel, minimum_age=minimum_age)
+    except PacelineError as error:
+        click.echo(f"warning: runtimes were not updated: {error.message}", err=True)
+        if error.help:
+            click.echo(f"help: {error.help}", err=True)
+    except Exception as error:  # a plugin's mistake, or ours: no reason not to serve
+        click.echo(f"warning: runtimes were not updated: {type(error).__name__}: {error}", err=True)
+
+
+def _update_all(store: Store, loaded: Plugins, *, channel: str, minimum_age: float) -> None:
     from paceline.cli.progress import shown
     from paceline.manager import updating
+    from paceline.manager.preview import plan_here
 
     policy = updating.Policy(channel, timedelta(days=minimum_age))
     asked = updating.sources(store, loaded, policy, lambda said: click.echo(said, err=True))
     findings = updating.find_updates(updating.selected_runtimes(store), store, loaded, asked, policy)
+    for remark in findings.remarks:
+        click.echo(f"note: {remark}", err=True)
     for problem in findings.problems:
         what = "warning" if problem.failure is updating.Failure.UNTRUSTED else "looking for newer runtimes"
         click.echo(f"{what}: {problem.message}", err=True)
     for step in findings.updates:
         click.echo(f"updating {step.runtime.id} to {step.release.version}", err=True)
+        print_cost(plan_here(step.release, store))
         with shown() as progress:
             made = updating.attempt(step, store, loaded, progress, hold_failed=True)
         if isinstance(made, updating.Failed):
-            held = f"; {step.release.id} is held until `paceline runtime unhold`" if made.held else ""
-            click.echo(f"warning: {step.runtime.id} stays: {made.error.message}{held}", err=True)
-            if made.error.help:
-                click.echo(f"help: {made.error.help}", err=True)
+            _say_failed(made)
 
 
-def _print(found: Findings, *, applied: bool) -> None:
-    rows = [[u.runtime.id, u.release.version, "updated" if applied else "would be updated"] for u in found.updates]
+def _say_failed(made: Failed) -> None:
+    held = f"; {made.update.release.id} is held until `paceline runtime unhold`" if made.held else ""
+    click.echo(f"warning: {made.update.runtime.id} stays: {made.error.message}{held}", err=True)
+    if made.error.help:
+        click.echo(f"help: {made.error.help}", err=True)
+
+
+def _print(found: Findings, would: Mapping[str, InstallPlan], made: Mapping[str, Runtime | Failed]) -> None:
+    rows = [[u.runtime.id, u.release.version, _outcome(u, would[u.release.id], made)] for u in found.updates]
     rows += [[k.runtime.id, k.newer.version if k.newer else "", f"stays: {k.reason}"] for k in found.kept]
     if rows:
         output.table(["RUNTIME", "NEWER", ""], rows)
         output.notes(u.release for u in found.updates)
     else:
         click.echo("no runtime is selected: `paceline runtime get` installs the best for this machine")
+    for remark in found.remarks:
+        click.echo(f"note: {remark}", err=True)
     for problem in found.problems:
         click.echo(f"warning: {problem.message}", err=True)
 
 
-def _json(found: Findings, done: list[str]) -> dict[str, Any]:
+def _outcome(update: Update, plan: InstallPlan, made: Mapping[str, Runtime | Failed]) -> str:
+    done = made.get(update.release.id)
+    if done is None:
+        said = cost(plan)
+        return f"would be updated{f': {said}' if said else ''}"
+    return "updated" if isinstance(done, Runtime) else "stays: the newer one could not be installed"
+
+
+def _json(found: Findings, would: Mapping[str, InstallPlan], made: Mapping[str, Runtime | Failed]) -> dict[str, Any]:
     return {
         "updates": [
-            {"runtime": u.runtime.id, "formats": u.formats, "release": u.release.id, "notes": u.release.notes}
+            {
+                "runtime": u.runtime.id,
+                "formats": u.formats,
+                "release": u.release.id,
+                "built_here": would[u.release.id].built,
+                "expected_build_s": would[u.release.id].expected_build_s,
+                "download_bytes": would[u.release.id].download_bytes,
+                "notes": u.release.notes,
+            }
             for u in found.updates
         ],
         "kept": [{"runtime": k.runtime.id, "reason": k.reason, "newer": k.newer and k.newer.id} for k in found.kept],
         "problems": output.plain(found.problems),
-        "installed": done,
+        "remarks": found.remarks,
+        "installed": [done.id for done in made.values() if isinstance(done, Runtime)],
+        "failed": [
+            {"release": id, "stays": done.update.runtime.id, "message": done.error.message, "help": done.error.help}
+            for id, done in made.items()
+            if not isinstance(done, Runtime)
+        ],
     }

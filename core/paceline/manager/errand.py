@@ -19,8 +19,10 @@ from paceline import paths, plugins, refusals
 from paceline.errors import PacelineError
 from paceline.manager import inventory, updating
 from paceline.manager.cleanup import clean_cache, clean_up, plan_cleanup
+from paceline.manager.exact import ranked_or_found
 from paceline.manager.installation import install
 from paceline.manager.mending import mend, to_mend
+from paceline.manager.preview import plan_here
 from paceline.progress import Phase
 from paceline.store import Store, health
 
@@ -63,11 +65,27 @@ def describe(error: PacelineError) -> dict[str, Any]:
 
 
 def _install(
-    store: Store, loaded: Plugins, *, query: str | None, allow_incompatible: bool, allow_unpinned: bool
+    store: Store,
+    loaded: Plugins,
+    *,
+    query: str | None,
+    allow_incompatible: bool,
+    allow_unpinned: bool,
+    prefer: str | None,
+    channel: str,
+    minimum_age_days: float,
 ) -> dict[str, Any]:
-    ranked = inventory.ranked(store, loaded, query)
-    allowed = {"allow_incompatible": allow_incompatible, "allow_unpinned": allow_unpinned}
-    choice = inventory.chosen(ranked, store, query, **allowed)
+    ranked = ranked_or_found(store, loaded, query, channel=channel)
+    choice = inventory.chosen(
+        ranked,
+        store,
+        query,
+        allow_incompatible=allow_incompatible,
+        allow_unpinned=allow_unpinned,
+        channel=channel,
+        minimum_age=timedelta(days=minimum_age_days),
+        prefer=prefer,
+    )
     release, before = choice.release, {r.id for r in store.runtimes()}
     runtime = install(release, store, loaded.engine(release.engine), _teller(release.id), allow_unpinned=allow_unpinned)
     return {
@@ -96,6 +114,7 @@ def _update(
         store, loaded, policy, lambda said: tell(Phase.SEARCH, message=said), package_index=not registry_only
     )
     found = updating.find_updates(selected, store, loaded, asked, policy)
+    would = [_update_facts(u, store) for u in found.updates]
     installed, failed = [], []
     for step in () if check else found.updates:
         progress = _teller(step.release.id)
@@ -106,23 +125,26 @@ def _update(
         else:
             installed.append({"runtime": made.id, "instead_of": step.runtime.id})
     return {
-        "updates": [_update_facts(u) for u in found.updates],
+        "updates": would,
         "kept": [
             {"runtime": k.runtime.id, "reason": k.reason, "newer": k.newer.id if k.newer else None} for k in found.kept
         ],
         "problems": [{"source": p.source, "failure": p.failure, "message": p.message} for p in found.problems],
+        "remarks": list(found.remarks),
         "installed": installed,
         "failed": failed,
     }
 
 
-def _update_facts(update: Update) -> dict[str, Any]:
-    release = update.release
+def _update_facts(update: Update, store: Store) -> dict[str, Any]:
+    release, plan = update.release, plan_here(update.release, store)
     return {
         "runtime": update.runtime.id,
         "formats": list(update.formats),
         "release": release.id,
-        "built_here": [p.name for p in release.recipe.packages if p.source],
+        "built_here": plan.built,
+        "expected_build_s": plan.expected_build_s,
+        "download_bytes": plan.download_bytes,
         "notes": release.notes,
     }
 

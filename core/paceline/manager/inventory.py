@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from paceline.errors import AmbiguousError, NotFoundError, UsageError
@@ -29,11 +30,18 @@ def known(store: Store, plugins: Plugins) -> Registry:
 
 
 def ranked(
-    store: Store, plugins: Plugins, query: str | None = None, *, tell: Callable[[str], None] = lambda remark: None
+    store: Store,
+    plugins: Plugins,
+    query: str | None = None,
+    *,
+    channel: str = "stable",
+    tell: Callable[[str], None] = lambda remark: None,
 ) -> list[tuple[Release, Verdict]]:
     """The releases that a query means, or all, best first, each with its verdict on this machine.
 
-    `tell` is told what should be said of the registries. Raises NotFoundError when there is no such release.
+    What a verdict names as the way out is the best of all releases, also of those that the query does not mean.
+    `channel`: see `verdict.rank`. `tell` is told what should be said of the registries. Raises NotFoundError when there
+    is no such release.
     """
     from paceline.survey import known_survey
     from paceline.verdict import rank
@@ -41,13 +49,14 @@ def ranked(
     registry = known(store, plugins)
     for remark in registry.remarks:
         tell(remark)
-    matching = registry.match(query) if query else list(registry.releases)
+    matching = {r.id for r in (registry.match(query) if query else registry.releases)}
     if not matching:
         what = f"no release matches {query!r}" if query else "no release is known"
         raise NotFoundError(
             what, help="`paceline runtime get --list` shows every release, `paceline plugins` the engines"
         )
-    return rank(matching, known_survey())
+    judged = rank(registry.releases, known_survey(), channel=channel)
+    return [(release, verdict) for release, verdict in judged if release.id in matching]
 
 
 def chosen(
@@ -57,10 +66,24 @@ def chosen(
     *,
     allow_incompatible: bool = False,
     allow_unpinned: bool = False,
+    channel: str = "stable",
+    minimum_age: timedelta = timedelta(0),
+    prefer: str | None = None,
 ) -> Choice:
-    """What `policy.choose` takes of the releases that `query` means; one that is held only where it names a version."""
-    held = () if query and "@" in query else store.selection().holds
-    return choose(ranked, allow_incompatible=allow_incompatible, allow_unpinned=allow_unpinned, held=held)
+    """What `policy.choose` takes of the releases that `query` means.
+
+    One that is held, or younger than `minimum_age`, only where the query names a version.
+    """
+    named = query is not None and "@" in query
+    return choose(
+        ranked,
+        allow_incompatible=allow_incompatible,
+        allow_unpinned=allow_unpinned,
+        held=() if named else store.selection().holds,
+        channel=channel,
+        published_until=datetime.now(UTC) - minimum_age if minimum_age and not named else None,
+        prefer=prefer,
+    )
 
 
 def newest_installed(store: Store, query: str) -> Runtime:
@@ -91,19 +114,38 @@ def installed_names(store: Store, query: str | None = None) -> list[str]:
 
 
 def installed_or_known(store: Store, plugins: Plugins, query: str) -> str:
-    """The id of the one version that a query means, installed or only known."""
+    """The id of the one version that a query means: installed, known, or not listed yet and given by its full name."""
     try:
         return store.get(query).id
-    except NotFoundError:
-        found = known(store, plugins).match(query)
+    except NotFoundError as missing:
+        catalogue = known(store, plugins)
+        found = catalogue.match(query)
         if not found:
-            raise
+            names = {r.name for r in store.runtimes()} | {r.name for r in catalogue.releases}
+            return _version_to_come(query, names, missing)
         if len(found) > 1:
             raise AmbiguousError(
                 f"{query!r} means several versions: {', '.join(r.id for r in found)}",
                 help=f"give the full name, such as `{found[0].id}`",
             ) from None
         return found[0].id
+
+
+def _version_to_come(text: str, names: Collection[str], missing: NotFoundError) -> str:
+    """`text` where it is `NAME@VERSION`, of one of the release `names`; raises `missing`, or says what is missing."""
+    from paceline.registry.reading import VERSION
+
+    name, _, version = text.strip().partition("@")
+    if not version:
+        raise missing
+    if name not in names:
+        raise NotFoundError(
+            f"{missing.message}, and of a version that is not listed the full name is needed",
+            help="such as `llama.cpp-linux-x86_64-cpu@0.3.99`; `paceline runtime get --list` shows the names",
+        ) from None
+    if not VERSION.fullmatch(version):
+        raise UsageError(f"{version!r} is no version", help="give it as a release has it, such as `0.3.99`") from None
+    return f"{name}@{version}"
 
 
 def one_of(query: str, names: Collection[str], what: str) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING
 
+from paceline.manager.policy import is_too_recent, too_recent
+from paceline.preferences import is_of
 from paceline.versions import is_local, order
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
+    from datetime import datetime
 
     from paceline.types import Release, Runtime, Verdict
 
@@ -37,7 +39,7 @@ def plan_updates(
     selected: Mapping[str, Runtime],
     ranked: Sequence[tuple[Release, Verdict]],
     *,
-    channels: Collection[str] = ("stable",),
+    channel: str = "stable",
     pinned: Collection[str] = (),
     held: Collection[str] = (),
     allow_unpinned: bool = False,
@@ -46,7 +48,7 @@ def plan_updates(
     """The updates to make, and the runtimes that stay.
 
     `selected`: by model format. `ranked`: releases with their verdicts on this machine, in any order. A runtime is
-    replaced by the newest release of its own name in one of `channels` that runs here, is not `held` (ids) and whose
+    replaced by the newest release of its own name and of `channel` that runs here, is not `held` (ids) and whose
     packages all have hashes; never when it is `pinned` (ids). `published_until`: what was published later has to wait.
     """
     updates: list[Update] = []
@@ -66,7 +68,7 @@ def plan_updates(
         refused: list[tuple[Release, str]] = []
         chosen = None
         for release, verdict in newer:
-            reason = _reason_against(release, verdict, channels, held, allow_unpinned, published_until)
+            reason = _reason_against(release, verdict, channel, held, allow_unpinned, published_until)
             if reason is None:
                 chosen = release
                 break
@@ -84,17 +86,17 @@ def plan_updates(
 def _reason_against(
     release: Release,
     verdict: Verdict,
-    channels: Collection[str],
+    channel: str,
     held: Collection[str],
     allow_unpinned: bool,
     published_until: datetime | None,
 ) -> str | None:
-    if release.channel not in channels:
+    if not is_of(channel, release):
         return f"it is of the {release.channel} channel"
     if release.id in held:
         return "it is held back"
-    if published_until and release.published and datetime.fromisoformat(release.published) > published_until:
-        return f"it was published on {release.published[:10]}, which is too recent for the minimum age"
+    if published_until is not None and is_too_recent(release, published_until):
+        return f"it {too_recent(release)}"
     if not verdict.ok:
         return verdict.message
     if release.recipe.unpinned and not allow_unpinned:

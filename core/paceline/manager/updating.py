@@ -11,11 +11,12 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
-from paceline import network, paths, query
-from paceline.errors import PacelineError, SmokeTestError
+from paceline import network, paths, query, refusals
+from paceline.errors import PacelineError, SmokeTestError, StoreError
 from paceline.manager import inventory
 from paceline.manager.installation import install
 from paceline.manager.updates import Kept, Update, plan_updates
+from paceline.preferences import holds_all
 from paceline.progress import silent
 from paceline.registry import found_file, upstream
 from paceline.store import transaction
@@ -74,14 +75,10 @@ class Policy:
     """Which releases may replace a runtime."""
 
     channel: str = "stable"
-    """`beta` takes pre-releases too."""
+    """`beta`, or `nightly`, takes pre-releases too."""
     minimum_age: timedelta = timedelta(0)
     """What was published later than this is left out, by sources that know when."""
     allow_unpinned: bool = False
-
-    @property
-    def channels(self) -> tuple[str, ...]:
-        return ("stable", "beta") if self.channel == "beta" else ("stable",)
 
 
 @dataclass(frozen=True)
@@ -91,6 +88,8 @@ class Findings:
     updates: tuple[Update, ...] = ()
     kept: tuple[Kept, ...] = ()
     problems: tuple[Problem, ...] = ()
+    remarks: tuple[str, ...] = ()
+    """What should be said of the catalogue."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ class PackageIndex:
                     source,
                     cache=paths.cache(),
                     minimum_age=self.policy.minimum_age,
-                    prerelease=self.policy.channel == "beta",
+                    prerelease=holds_all(self.policy.channel),
                     without=[id.removeprefix(f"{name}@") for id in held if id.startswith(f"{name}@")],
                 )
             except PacelineError as error:
@@ -132,12 +131,11 @@ class PackageIndex:
                 continue
             if newest is not None:
                 found.append(newest)
-        if found:
-            try:
-                with transaction.explained("remembering what the package index has", self.store.home):
-                    upstream.remember(found_file(self.store.home), found)
-            except PacelineError as error:
-                problems.append(self._unanswered(error.message))
+        try:
+            with transaction.explained("remembering what the package index has", self.store.home):
+                upstream.remember(found_file(self.store.home), found)
+        except PacelineError as error:
+            problems.append(self._unanswered(error.message))
         return Answer(tuple(found), tuple(problems))
 
     def _unanswered(self, message: str) -> Problem:
@@ -165,7 +163,7 @@ class SignedRegistries:
                 self.tell(f"asking the registry {registry.name}")
                 problems += self._refreshed(registry)
                 known = trust.verified(registry)
-                releases += [r for r in known.releases if r.name in names] if known is not None else []
+                releases += [r for r in known.dated() if r.name in names] if known is not None else []
         except PacelineError as error:
             problems.append(Problem(self.name, Failure.UNANSWERED, error.message))
         return Answer(tuple(releases), tuple(problems))
@@ -224,17 +222,17 @@ def find_updates(
     if selected:
         runtimes = list({r.id: r for r in selected.values()}.values())
         problems = [problem for source in asked for problem in source.newer(runtimes).problems]
-    facts, chosen = known_survey(), store.selection()
+    facts, chosen, catalogue = known_survey(), store.selection(), inventory.known(store, plugins)
     updates, kept = plan_updates(
         selected,
-        [(release, judge(release, facts)) for release in inventory.known(store, plugins).releases],
-        channels=policy.channels,
+        [(release, judge(release, facts)) for release in catalogue.releases],
+        channel=policy.channel,
         pinned=chosen.pins,
         held=chosen.holds,
         allow_unpinned=policy.allow_unpinned,
         published_until=datetime.now(UTC) - policy.minimum_age if policy.minimum_age else None,
     )
-    return Findings(updates, kept, tuple(problems))
+    return Findings(updates, kept, tuple(problems), catalogue.remarks)
 
 
 def apply(
@@ -269,7 +267,7 @@ def attempt(
     allow_unpinned: bool = False,
     hold_failed: bool = False,
 ) -> Runtime | Failed:
-    """As `apply`, for one of several: what goes wrong is returned.
+    """As `apply`, for one of several: what goes wrong is returned, also what the system refuses.
 
     `hold_failed`: hold a version that does not pass its smoke test.
     """
@@ -280,3 +278,5 @@ def attempt(
         if held:
             store.hold(update.release.id, f"did not pass its smoke test: {error.message}")
         return Failed(update, error, held)
+    except OSError as error:
+        return Failed(update, refusals.refusal(error) or StoreError(str(error)), held=False)

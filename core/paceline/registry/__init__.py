@@ -63,21 +63,24 @@ def load_registry(plugins: Plugins, file: Path | None = None, *, home: Path | No
     """The releases of the shipped registry (or `file`) and of the plugins' engines, and of what `home` knows besides.
 
     Those no engine serves are left out, and those of a signed registry whose signatures have ended. Raises
-    RegistryError; what is wrong with a signed registry is a remark.
+    RegistryError; what is wrong with a signed registry, or with what was found in a package index, is a remark.
     """
     shipped = read_registry(file or paths.registry_file())
-    by_id = {release.id: replace(release, source=SHIPPED) for release in shipped}
+    by_id = {release.id: _come_along(release, SHIPPED) for release in shipped}
     for name, engine in sorted(plugins.engines.items()):
-        by_id.update((r.id, replace(r, source=f"engine {name}")) for r in _of_engine(name, engine.releases))
+        by_id.update((r.id, _come_along(r, f"engine {name}")) for r in _of_engine(name, engine.releases))
     remarks: list[str] = []
     if home is not None:
         _add_signed(by_id, home, remarks)
-        for release in found_upstream(found_file(home)):
-            if _is_driven(release, plugins):
-                by_id.setdefault(release.id, replace(release, source=FOUND))
+        _add_found(by_id, home, plugins, remarks)
         _pin_by_first_use(by_id, home, remarks)
     served = [release for release in by_id.values() if release.engine in plugins.engines]
     return Registry(tuple(query.by_name_newest_first(served)), tuple(remarks))
+
+
+def _come_along(release: Release, source: str) -> Release:
+    """A release that came with the host or a plugin, and so is old enough for whoever installed that."""
+    return replace(release, source=source, published=None)
 
 
 def _add_signed(by_id: dict[str, Release], home: Path, remarks: list[str]) -> None:
@@ -100,12 +103,24 @@ def _add_signed(by_id: dict[str, Release], home: Path, remarks: list[str]) -> No
             continue
         if known.verified_at < now - _FRESH:
             remarks.append(how_old)
-        for release in known.releases:
+        for release in known.dated():
             release = replace(release, source=f"registry {registry.name}")
             ours = by_id.setdefault(release.id, release)
             by_id[release.id] = chosen = _with_hashes_of(release, ours)
             if not _same(chosen, release):
                 remarks.append(f"the registry {registry.name} says otherwise what {release.id} is, and is not followed")
+
+
+def _add_found(by_id: dict[str, Release], home: Path, plugins: Plugins, remarks: list[str]) -> None:
+    """Add what was found in package indexes and can still be driven."""
+    try:
+        found = found_upstream(found_file(home))
+    except RegistryError as error:
+        remarks.append(f"{error.message}: {error.help}")
+        return
+    for release in found:
+        if _is_driven(release, plugins):
+            by_id.setdefault(release.id, replace(release, source=FOUND))
 
 
 def _pin_by_first_use(by_id: dict[str, Release], home: Path, remarks: list[str]) -> None:
@@ -151,10 +166,13 @@ def found_file(home: Path) -> Path:
 
 
 def found_upstream(file: Path | None) -> tuple[Release, ...]:
-    """The releases that were found in package indexes and written to `file`; none when it does not exist."""
+    """The releases that were found in package indexes and written to `file`; none when it does not exist.
+
+    Raises RegistryError for one that is damaged.
+    """
     if file is None or not os.path.lexists(file):
         return ()
-    return read_registry(file, way_out=f"delete {file}: `paceline runtime update --check` makes it again")
+    return read_registry(file, way_out="`paceline runtime update --check` asks the package index and writes it anew")
 
 
 def _is_driven(release: Release, plugins: Plugins) -> bool:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urljoin, urlsplit
 
 import httpx
+from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from packaging.version import Version
@@ -22,9 +23,11 @@ from paceline.errors import RegistryError
 from paceline.packages.download import Digest
 from paceline.packages.locked import pinned_to
 from paceline.packages.resolution import Resolver
+from paceline.query import same_version
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
+    from datetime import datetime
     from pathlib import Path
 
     from paceline.network import Client
@@ -40,7 +43,7 @@ _ARCH_TAGS = {"x86_64": ("x86_64", "amd64"), "arm64": ("arm64", "aarch64")}
 def lock(
     release: Release, *, cache: Path, tell: Callable[[str], None], fetch: bool = True, keep: bool = False
 ) -> Release:
-    """`release` with new packages. Raises InstallError when its roots cannot be resolved.
+    """`release` with new packages, and when its engine was uploaded. Raises InstallError for roots not to be resolved.
 
     `fetch`: wheels of pages that publish no hashes are downloaded for their sha256 and size; without it they stay
     unpinned.
@@ -53,10 +56,25 @@ def lock(
     pythons = [p for p in PYTHONS if SpecifierSet(release.requires.python or "").contains(f"{p}.99")]
     resolver = Resolver(release.requires, pythons, cache=cache)
     packages = resolver.packages(recipe, recipe.roots, keep=recipe.packages if keep else ())
+    published = _published(release, packages, resolver.uploaded)
     if fetch:
         packages = tuple(_fetched(p, release.requires, tell) if p.index and not p.sha256 else p for p in packages)
     build_packages = resolver.build_packages(recipe.build_roots, keep=recipe.build_packages if keep else ())
-    return replace(release, recipe=replace(recipe, packages=packages, build_packages=build_packages))
+    locked = replace(recipe, packages=packages, build_packages=build_packages)
+    return replace(release, recipe=locked, published=published)
+
+
+def _published(release: Release, packages: Sequence[Package], uploaded: Mapping[str, datetime]) -> str | None:
+    """When the engine's package was uploaded: that of the roots which has the release's version.
+
+    What the release says already where no root has it, or the index does not say.
+    """
+    versions = {p.name: p.version for p in packages}
+    roots = [str(canonicalize_name(Requirement(root).name)) for root in release.recipe.roots]
+    engine = next((name for name in roots if same_version(versions.get(name, ""), release.version)), None)
+    if engine is None or engine not in uploaded:
+        return release.published
+    return uploaded[engine].isoformat(timespec="seconds")
 
 
 def _fetched(package: Package, requires: Requirements, tell: Callable[[str], None]) -> Package:

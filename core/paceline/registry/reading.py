@@ -75,7 +75,7 @@ class _Wrong(Exception):
 
 # Names and versions become parts of folder names, which no file system lets be long.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
-_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,59}")
+VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,59}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DOTTED = re.compile(r"\d{1,9}(\.\d{1,9}){0,4}")
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}")
@@ -171,7 +171,7 @@ def _release(node: _Node) -> Release:
     fields = node.object("engine version platform formats requires recipe", "channel features rank notes published")
     return Release(
         engine=fields["engine"].text(_NAME),
-        version=fields["version"].text(_VERSION),
+        version=fields["version"].text(VERSION),
         platform=fields["platform"].text(_NAME),
         formats=fields["formats"].texts(_NAME),
         requires=_requirements(fields["requires"]),
@@ -203,7 +203,7 @@ def _requirements(node: _Node) -> Requirements:
         _readable(fields["python"], SpecifierSet, InvalidSpecifier)
     for name in ("min_os_version", "min_glibc", "min_host"):
         if name in fields:
-            fields[name].text(_VERSION if name == "min_host" else _DOTTED)
+            fields[name].text(VERSION if name == "min_host" else _DOTTED)
     return Requirements(
         **{name: fields[name].text() for name in texts.split() if name in fields},
         cpu_features=fields["cpu_features"].texts(_WORD) if "cpu_features" in fields else (),
@@ -269,7 +269,7 @@ def _package(node: _Node) -> Package:
     sha256 = fields["sha256"].texts(_SHA256) if "sha256" in fields else ()
     return Package(
         name=fields["name"].text(_NAME),
-        version=fields["version"].text(_VERSION),
+        version=fields["version"].text(VERSION),
         sha256=sha256,
         size=_sizes(fields["size"], len(sha256)) if "size" in fields else (),
         index=index,

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,9 +63,18 @@ class VerifiedRegistry:
     verified_at: datetime
     expires_at: datetime
     """The earliest end of all signatures; from then on its releases do not count."""
+    first_seen: Mapping[str, datetime]
+    """By the id of each release that does not say when it was published, when it was first verified as it is now."""
 
     def expired(self, now: datetime) -> bool:
         return now >= self.expires_at
+
+    def dated(self) -> tuple[Release, ...]:
+        """The releases, those that do not say when they were published with the time when they were first seen."""
+        return tuple(
+            r if r.published else replace(r, published=self.first_seen[r.id].isoformat(timespec="seconds"))
+            for r in self.releases
+        )
 
 
 def trusted(home: Path) -> tuple[TrustedRegistry, ...]:
@@ -145,15 +154,19 @@ def verified(registry: TrustedRegistry) -> VerifiedRegistry | None:
     file = registry.folder / "verified.json"
     try:
         data = json.loads(file.read_bytes())
+        releases = _releases(registry, json.dumps(data["registry"]).encode())
+        verified_at = datetime.fromisoformat(data["verified_at"])
+        seen = {digest: datetime.fromisoformat(at) for digest, at in data.get("first_seen", {}).items()}
         return VerifiedRegistry(
-            _releases(registry, json.dumps(data["registry"]).encode()),
+            releases,
             data["sha256"],
-            datetime.fromisoformat(data["verified_at"]),
+            verified_at,
             datetime.fromisoformat(data["expires_at"]),
+            {r.id: seen.get(_essence(r), verified_at) for r in releases if r.published is None},
         )
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RegistryError(
             f"what was verified of the registry {registry.name} cannot be read from {file}: {refusals.words(error)}",
             help=refusals.way_out(error, file) or f"paceline registry refresh {registry.name}",
@@ -163,16 +176,39 @@ def verified(registry: TrustedRegistry) -> VerifiedRegistry | None:
 def remember_verified(
     registry: TrustedRegistry, releases: Iterable[Release], sha256: str, *, at: datetime, expires: datetime
 ) -> None:
-    """Let `releases`, which have been verified, count until `expires`."""
+    """Let `releases`, which have been verified, count until `expires`.
+
+    One that was there before, and is made of something else now, is seen for the first time.
+    """
+    releases, seen = list(releases), _seen(registry)
+    digests = [_essence(release) for release in releases if release.published is None]
     value = {
         "schema_version": SCHEMA_VERSION,
         "url": registry.url,
         "sha256": sha256,
         "verified_at": at.isoformat(timespec="seconds"),
         "expires_at": expires.isoformat(timespec="seconds"),
+        "first_seen": {digest: seen.get(digest, at).isoformat(timespec="seconds") for digest in digests},
         "registry": registry_value(releases),
     }
     transaction.write_json(registry.folder / "verified.json", value)
+
+
+def _seen(registry: TrustedRegistry) -> dict[str, datetime]:
+    """By their essence, when the releases that were verified last were first seen; nothing where that is unreadable."""
+    try:
+        known = verified(registry)
+    except RegistryError:
+        return {}
+    if known is None:
+        return {}
+    return {_essence(r): known.first_seen[r.id] for r in known.releases if r.id in known.first_seen}
+
+
+def _essence(release: Release) -> str:
+    """A digest of all that a release is, without what is only said of it."""
+    value = registry_value([replace(release, notes="", published=None)])
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def read_releases(registry: TrustedRegistry, data: bytes) -> tuple[Release, ...]:

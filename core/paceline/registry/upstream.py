@@ -12,10 +12,11 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from paceline.errors import InstallError
+from paceline.errors import InstallError, NotFoundError, RegistryError
 from paceline.packages.resolution import Resolver
 from paceline.registry import FOUND, found_upstream, registry_value
 from paceline.store import transaction
@@ -45,40 +46,97 @@ def newest(
     be found. Raises InstallError when the index cannot be asked or has no such package.
     """
     now = now or datetime.now(UTC)
-    python = ".".join(platform.python_version_tuple()[:2])
-    resolver = Resolver(
-        release.requires,
-        [python],
-        cache=cache / "resolution",
+    question = _Question(
+        release,
+        upstream,
+        ",".join([upstream.versions, *(f"!={version}" for version in sorted(without))]),
+        cache,
         exclude_newer=(now - minimum_age).isoformat() if minimum_age else None,
         prerelease=prerelease,
-        anew=[upstream.package],
     )
-    roots = [_loosened(root, upstream, without) for root in release.recipe.roots]
-    packages = resolver.packages(release.recipe, roots)
-    name = str(canonicalize_name(upstream.package))
-    version = next((p.version for p in packages if p.name == name), None)
-    if version is None:
-        raise InstallError(
-            f"the recipe of {release.id} does not install {name}", help="report it to the plugin's author"
-        )
-    if order(version) <= order(release.version):
+    if order(question.version) <= order(release.version):
         return None
-    recipe = replace(
-        release.recipe,
-        packages=packages,
-        build_packages=resolver.build_packages(release.recipe.build_roots),
-        roots=tuple(f"{_bare(root)}=={version}" if _is(root, upstream) else root for root in roots),
-    )
-    return replace(
-        release,
-        version=version,
-        channel="beta" if Version(version).is_prerelease else "stable",
-        requires=replace(release.requires, python=f"=={python}.*"),
-        recipe=recipe,
-        notes=f"Found in the package index on {now:%Y-%m-%d}.",
-        published=resolver.uploaded.get(name, now).isoformat(timespec="seconds"),
-    )
+    return question.release(now)
+
+
+def exactly(release: Release, upstream: Upstream, version: str, *, cache: Path, now: datetime | None = None) -> Release:
+    """What `release` is in this version of the engine's package, locked like `newest`.
+
+    Raises NotFoundError for a version that the plugin does not drive or the index does not have, with what it has
+    instead; InstallError when the index cannot be asked.
+    """
+    if not SpecifierSet(upstream.versions).contains(version, prereleases=True):
+        raise NotFoundError(
+            f"{release.engine} drives {upstream.package} {upstream.versions}, and {version} is not of these versions",
+            help="name one of them; a newer Paceline, or a newer plugin, may drive others",
+        )
+    try:
+        return _Question(release, upstream, f"=={version}", cache).release(now or datetime.now(UTC))
+    except InstallError as error:
+        try:
+            has = _Question(release, upstream, upstream.versions, cache).version
+        except InstallError:
+            raise error from None
+        raise NotFoundError(
+            f"{error.message.rstrip('.')}; the newest that the package index has of {upstream.versions}, which "
+            f"{release.engine} drives, is {has}",
+            help=f"`paceline runtime get {release.name}@{has}` installs that one",
+        ) from None
+
+
+class _Question:
+    """The roots of a release resolved again, with the engine's package free within `versions`."""
+
+    def __init__(
+        self,
+        release: Release,
+        upstream: Upstream,
+        versions: str,
+        cache: Path,
+        *,
+        exclude_newer: str | None = None,
+        prerelease: bool = False,
+    ) -> None:
+        self._release, self._upstream = release, upstream
+        self._python = ".".join(platform.python_version_tuple()[:2])
+        self._resolver = Resolver(
+            release.requires,
+            [self._python],
+            cache=cache / "resolution",
+            exclude_newer=exclude_newer,
+            prerelease=prerelease,
+            anew=[upstream.package],
+        )
+        roots = [_loosened(root, upstream, versions) for root in release.recipe.roots]
+        self._packages = self._resolver.packages(release.recipe, roots)
+        self._name = str(canonicalize_name(upstream.package))
+        version = next((p.version for p in self._packages if p.name == self._name), None)
+        if version is None:
+            raise InstallError(
+                f"the recipe of {release.id} does not install {self._name}", help="report it to the plugin's author"
+            )
+        self.version = version
+        """Of the engine's package."""
+
+    def release(self, now: datetime) -> Release:
+        """The answer as a release, with what building it needs."""
+        before, recipe = self._release, self._release.recipe
+        return replace(
+            before,
+            version=self.version,
+            channel="beta" if Version(self.version).is_prerelease else "stable",
+            requires=replace(before.requires, python=f"=={self._python}.*"),
+            recipe=replace(
+                recipe,
+                packages=self._packages,
+                build_packages=self._resolver.build_packages(recipe.build_roots),
+                roots=tuple(
+                    f"{_bare(root)}=={self.version}" if _is(root, self._upstream) else root for root in recipe.roots
+                ),
+            ),
+            notes=f"Found in the package index on {now:%Y-%m-%d}.",
+            published=self._resolver.uploaded.get(self._name, now).isoformat(timespec="seconds"),
+        )
 
 
 def can_be_asked(release: Release, upstream: Upstream | None) -> bool:
@@ -91,16 +149,22 @@ def can_be_asked(release: Release, upstream: Upstream | None) -> bool:
 
 
 def remember(file: Path, releases: Iterable[Release]) -> None:
-    """Add `releases` to those found before, or put them into their place.
+    """Add `releases` to those found before, or put them into their place; a damaged file begins anew.
 
-    Raises RegistryError for a damaged file, OSError for one not writable.
+    Nothing is written where nothing changes. Raises OSError for a file that cannot be written.
     """
-    known = {release.id: release for release in found_upstream(file)}
+    try:
+        found = found_upstream(file)
+    except RegistryError:
+        found = None
+    known = {release.id: release for release in found or ()}
+    as_read = dict(known)
     for release in releases:
         before = known.get(release.id)
         if before is None or replace(before, notes=release.notes, published=release.published) != release:
             known[release.id] = release
-    transaction.write_json(file, registry_value(known[id] for id in sorted(known)))
+    if found is None or known != as_read:
+        transaction.write_json(file, registry_value(known[id] for id in sorted(known)))
 
 
 def template(releases: Iterable[Release], name: str) -> Release | None:
@@ -113,12 +177,21 @@ def template(releases: Iterable[Release], name: str) -> Release | None:
     return next((release for release in named if release.source != FOUND), named[-1] if named else None)
 
 
-def _loosened(root: str, upstream: Upstream, without: Collection[str]) -> str:
+def _loosened(root: str, upstream: Upstream, versions: str) -> str:
+    """A root of a recipe as the index is asked for it: the engine's package in `versions`, others from their pin up."""
     if _is(root, upstream):
-        return _bare(root) + ",".join([upstream.versions, *(f"!={version}" for version in sorted(without))])
+        return _bare(root) + versions
     requirement = Requirement(root)
     pinned = [specifier.version for specifier in requirement.specifier if specifier.operator == "=="]
-    return f"{_bare(root)}>={pinned[0]}" if pinned else root
+    if not pinned or pinned[0].endswith("*"):
+        return root
+    return f"{_bare(root)}>={pinned[0]},<{_next_breaking(Version(pinned[0]))}"
+
+
+def _next_breaking(version: Version) -> str:
+    """The first version that may break what worked with `version`: the next major one, below 1.0 the next minor one."""
+    epoch = f"{version.epoch}!" if version.epoch else ""
+    return f"{epoch}{version.major + 1}" if version.major else f"{epoch}0.{version.minor + 1}"
 
 
 def _is(root: str, upstream: Upstream) -> bool:

@@ -1,0 +1,68 @@
+"""`paceline runtime update` where something goes wrong: the command, installations and a signed registry are real."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from paceline.registry import publishing, registry_text, signing, trust
+from paceline.types import Requirements
+
+
+@pytest.fixture
+def two(tiny):
+    """Two runtimes, each selected for a format of its own; newer ones are there, and the first does not start."""
+    gone = {"requires": Requirements(), "platform": "any-other", "formats": ("other",)}
+    tiny.offer(tiny.release("1.0"), replace(tiny.release("1.0"), **gone))
+    for name in ("tiny-any-cpu", "tiny-any-other"):
+        done = tiny.paceline("runtime", "get", name)
+        assert done.returncode == 0, done.stderr
+    tiny.offer(tiny.release("2.0", crash="yes"), replace(tiny.release("2.0"), **gone))
+
+
+@pytest.mark.usefixtures("two")
+def test_one_update_that_fails_stops_no_other(tiny):
+    done = tiny.paceline("runtime", "update", "--registry-only", "--json")
+
+    assert done.returncode == 1
+    assert "warning: tiny-any-cpu@1.0 stays: " in done.stderr
+    said = json.loads(done.stdout)
+    assert said["installed"] == ["tiny-any-other@2.0"]
+    (failed,) = said["failed"]
+    assert (failed["release"], failed["stays"]) == ("tiny-any-cpu@2.0", "tiny-any-cpu@1.0")
+    assert failed["message"].endswith("the worker ended with exit code 1")
+    listed = json.loads(tiny.paceline("runtime", "ls", "--json").stdout)
+    assert {r["id"]: r["selected_for"] for r in listed if r["selected_for"]} == {
+        "tiny-any-cpu@1.0": ["tiny"],
+        "tiny-any-other@2.0": ["other"],
+    }
+
+
+def test_a_registry_that_is_verified_bad_is_not_masked_by_updates(tiny, tmp_path, file_server):
+    assert tiny.paceline("runtime", "get", "tiny").returncode == 0
+    tiny.offer(tiny.release("2.0"))
+    _trust_what_is_forged(tiny, tmp_path, file_server)
+
+    done = tiny.paceline("runtime", "update", "--check", "--json")
+
+    assert done.returncode == 1, done.stderr
+    said = json.loads(done.stdout)
+    assert [u["release"] for u in said["updates"]] == ["tiny-any-cpu@2.0"]
+    assert ("the registry acme", "untrusted") in [(p["source"], p["failure"]) for p in said["problems"]]
+
+
+def _trust_what_is_forged(tiny, folder, server):
+    """Trust a registry whose published timestamp carries signatures of a stranger."""
+    for keys in ("keys", "other-keys"):
+        for role in publishing.ROLES:
+            signing.new_key(folder / keys, role)
+        file = folder / "registry.json"
+        file.write_text(registry_text([replace(tiny.release("3.0"), requires=Requirements())]))
+        publishing.publish(file, folder / keys, folder / f"site-of-{keys}")
+    ours, theirs = (folder / f"site-of-{keys}" / "metadata" for keys in ("keys", "other-keys"))
+    server.files["/metadata/1.root.json"] = (ours / "1.root.json").read_bytes(), "application/json"
+    server.files["/metadata/timestamp.json"] = (theirs / "timestamp.json").read_bytes(), "application/json"
+    root = json.loads((ours / "1.root.json").read_bytes())
+    trust.remember_trust(trust.make_trusted(tiny.home, server.url, root, "acme"))
