@@ -69,8 +69,8 @@ _CONTROL = 3
 
 
 def sample_folders() -> tuple[Path, Path]:
-    """The packaged sample pair, main model and draft, as MLX folders in the cache."""
-    pairs = [(sample_main(), "paceline-coder-7m-mlx"), (sample_draft(), "paceline-coder-3m-mlx")]
+    """The packaged sample pair, main model and draft, as MLX folders of 16 bits in the cache."""
+    pairs = [(sample_main(), "paceline-coder-7m-fp16-mlx"), (sample_draft(), "paceline-coder-3m-fp16-mlx")]
     main, draft = (_once(_folder() / "benchmarks" / name, source) for source, name in pairs)
     return main, draft
 

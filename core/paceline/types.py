@@ -155,7 +155,7 @@ class Recipe:
     unhashed: Mapping[str, str] = field(default_factory=dict)
     """Package name -> the index page it is taken from, where that page publishes no hashes."""
     installed_bytes: int | None = None
-    """Size of the installed runtime, measured once; for the question whether the disk has room."""
+    """Size of the installed runtime, measured once; for the question whether the disk has room, else estimated."""
 
     @property
     def unpinned(self) -> tuple[Package, ...]:

@@ -24,7 +24,12 @@ def test_ls_shows_the_samples_and_where_it_looks(run, tmp_path):
     result = run("ls")
     assert result.exit_code == 0
     table, folders = result.stdout.split("\n\n")
-    assert [line.split()[0] for line in table.splitlines()] == ["MODEL", "paceline-coder-3m", "paceline-coder-7m"]
+    assert [line.split()[0] for line in table.splitlines()] == [
+        "MODEL",
+        "paceline-coder-3m",
+        "paceline-coder-3m-mlx",
+        "paceline-coder-7m",
+    ]
     assert str(tmp_path / "HOME/models") in folders
 
 
@@ -32,6 +37,7 @@ def test_ls_as_json_has_the_facts(run):
     models = json.loads(run("ls", "--json").stdout)
     assert {m["id"]: (m["publisher"], m["quantization"], m["max_context_length"]) for m in models} == {
         "paceline-coder-3m": ("paceline", "Q8_0", 2048),
+        "paceline-coder-3m-mlx": ("paceline", "8bit", 2048),
         "paceline-coder-7m": ("paceline", "Q8_0", 2048),
     }
     assert "pairing" not in models[0]
@@ -62,16 +68,19 @@ def test_pairs_shows_what_fits(run):
 
 
 def test_pairs_of_a_model_says_why_not(run):
-    (line,) = run("pairs", "paceline-coder-3m").stdout.splitlines()[1:]
-    assert "draftNotSmaller" in line
+    mlx, larger = run("pairs", "paceline-coder-3m").stdout.splitlines()[1:]
+    assert "differentFormat" in mlx
+    assert "draftNotSmaller" in larger
 
 
 def test_pairs_as_json_with_all(run):
     pairs = json.loads(run("pairs", "--all", "--json", "--rules", "2025-02").stdout)
-    assert {(p["main"], p["draft"]): p["verdict"]["status"] for p in pairs} == {
+    verdicts = {(p["main"], p["draft"]): p["verdict"]["status"] for p in pairs}
+    assert {pair: status for pair, status in verdicts.items() if "paceline-coder-3m-mlx" not in pair} == {
         ("paceline-coder-7m", "paceline-coder-3m"): "compatible",
         ("paceline-coder-3m", "paceline-coder-7m"): "draftNotSmaller",
     }
+    assert len(verdicts) == 6
 
 
 def test_pairs_of_an_unknown_model(run):

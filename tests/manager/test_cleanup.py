@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import os
+import threading
 
 import pytest
 
 from paceline.manager.cleanup import KEPT_LOGS, clean_cache, clean_up, plan_cleanup
+from paceline.packages.depot import BUNDLES, Depot
+from paceline.progress import silent
 from paceline.store import Store
 from paceline.store.manifest import MANIFEST
 
@@ -99,3 +102,32 @@ def test_uv_cleans_its_own_cache(tmp_path):
 
     assert clean_cache(tmp_path)
     assert not (tmp_path / "uv" / "archive-v0" / "unreferred").exists()
+
+
+def test_what_indexes_answered_and_broken_off_bundles_left_goes_too(tmp_path):
+    parts = [tmp_path / f"{place}packages/files/{'a' * 64}/a-1-py3-none-any.whl.part" for place in ("", "bundles/")]
+    answer = tmp_path / "resolution" / "simple-v28" / "index" / "a.rkyv"
+    for file, size in zip((*parts, answer), (100_000, 300_000, 2_000_000), strict=True):
+        file.parent.mkdir(parents=True)
+        file.write_bytes(bytes(size))
+
+    said = clean_cache(tmp_path)
+
+    assert said.startswith("0.4 MB of broken-off downloads deleted; 2.0 MB of what indexes answered deleted")
+    assert not any(file.exists() for file in (*parts, answer))
+    assert clean_cache(tmp_path) == "the cache is empty"
+
+
+def test_a_bundle_that_is_being_made_is_waited_for(tmp_path):
+    depot = Depot(tmp_path / BUNDLES)
+    part = depot.folder / "files" / ("a" * 64) / "a-1-py3-none-any.whl.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"x")
+    cleaning = threading.Thread(target=clean_cache, args=(tmp_path,))
+    with depot.held(silent):
+        cleaning.start()
+        cleaning.join(1)
+        assert cleaning.is_alive()
+        assert part.exists()
+    cleaning.join(60)
+    assert not part.exists()

@@ -1,15 +1,31 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from paceline import paths
 from paceline.errors import InstallError
-from paceline.manager.diskspace import MARGIN_BYTES, check_space, space_for
+from paceline.manager.diskspace import (
+    BUILD_TREE,
+    CUDA_BUILD_TREE,
+    LIBRARY_BYTES,
+    LIBRARY_UNPACKS_TO,
+    MARGIN_BYTES,
+    SOURCE_UNPACKS_TO,
+    UNSIZED_CUDA_WHEEL_BYTES,
+    UNSIZED_WHEEL_BYTES,
+    WHEEL_UNPACKS_TO,
+    check_space,
+    space_for,
+)
+from paceline.packages.locked import applies
+from paceline.registry import read_registry
 from paceline.store import Store
-from paceline.types import Package, Recipe, Release, Requirements
+from paceline.types import GpuRequirement, Package, Recipe, Release, Requirements
 
 RELEASE = Release("engine", "2.0", "linux-cpu", ("gguf",), Requirements(), Recipe(installed_bytes=5_000_000))
 
@@ -28,6 +44,14 @@ def test_the_size_is_the_recipes(store, tmp_path):
     check_space(RELEASE, store, tmp_path)
 
 
+def test_the_disks_of_every_shipped_release_are_told(store, tmp_path):
+    for release in read_registry(paths.registry_file()):
+        (space,) = space_for(release, store, tmp_path)
+        sizes = [max(p.size) for p in release.recipe.packages if p.size and applies(p)]
+        assert space.needed_bytes > MARGIN_BYTES + 2 * sum(sizes), release.id
+        assert space.needed_bytes < 40 * 10**9, release.id
+
+
 def test_or_that_of_an_installed_version(store, store_world, tmp_path):
     unknown = replace(RELEASE, recipe=Recipe())
     assert space_for(unknown, store, tmp_path) == ()
@@ -43,8 +67,45 @@ def test_what_is_fetched_lies_in_the_cache_meanwhile(store, tmp_path):
     (space,) = space_for(sized, store, tmp_path / "cache")
     assert space.needed_bytes == 5_790_000 + MARGIN_BYTES
 
-    (space,) = space_for(replace(sized, recipe=Recipe(fetched)), store, tmp_path / "cache")
-    assert space.needed_bytes == 790_000 + MARGIN_BYTES
+
+def test_a_size_that_nobody_measured_is_estimated_from_the_packages(store, tmp_path):
+    small, large = Package("a", "1", ("a" * 64,), (700_000,)), Package("b", "1", ("b" * 64,), (LIBRARY_BYTES,))
+    other_machine = replace(large, name="c", marker="sys_platform == 'amiga'")
+    unknown = replace(RELEASE, recipe=Recipe((small, large, other_machine)))
+    (space,) = space_for(unknown, store, tmp_path)
+    installed = 700_000 * WHEEL_UNPACKS_TO + LIBRARY_BYTES * LIBRARY_UNPACKS_TO
+    assert space.needed_bytes == 700_000 + LIBRARY_BYTES + installed + MARGIN_BYTES
+
+
+@pytest.mark.parametrize(
+    ("gpu", "taken"), [(None, UNSIZED_WHEEL_BYTES), (GpuRequirement("nvidia"), UNSIZED_CUDA_WHEEL_BYTES)]
+)
+def test_a_wheel_whose_page_tells_no_size_is_estimated(store, tmp_path, gpu, taken):
+    engine = Package("engine", "1", index="https://page.example")
+    recipe = Recipe((engine, Package("b", "1", ("b" * 64,), (1000,))))
+    (space,) = space_for(replace(RELEASE, requires=Requirements(gpu=gpu), recipe=recipe), store, tmp_path)
+    assert space.needed_bytes == taken + taken * LIBRARY_UNPACKS_TO + 1000 + 1000 * WHEEL_UNPACKS_TO + MARGIN_BYTES
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs another file system")
+def test_what_a_build_needs_is_counted_where_it_happens(store, monkeypatch, tmp_path):
+    source = Package("a", "1", ("a" * 64,), (1_000_000,), source=True)
+    tool = Package("cmake", "1", ("c" * 64,), (500_000,))
+    built = replace(RELEASE, recipe=Recipe((source, tool), (tool,), installed_bytes=5_000_000))
+    monkeypatch.setattr(tempfile, "tempdir", "/dev/shm")
+    needed = {space.folder: space.needed_bytes for space in space_for(built, store, tmp_path)}
+    fetched, unpacked = 1_500_000, 1_000_000 * SOURCE_UNPACKS_TO
+    assert needed == {
+        store.home: 5_000_000 + fetched + unpacked + MARGIN_BYTES,
+        Path("/dev/shm"): 1_000_000 * BUILD_TREE,
+    }
+
+    cuda = replace(built, requires=Requirements(gpu=GpuRequirement("nvidia")))
+    assert space_for(cuda, store, tmp_path)[1].needed_bytes == 1_000_000 * CUDA_BUILD_TREE
+
+    wheel = replace(built, recipe=Recipe((tool,), (tool,), installed_bytes=5_000_000))
+    (space,) = space_for(wheel, store, tmp_path)
+    assert space.needed_bytes == 5_500_000 + MARGIN_BYTES
 
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs another file system")

@@ -19,12 +19,12 @@ import pytest
 
 from paceline import processor
 from paceline.errors import BuildError, InstallError, SmokeTestError, StoreError
-from paceline.manager.installation import install, repair
+from paceline.manager.installation import install, recorded, repair
 from paceline.packages.environment import lock_text
 from paceline.packages.uv import uv_environment
 from paceline.progress import Phase, silent
 from paceline.store import Store, health
-from paceline.types import Package, Requirements
+from paceline.types import GpuRequirement, Package, Requirements
 
 _INSTALLER = """
 import os, signal, sys
@@ -182,6 +182,30 @@ def web(tiny, monkeypatch):
 class _Quiet(SimpleHTTPRequestHandler):
     def log_message(self, format, *args):
         pass
+
+
+def test_a_release_for_gpus_whose_engine_sees_none_is_not_installed(tiny, store):
+    needs_gpu = replace(tiny.release(), requires=Requirements(gpu=GpuRequirement("nvidia", min_driver="525")))
+    with pytest.raises(SmokeTestError, match=r"needs a GPU \(nvidia\).* it lists CPU \(cpu\)"):
+        install(needs_gpu, store, tiny.engine)
+    assert store.runtimes() == ()
+
+
+def test_what_gpu_a_runtime_needs_is_recorded_for_its_repair(tiny, store):
+    runtime = install(tiny.release(), store, tiny.engine)
+    assert store.manifest(runtime)["needs_gpu"] is None
+    asks = replace(tiny.release(), requires=Requirements(gpu=GpuRequirement("nvidia")))
+    assert recorded(runtime.directory, asks).requires.gpu is None
+
+    manifest = runtime.directory / "manifest.json"
+    data = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(data | {"needs_gpu": {"make": "nvidia", "min_driver": "525"}}))
+    assert recorded(runtime.directory, None).requires.gpu == GpuRequirement("nvidia", min_driver="525")
+
+    del data["needs_gpu"]
+    manifest.write_text(json.dumps(data))
+    assert recorded(runtime.directory, asks).requires.gpu == GpuRequirement("nvidia")
+    assert recorded(runtime.directory, None).requires.gpu is None
 
 
 def test_a_damaged_runtime_is_repaired_from_the_cache(tiny, store, web):

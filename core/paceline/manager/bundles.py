@@ -27,7 +27,7 @@ from packaging.tags import compatible_tags, cpython_tags, platform_tags
 from paceline import network
 from paceline.errors import ArchiveError, InstallError, NotFoundError
 from paceline.packages.archives import wrong_name
-from paceline.packages.depot import Depot, PackageFile
+from paceline.packages.depot import BUNDLES, Depot, PackageFile
 from paceline.packages.gathering import bring_all, check_room
 from paceline.packages.indexes import Indexes
 from paceline.packages.locked import applies
@@ -123,7 +123,7 @@ def create(
             files |= {file.sha256: file for file in _files(release, python, cache, wheels)}
     listed = sorted(files.values(), key=lambda file: (file.name, file.sha256))
     fetched = [file for file in listed if file.sha256 not in wheels]
-    depot = Depot(cache / "bundles")
+    depot = Depot(cache / BUNDLES)
     with depot.held(progress):
         check_room(fetched, depot)
         bring_all(fetched, depot, Indexes(cache), progress)

@@ -101,7 +101,7 @@ def clean_up(store: Store, keep: int, progress: Progress = silent) -> Cleanup:
 
 
 def clean_cache(cache: Path) -> str:
-    """Let uv delete from the download cache what nothing refers to; returns what it says about it."""
+    """Delete from the cache what nothing refers to, uv's part with uv; returns what was deleted, in words."""
     return prune_cache(cache)
 
 

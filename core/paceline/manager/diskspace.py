@@ -1,22 +1,39 @@
-"""Whether the disk has room for an installation, asked before anything starts."""
+"""Whether the disks have room for an installation, asked before anything starts."""
 
 from __future__ import annotations
 
 import shutil
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paceline.errors import InstallError
-from paceline.packages.locked import download_bytes
+from paceline.packages.locked import applies
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from paceline.store import Store
-    from paceline.types import Release
+    from paceline.types import Package, Release
 
 MARGIN_BYTES = 32 * 1000 * 1000
 """On top of the runtime's own size: the log, the hashes of its files, and room to go on working."""
+
+WHEEL_UNPACKS_TO = 4
+"""Installed bytes for one of a wheel, byte code included, for releases whose size nobody measured. All packages of MLX
+0.32.2 for Linux's CPU: 3.9 to 5.0, as their files and the Python are; mlx-metal 0.32.4: 3.9."""
+LIBRARY_UNPACKS_TO = 2.5
+"""The same for wheels of `LIBRARY_BYTES` and more: mlx-cuda-12 1.9, NVIDIA's NVRTC 2.5, its cuSPARSE 1.3."""
+LIBRARY_BYTES = 64 * 1000 * 1000
+SOURCE_UNPACKS_TO = 3
+"""Bytes for one of a source archive and of its build tools' wheels; llama-cpp-python 0.3.36 and its: 2.8 and 2.2."""
+BUILD_TREE = 1
+"""Bytes that compiling writes for one of the source archive; llama-cpp-python 0.3.36 for CPUs stays below."""
+CUDA_BUILD_TREE = 8
+"""The same where kernels are compiled for NVIDIA's GPUs: not measured, but what a wheel for all of them holds."""
+UNSIZED_WHEEL_BYTES = 64 * 1000 * 1000
+"""Taken for a wheel from an index page of its own that tells no size: llama-cpp-python's for processors is below."""
+UNSIZED_CUDA_WHEEL_BYTES = 600 * 1000 * 1000
+"""The same with kernels for all of NVIDIA's GPUs."""
 
 
 @dataclass(frozen=True)
@@ -29,22 +46,30 @@ class Space:
 
 
 def space_for(release: Release, store: Store, cache: Path) -> tuple[Space, ...]:
-    """What installing `release` needs where, were nothing of it here; empty where nobody knows its size.
+    """What installing `release` needs on each file system it writes to, were nothing of it here.
 
-    The size is the recipe's, or that of an installed runtime of the same name. A cache on the home's file system shares
-    its bytes with the runtime (uv links the files); on another it needs as much again. What is fetched lies in the
-    cache until it is unpacked. What a build needs while it runs is not in it.
+    A cache on the home's file system shares its bytes with the runtime (uv links the files); on another it needs as
+    much again. What is fetched lies in the cache until it is unpacked, and so does the source of what is built, with
+    its tools; compilers write to the folder for temporary files. Sizes that nobody measured are estimated from those of
+    the packages. Empty where no size is known at all, as of a plugin's release whose lock has none.
     """
-    size = release.recipe.installed_bytes or store.size_of_newest(release.name)
-    fetched = download_bytes(release.recipe)
-    if size is None and not fetched:
+    need = _need(release, store.size_of_newest(release.name))
+    if need is None:
         return ()
-    needed = (size or 0) + MARGIN_BYTES
-    where = _existing(cache).stat().st_dev
-    folders = {_existing(folder).stat().st_dev: folder for folder in (cache, store.home)}
+    runtime = need.installed + MARGIN_BYTES
+    spaces: dict[int, tuple[Path, int, int]] = {}
+    for folder, shared, own in (
+        (store.home, runtime, 0),
+        (cache, runtime, need.fetched + need.source),
+        (Path(tempfile.gettempdir()), 0, need.build_tree),
+    ):
+        if shared + own:
+            device = _existing(folder).stat().st_dev
+            named, most, sum_of_own = spaces.get(device, (folder, 0, 0))
+            spaces[device] = (named, max(most, shared), sum_of_own + own)
     return tuple(
-        Space(folder, needed + (fetched or 0) * (device == where), shutil.disk_usage(_existing(folder)).free)
-        for device, folder in folders.items()
+        Space(folder, shared + own, shutil.disk_usage(_existing(folder)).free)
+        for folder, shared, own in spaces.values()
     )
 
 
@@ -59,9 +84,48 @@ def check_space(release: Release, store: Store, cache: Path) -> None:
             raise InstallError(
                 f"installing {release.id} needs {_mb(space.needed_bytes)} in {space.folder}, "
                 f"where {_mb(space.free_bytes)} are free",
-                help="`paceline runtime prune --cache` frees space; or set PACELINE_HOME and PACELINE_CACHE to folders "
-                "on another disk",
+                help="`paceline runtime prune --cache` frees space; or set PACELINE_HOME, PACELINE_CACHE and, for what "
+                "is compiled, TMPDIR to folders on another disk",
             )
+
+
+@dataclass(frozen=True)
+class _Need:
+    """Bytes, by what they are for."""
+
+    fetched: int
+    installed: int
+    source: int
+    """Of what is built: its source and the tools for it, unpacked."""
+    build_tree: int
+
+
+def _need(release: Release, newest_bytes: int | None) -> _Need | None:
+    """`newest_bytes`: of an installed version of the release, which stands for one that nobody measured."""
+    recipe, gpu = release.recipe, release.requires.gpu
+    cuda = gpu is not None and gpu.make == "nvidia"
+    wanted = [p for p in recipe.packages if applies(p)]
+    installed = recipe.installed_bytes or newest_bytes
+    if installed is None and not any(p.size for p in wanted):
+        return None
+    unsized = UNSIZED_CUDA_WHEEL_BYTES if cuda else UNSIZED_WHEEL_BYTES
+    sources = sum(_size(p, unsized) for p in wanted if p.source)
+    wheels = {p: _size(p, unsized) for p in wanted if not p.source}
+    tools = sum(_size(p, 0) for p in recipe.build_packages if applies(p) and p not in wheels) if sources else 0
+    tree = int(sources * (CUDA_BUILD_TREE if cuda else BUILD_TREE))
+    if installed is None:  # of a source stays less than its building wrote
+        installed = tree + sum(int(n * _unpacks_to(n)) for n in wheels.values())
+    fetched = sources + tools + sum(n for p, n in wheels.items() if not p.file)
+    return _Need(fetched, installed, int(SOURCE_UNPACKS_TO * (sources + tools)), tree)
+
+
+def _size(package: Package, unsized: int) -> int:
+    """Of its largest file, since uv finds out which one it is; nothing for one of a lock without sizes."""
+    return max(package.size, default=unsized if package.index else 0)
+
+
+def _unpacks_to(wheel_bytes: int) -> float:
+    return LIBRARY_UNPACKS_TO if wheel_bytes >= LIBRARY_BYTES else WHEEL_UNPACKS_TO
 
 
 def _existing(folder: Path) -> Path:

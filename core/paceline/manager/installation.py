@@ -27,7 +27,7 @@ from paceline.packages.uv import base_interpreter
 from paceline.progress import Phase, silent
 from paceline.store import health, transaction
 from paceline.store.manifest import FILES, MANIFEST, SCHEMA_VERSION, python_of, read_json
-from paceline.types import Package, Recipe, Release, Requirements, Runtime
+from paceline.types import GpuRequirement, Package, Recipe, Release, Requirements, Runtime
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from paceline.progress import Progress
     from paceline.store import Store
 
-SMOKE_TIMEOUT_S = 120.0
+SMOKE_TIMEOUT_S = 300.0
+"""Some engines compile their GPU kernels when they are first used."""
 
 
 def install(
@@ -75,11 +76,13 @@ def install(
         return runtime
 
 
-def start_once(runtime: Runtime, engine: Engine) -> dict[str, Any]:
+def start_once(runtime: Runtime, engine: Engine, gpu: GpuRequirement | None = None) -> dict[str, Any]:
     """Start a worker of `runtime`, have it generate, and end it; what it says of itself is for the manifest.
 
-    Raises SmokeTestError when it does not start, or does not generate.
+    `gpu`: what its release asks for. Raises SmokeTestError when it does not start, sees no such GPU or does not
+    generate what is expected.
     """
+    from paceline.serving.samples import sample_for
     from paceline.serving.smoke import smoke_test
 
     try:
@@ -89,7 +92,8 @@ def start_once(runtime: Runtime, engine: Engine) -> dict[str, Any]:
             f"engine {engine.name} could not say how its worker starts: {type(error).__name__}: {error}",
             help="report it to the author of the plugin; `paceline plugins` names it",
         ) from error
-    return asdict(smoke_test(spec, sample=_sample(runtime.formats), timeout_s=SMOKE_TIMEOUT_S))
+    sample = sample_for(runtime.formats)
+    return asdict(smoke_test(spec, sample=sample, gpu=gpu, timeout_s=SMOKE_TIMEOUT_S))
 
 
 def repair(
@@ -151,13 +155,19 @@ def recorded(folder: Path, known: Release | None) -> Release | None:
             version=data["version"],
             platform=data["platform"],
             formats=tuple(data["formats"]),
-            requires=Requirements(cpu_features=tuple(data.get("needs_cpu", ()))),
+            requires=Requirements(cpu_features=tuple(data.get("needs_cpu", ())), gpu=_gpu(data, known)),
             recipe=recipe,
             channel=data["channel"],
             features=tuple(data["features"]),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _gpu(data: dict[str, Any], known: Release | None) -> GpuRequirement | None:
+    if "needs_gpu" not in data:  # not recorded by an older Paceline
+        return known.requires.gpu if known else None
+    return GpuRequirement(**data["needs_gpu"]) if data["needs_gpu"] else None
 
 
 def _package(data: dict[str, Any]) -> Package:
@@ -197,7 +207,7 @@ def _make(
             supply = supply or Indexes(cache)
             made = make_environment(staged, release.recipe, cache=cache, supply=supply, progress=progress)
             progress(Phase.CHECK, message="starting the engine once")
-            info = start_once(_runtime(release, staged), engine)
+            info = start_once(_runtime(release, staged), engine, release.requires.gpu)
             progress(Phase.CHECK, message="hashing the files")
             files = health.describe_files(staged, made.digests)
             transaction.write_json(staged / FILES, files)
@@ -256,12 +266,6 @@ def _runtime(release: Release, staged: Path) -> Runtime:
     )
 
 
-def _sample(formats: tuple[str, ...]) -> Path | None:
-    """The smallest model shipped with Paceline that one of `formats` can read."""
-    files = [f for name in formats for f in paths.samples().glob(f"*.{name}")]
-    return min(files, key=lambda f: f.stat().st_size, default=None)
-
-
 def _manifest(
     release: Release,
     staged: Path,
@@ -285,6 +289,7 @@ def _manifest(
         "python": health.base_python(base_interpreter()),
         "libc": health.libc(),
         "needs_cpu": native_builds.needed(cache, recipe, staged / "env") or release.requires.cpu_features,
+        "needs_gpu": asdict(release.requires.gpu) if release.requires.gpu else None,
         "lock": [asdict(p) for p in recipe.packages],
         "build_lock": [asdict(p) for p in recipe.build_packages],
         "config_settings": recipe.config_settings,

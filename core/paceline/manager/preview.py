@@ -22,7 +22,7 @@ class Preview:
 
     plan: InstallPlan
     disk: tuple[Space, ...]
-    """Empty where nobody knows the release's size."""
+    """Empty where no size is known at all."""
 
 
 def preview(release: Release, store: Store) -> Preview:

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from paceline.progress import Progress
     from paceline.types import Package
 
+BUNDLES = "bundles"
+"""The folder of the cache that has a depot of its own, for what a bundle is made of."""
+
 
 @dataclass(frozen=True)
 class PackageFile:
