@@ -66,11 +66,18 @@ def tiny_engine() -> ModuleType:
 
 
 @pytest.fixture
-def file_server() -> Iterator[Any]:
+def file_server(new_file_server: Callable[[], Any]) -> Iterator[Any]:
     """`tests/file_server.py`: an HTTP server and package index over loopback, with nothing in it yet."""
-    server = _module("file_server").FileServer()
+    server = new_file_server()
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def new_file_server() -> Callable[[], Any]:
+    """Begins a `file_server` for tests that keep it longer; to be closed."""
+    server: Callable[[], Any] = _module("file_server").FileServer
+    return server
 
 
 @pytest.fixture(scope="session")

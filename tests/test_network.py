@@ -1,17 +1,14 @@
-"""The door out of the host: who may use it, and that `--offline` closes it for every command there is."""
+"""The door out of the host: who may use it, and that nothing passes when it is closed."""
 
 from __future__ import annotations
 
-import json
 import ssl
 
 import certifi
-import click
 import httpx
 import pytest
 
 from paceline import network
-from paceline.cli import cli
 from paceline.errors import OfflineError, UsageError
 
 VARIABLES = ("PACELINE_OFFLINE", "SSL_CERT_FILE", "SSL_CERT_DIR", "PIP_CERT", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
@@ -93,118 +90,3 @@ def test_a_proxy_that_is_none(monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", "gopher://here:70")
     with pytest.raises(UsageError, match=r"the proxy .* cannot be used"):
         network.client()
-
-
-# --- every command, offline ------------------------------------------------------------------------------------------
-
-ARGUMENTS = {
-    ("runtime", "get"): ["tiny"],
-    ("runtime", "update"): ["--check"],
-    ("runtime", "repair"): [],
-    ("registry", "build"): ["{registry}"],
-    ("pairs",): [],
-}
-"""What a command is called with; the others get a word for every argument they need."""
-
-ENDLESS = {("serve",)}
-"""`serve` goes on until it is ended. What it asks for at its start is `runtime update`'s."""
-
-AT_HOME = {("ps",), ("load",), ("unload",)}
-"""They speak to the server of this machine, which answers offline, too."""
-
-RUN = """
-import json, os, sys
-from paceline.errors import PacelineError
-
-reached = []
-def watch(event, arguments):
-    if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto"):
-        reached.append(f"{event} {arguments[1:] if event != 'socket.getaddrinfo' else arguments}")
-sys.addaudithook(watch)
-
-import click
-from paceline.cli import cli
-
-os.chdir(sys.argv[2])
-said = {}
-for argv in json.loads(sys.argv[1]):
-    try:
-        said[" ".join(argv)] = cli.main([*OPTIONS, *argv], standalone_mode=False)
-    except (PacelineError, click.ClickException, click.exceptions.Abort, SystemExit) as error:
-        said[" ".join(argv)] = f"{type(error).__name__}: {error}"
-print(json.dumps({"reached": reached, "said": said}))
-"""
-
-
-def commands(group, path=()):
-    """Every command below a group, with its path."""
-    context = click.Context(group)
-    for name in group.list_commands(context):
-        command = group.get_command(context, name)
-        if isinstance(command, click.Group):
-            yield from commands(command, (*path, name))
-        else:
-            yield (*path, name), command
-
-
-def every_command(registry):
-    for path, command in commands(cli):
-        if path in ENDLESS | AT_HOME:
-            continue
-        needed = [p for p in command.params if p.required]
-        words = [w for p in needed for w in ((p.opts[0], "x") if isinstance(p, click.Option) else ("x",))]
-        yield [*path, *(a.format(registry=registry) for a in ARGUMENTS.get(path, words))]
-
-
-@pytest.fixture
-def world(tiny, file_server, tmp_path, monkeypatch):
-    """One process that runs many commands, and a server that is its package index and its every proxy."""
-    monkeypatch.delenv("PIP_NO_INDEX")
-    monkeypatch.delenv("UV_FIND_LINKS")
-    registry = tmp_path / "registry.json"
-    registry.write_text(
-        '{"schema_version": 1, "releases": [{"engine": "e", "version": "1.0", "platform": "linux-x86_64-cpu",'
-        ' "formats": ["gguf"], "requires": {"os": "linux", "arch": "x86_64", "min_glibc": "2.28", "python": ">=3.11"},'
-        ' "recipe": {"roots": ["alpha"], "packages": []}}]}'
-    )
-
-    def run(options, argvs):
-        proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy"), file_server.url)
-        variables = {**tiny.environment(), **proxies, "UV_DEFAULT_INDEX": file_server.index, "UV_HTTP_RETRIES": "0"}
-        variables |= {"PIP_NO_INDEX": "0", "UV_FIND_LINKS": "", "NO_PROXY": ""}
-        done = tiny.python("-c", f"OPTIONS = {options!r}\n{RUN}", json.dumps(argvs), str(tmp_path), **variables)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout.splitlines()[-1])
-
-    run.registry = registry
-    return run
-
-
-def test_offline_no_command_reaches_out(world, file_server):
-    told = world(["--offline"], list(every_command(world.registry)))
-
-    assert file_server.asked == []
-    assert told["reached"] == []
-    assert "network was disabled" in told["said"]["runtime get tiny"]
-    assert "network was disabled" in told["said"][f"registry build {world.registry}"]
-
-
-def test_offline_a_server_of_this_machine_is_asked_and_no_other(world, file_server):
-    asking = [[*path, *(() if path == ("ps",) else ("x",))] for path in sorted(AT_HOME)]
-
-    at_home = world(["--offline"], [[*argv, "--server", "http://127.0.0.1:1"] for argv in asking])
-    elsewhere = world(["--offline"], [[*argv, "--server", "http://paceline.test:1"] for argv in asking])
-
-    assert file_server.asked == []
-    assert at_home["reached"]
-    assert all("'127.0.0.1', 1" in address for address in at_home["reached"])
-    assert elsewhere["reached"] == []
-    assert [said.partition(":")[0] for said in elsewhere["said"].values()] == ["OfflineError"] * len(asking)
-
-
-def test_online_the_same_commands_do(world, file_server):
-    """So that the test above could fail: the door is watched where it is used."""
-    world([], [["runtime", "get", "tiny"], ["registry", "build", str(world.registry)]])
-
-    assert any("tinyengine" in path or "tinydep" in path for path in file_server.asked)
-    assert any("alpha" in path for path in file_server.asked)

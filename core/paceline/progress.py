@@ -21,7 +21,7 @@ class Phase(StrEnum):
     BUILD = "build"
     """`done` of `total` compiler steps, of the package named in the message."""
     CHECK = "check"
-    """The engine is started once, and every file is hashed."""
+    """The files are compared with what their packages record, the engine is started once, every file is hashed."""
     PUBLISH = "publish"
     """Everything is ready; the next step is the one rename that makes it count."""
     DONE = "done"

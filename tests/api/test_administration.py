@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -11,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from paceline.api.operations import GRACE_S
 from paceline.manager.installation import install
 from paceline.store import Store
 from paceline.types import Package, Recipe, Requirements
@@ -191,31 +193,81 @@ def builds(server):
     return found
 
 
-def test_a_build_stands_still_while_answers_are_generated_and_ends_with_the_server(
-    tiny, store, installed, managed, tmp_path
-):
+@pytest.fixture
+def parrot(tmp_path):
+    """A model of the echo engine that answers no further before a file `go` is in the folder."""
     gate = tmp_path / "gate"
     gate.mkdir()
     file = tmp_path / "models" / "birds" / "parrot" / "parrot.echo"
     file.parent.mkdir(parents=True)
     faults = [{"at": "step", "do": "gate", "value": str(gate)}]
     words = ["To", " be", " or", " not"]
-    parrot = {"name": "parrot", "parameters": 2000, "context_length": 4096, "vocabulary": words, "faults": faults}
-    file.write_text(json.dumps(parrot))
-    preparing = managed()
-    with preparing.client(preparing.admin) as http:
+    model = {"name": "parrot", "parameters": 2000, "context_length": 4096, "vocabulary": words, "faults": faults}
+    file.write_text(json.dumps(model))
+    return gate
+
+
+def get_echo(managed):
+    """Install the echo engine through a server, which then ends."""
+    server = managed()
+    with server.client(server.admin) as http:
         http.post("/api/v1/runtimes/install", json={"query": "echo"}).raise_for_status()
-    preparing.end()
+    server.end()
+
+
+def ask(http):
+    return http.post("/v1/completions", json={"model": "parrot", "prompt": "To be or not", "max_tokens": 4})
+
+
+@pytest.mark.parametrize("then", ["goes on", "is ended"])
+def test_nothing_that_computes_much_begins_while_answers_are_generated(
+    tiny, store, index, file_server, managed, parrot, then
+):
+    get_echo(managed)
+    file_server.faulty = "/files/tinyengine-1.1"
+    file_server.misbehave_always(drip=0.005)  # long enough for a request to come meanwhile
+    server = managed("--update", "apply", *AT_ONCE, **index)
+
+    def progress():
+        return (server.update()["operation"] or {}).get("progress") or {}
+
+    server.until(lambda: progress().get("phase") == "download")
+    with server.client() as http, ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(ask, http)
+        server.until(lambda: server.update()["operation"]["paused"])
+        assert (progress()["phase"], progress()["done"]) == ("packages", 0)
+        (staged,) = store.staging.iterdir()
+        time.sleep(0.5)
+        assert server.update()["operation"]["paused"]
+        assert not list(staged.glob("env/lib/python*/site-packages/tinyengine"))
+        if then == "is ended":
+            began = time.monotonic()
+            operation = server.update()["operation"]["id"]
+            with server.client(server.admin) as admin:
+                assert admin.delete(f"/api/v1/runtimes/operations/{operation}").json()["state"] == "cancelled"
+            assert time.monotonic() - began < GRACE_S
+        (parrot / "go").touch()
+        assert answer.result(60).json()["choices"][0]["text"] == "To be or not"
+    if then == "is ended":
+        assert list(store.staging.iterdir()) == []
+        assert store.selection().formats["tiny"] == "tiny-any-cpu@1.0"
+    else:
+        assert outcome(server)["operation"]["result"]["installed"][0]["runtime"] == "tiny-any-cpu@1.1"
+
+
+def test_a_build_stands_still_while_answers_are_generated_and_ends_with_the_server(
+    tiny, store, installed, managed, parrot
+):
+    get_echo(managed)
     tiny.offer(tiny.release("2.0", linger="yes"))
     server = managed("--update", "apply", *AT_ONCE)
     (build,) = server.until(lambda: builds(server))
 
     with server.client() as http, ThreadPoolExecutor(1) as pool:
-        request = {"model": "parrot", "prompt": "To be or not", "max_tokens": 4}
-        answer = pool.submit(http.post, "/v1/completions", json=request)
+        answer = pool.submit(ask, http)
         server.until(lambda: server.update()["operation"]["paused"])
         server.until(lambda: build.status() == psutil.STATUS_STOPPED)
-        (gate / "go").touch()
+        (parrot / "go").touch()
         assert answer.result(60).status_code == 200
     server.until(lambda: not server.update()["operation"]["paused"])
     server.until(lambda: build.status() != psutil.STATUS_STOPPED)

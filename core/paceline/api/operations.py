@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import sys
+import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
@@ -50,7 +51,7 @@ class Operation:
     do: str
     arguments: Mapping[str, Any]
     yielding: bool
-    """While answers are generated, what it builds stands still."""
+    """While answers are generated, what it builds stands still, and it begins nothing else that computes much."""
     id: str = field(default_factory=lambda: uuid4().hex[:12])
     state: State = State.WAITING
     began_at: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -63,6 +64,8 @@ class Operation:
     def __post_init__(self) -> None:
         self._changed = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
+        self.asks: int | None = None
+        """The step before which it waits for a go-ahead."""
 
     @property
     def ended(self) -> bool:
@@ -168,18 +171,26 @@ class Operations:
             self._ended()
 
     async def _work(self, operation: Operation) -> dict[str, Any]:
-        request = json.dumps({"do": operation.do, "arguments": dict(operation.arguments)})
-        argv = [sys.executable, "-P", "-m", "paceline.manager.errand", request]
+        if not operation.yielding:
+            return await self._run_errand(operation, None)
+        with tempfile.TemporaryDirectory(prefix="paceline-gate-") as gate:
+            return await self._run_errand(operation, Path(gate))
+
+    async def _run_errand(self, operation: Operation, gate: Path | None) -> dict[str, Any]:
+        request = {"do": operation.do, "arguments": dict(operation.arguments), "gate": str(gate) if gate else None}
+        argv = [sys.executable, "-P", "-m", "paceline.manager.errand", json.dumps(request)]
         environment = {**os.environ, "PACELINE_HOME": str(self._home)}
         said: deque[str] = deque(maxlen=_TAIL_LINES)
         async with child.running(argv, env=environment, cwd=Path(sys.prefix), grace_s=GRACE_S) as process:
-            pausing = asyncio.create_task(self._give_way(operation, process.pid)) if operation.yielding else None
+            pausing = asyncio.create_task(self._give_way(operation, process.pid, gate)) if gate is not None else None
             try:
                 assert process.stdout is not None
                 async for line in process.stdout:
                     message = _message(line)
                     if "progress" in message:
                         operation.change(progress=message["progress"])
+                    elif "asks" in message:
+                        operation.asks = message["asks"]
                     elif "result" in message:
                         return {"state": State.DONE, "result": message["result"]}
                     elif "error" in message:
@@ -194,14 +205,25 @@ class Operations:
         status = process.returncode
         return _failed("internal_error", f"the process that should {operation.do} ended with status {status}", said)
 
-    async def _give_way(self, operation: Operation, pid: int) -> None:
-        """Let a build stand still while answers are generated. A download goes on, lest its connections break."""
+    async def _give_way(self, operation: Operation, pid: int, gate: Path) -> None:
+        """Let a build stand still while answers are generated, and no other step that computes much begin.
+
+        A build is suspended in the middle. A download goes on, lest its connections break; and what has time-outs of
+        its own, such as the start of the engine, is not begun before it may, and then not interrupted.
+        """
+        suspended = False
         try:
             while True:
+                busy = self._is_busy()
                 building = (operation.progress or {}).get("phase") == "build"
-                if (wanted := building and self._is_busy()) != operation.paused:
+                if (wanted := building and busy) != suspended:
                     (child.pause if wanted else child.resume)(pid)
-                    operation.change(paused=wanted)
+                    suspended = wanted
+                if operation.asks is not None and not busy:
+                    (gate / str(operation.asks)).touch()
+                    operation.asks = None
+                if (paused := suspended or operation.asks is not None) != operation.paused:
+                    operation.change(paused=paused)
                 await asyncio.sleep(_LOOK_S)
         finally:
             child.resume(pid)

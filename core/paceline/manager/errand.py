@@ -3,6 +3,9 @@
 A server runs it so, because compiling, unpacking and hashing would hold up its answers, and because a process can be
 ended at any moment. Written to stdout, one JSON object a line: `{"progress": {"subject", "phase", "done", "total",
 "message"}}`, and at the end `{"result": {…}}` or `{"error": {"code", "message", "help", "param"}}`. SIGTERM cancels.
+
+With `"gate": FOLDER` in the request it also writes `{"asks": N}` before each step that computes or writes much, and
+waits there, for as long as it takes, until there is a file FOLDER/N.
 """
 
 from __future__ import annotations
@@ -11,8 +14,11 @@ import json
 import os
 import signal
 import sys
+import time
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paceline import paths, plugins, refusals
@@ -28,12 +34,17 @@ from paceline.store import Store, health
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import TypeAlias
 
     from paceline.manager.updates import Update
     from paceline.plugins import Plugins
     from paceline.progress import Progress
 
+    Teller: TypeAlias = Callable[[str | None], Progress]
+    """Makes the progress of a subject, which is written."""
+
 NICENESS = 10
+_LOOK_S = 0.05
 
 
 def main(text: str) -> int:
@@ -42,8 +53,10 @@ def main(text: str) -> int:
         os.nice(NICENESS)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     request = json.loads(text)
+    gate = _Gate(Path(request["gate"]) if request.get("gate") else None)
     try:
-        result = ERRANDS[request["do"]](Store(paths.home()), plugins.load(), **request["arguments"])
+        teller = partial(_teller, gate)
+        result = ERRANDS[request["do"]](Store(paths.home()), plugins.load(), teller, **request["arguments"])
     except PacelineError as error:
         _write({"error": describe(error)})
         return 1
@@ -67,6 +80,7 @@ def describe(error: PacelineError) -> dict[str, Any]:
 def _install(
     store: Store,
     loaded: Plugins,
+    teller: Teller,
     *,
     query: str | None,
     allow_incompatible: bool,
@@ -87,7 +101,7 @@ def _install(
         prefer=prefer,
     )
     release, before = choice.release, {r.id for r in store.runtimes()}
-    runtime = install(release, store, loaded.engine(release.engine), _teller(release.id), allow_unpinned=allow_unpinned)
+    runtime = install(release, store, loaded.engine(release.engine), teller(release.id), allow_unpinned=allow_unpinned)
     return {
         "runtime": inventory.describe_runtime(runtime, store, store.selection()),
         "already_installed": runtime.id in before,
@@ -98,6 +112,7 @@ def _install(
 def _update(
     store: Store,
     loaded: Plugins,
+    teller: Teller,
     *,
     query: str | None,
     check: bool,
@@ -109,7 +124,7 @@ def _update(
 ) -> dict[str, Any]:
     """`hold_failed`: as `updating.attempt` has it."""
     policy = updating.Policy(channel, timedelta(days=minimum_age_days), allow_unpinned)
-    tell, selected = _teller(None), updating.selected_runtimes(store, query)
+    tell, selected = teller(None), updating.selected_runtimes(store, query)
     asked = updating.sources(
         store, loaded, policy, lambda said: tell(Phase.SEARCH, message=said), package_index=not registry_only
     )
@@ -117,7 +132,7 @@ def _update(
     would = [_update_facts(u, store) for u in found.updates]
     installed, failed = [], []
     for step in () if check else found.updates:
-        progress = _teller(step.release.id)
+        progress = teller(step.release.id)
         made = updating.attempt(step, store, loaded, progress, allow_unpinned=allow_unpinned, hold_failed=hold_failed)
         if isinstance(made, updating.Failed):
             told = {"release": step.release.id, "stays": step.runtime.id, "held": made.held}
@@ -149,27 +164,27 @@ def _update_facts(update: Update, store: Store) -> dict[str, Any]:
     }
 
 
-def _verify(store: Store, loaded: Plugins, *, query: str | None) -> dict[str, Any]:
-    found = {name: _checked(store, name) for name in inventory.installed_names(store, query)}
+def _verify(store: Store, loaded: Plugins, teller: Teller, *, query: str | None) -> dict[str, Any]:
+    found = {name: _checked(store, name, teller) for name in inventory.installed_names(store, query)}
     return {"runtimes": [{"id": n, "state": h.state, "problems": list(h.problems)} for n, h in found.items()]}
 
 
-def _repair(store: Store, loaded: Plugins, *, query: str | None) -> dict[str, Any]:
+def _repair(store: Store, loaded: Plugins, teller: Teller, *, query: str | None) -> dict[str, Any]:
     names = to_mend(store, query)
-    damaged = [name for name in names if not _checked(store, name).ok]
+    damaged = [name for name in names if not _checked(store, name, teller).ok]
     for name in damaged:
-        mend(name, store, loaded, _teller(name))
+        mend(name, store, loaded, teller(name))
     return {"whole": [n for n in names if n not in damaged], "repaired": damaged}
 
 
-def _prune(store: Store, loaded: Plugins, *, keep: int, cache: bool, dry_run: bool) -> dict[str, Any]:
-    done = plan_cleanup(store, keep) if dry_run else clean_up(store, keep, _teller(None))
+def _prune(store: Store, loaded: Plugins, teller: Teller, *, keep: int, cache: bool, dry_run: bool) -> dict[str, Any]:
+    done = plan_cleanup(store, keep) if dry_run else clean_up(store, keep, teller(None))
     said = clean_cache(paths.cache()) if cache and not dry_run else None
     return done.describe(said, dry_run=dry_run)
 
 
-def _checked(store: Store, name: str) -> health.Health:
-    _teller(name)(Phase.CHECK, message="hashing the files")
+def _checked(store: Store, name: str, teller: Teller) -> health.Health:
+    teller(name)(Phase.CHECK, message="hashing the files")
     return health.full(store.folder / name)
 
 
@@ -182,8 +197,29 @@ ERRANDS: dict[str, Callable[..., dict[str, Any]]] = {
 }
 
 
-def _teller(subject: str | None) -> Progress:
-    """A progress that is written, where it is not the same again."""
+class _Gate:
+    """Where an errand asks whether it may go on, and waits until it may; without a `folder` it always may."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._asked = 0
+
+    def pass_through(self) -> None:
+        if self._folder is None:
+            return
+        self._asked += 1
+        _write({"asks": self._asked})
+        while not (self._folder / str(self._asked)).exists():
+            time.sleep(_LOOK_S)
+
+
+def _begins_much(phase: Phase, done: int) -> bool:
+    """Whether packages are put into an environment next, or files compared, or the engine is started."""
+    return phase is Phase.CHECK or (phase is Phase.PACKAGES and done == 0)
+
+
+def _teller(gate: _Gate, subject: str | None) -> Progress:
+    """A progress that is written, where it is not the same again; what begins then waits for its go-ahead."""
     last: dict[str, Any] = {}
 
     def tell(phase: Phase, done: int = 0, total: int | None = None, message: str = "") -> None:
@@ -191,6 +227,8 @@ def _teller(subject: str | None) -> Progress:
         if now != last:
             last.update(now)
             _write({"progress": now})
+            if _begins_much(phase, done):
+                gate.pass_through()
 
     return tell
 

@@ -72,6 +72,7 @@ def make_environment(folder: Path, recipe: Recipe, *, cache: Path, supply: Suppl
                 uv.run(["cache", "clean", *foreign, "--cache-dir", cache / "uv"])
             installer = _Installer(uv, recipe, python, cache, supply, progress)
             installer.install()
+            progress(Phase.CHECK, message="comparing the files with what their packages record")
             if damaged := wheel_records.damaged(environment, digests):
                 digests = installer.install_anew(damaged, environment)
             native_builds.note(cache, recipe, uv.built)
@@ -159,15 +160,19 @@ class _Installer:
         """
         arguments = [*self._options, *options, "-r", "requirements.txt"]
         if self._recipe.unpinned:
+            self._begin()
             self._uv.run(arguments)
             return
         missing = self._missing(options)
-        if not missing and self._uv.succeeds([*arguments, *self._from_here()]):
-            return
+        if not missing:
+            self._begin()
+            if self._uv.succeeds([*arguments, *self._from_here()]):
+                return
         with self._depot.held(self._progress) as waited:
             if waited:
                 missing = self._missing(options)
             brought = gather(missing, self._depot, self._supply, self._progress) if missing else None
+            self._begin()
             self._uv.run([*arguments, *(self._from_here() if brought is not None else ())])
             self._depot.drop(brought or ())
 
@@ -180,6 +185,9 @@ class _Installer:
             files = ", ".join(f"{file} of {package}" for package, file in still.items())
             raise BuildError(f"what was installed is not what its packages record: {files}")
         return digests
+
+    def _begin(self) -> None:
+        self._progress(Phase.PACKAGES, 0, len(self._recipe.packages))
 
     def _missing(self, options: Sequence[str]) -> list[Package]:
         """The packages that uv could not install without a network, with those that building them takes."""
