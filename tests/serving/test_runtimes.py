@@ -465,6 +465,23 @@ def test_a_watch_outlives_what_goes_wrong(cage, runtimes, caplog, monkeypatch):
     run(scenario())
 
 
+def test_a_model_can_be_unloaded_while_it_moves(cage, runtimes):
+    model = cage.model(cage.add("parrot"))
+    second = runtimes[1]
+
+    async def scenario():
+        async with cage.serving() as serving:
+            async with serving.lease(model):
+                cage.store.select(second)
+                await serving.move_idle()
+            await until(lambda: cage.store.in_use_by(second))
+            await serving.unload(model.id)
+            assert serving.loaded() == ()
+            assert cage.store.in_use_by(second) == ()
+
+    run(scenario())
+
+
 def test_closing_ends_a_move(cage, runtimes):
     second = runtimes[1]
     model = cage.model(cage.add("parrot", faults=[{"at": "load", "do": "hang", "in": second.id}]))

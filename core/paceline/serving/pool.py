@@ -226,9 +226,9 @@ class Serving:
             return place.describe()
 
     async def unload(self, model_id: str) -> None:
-        """Unload a model once its running requests are done."""
+        """Unload a model once its running requests are done; one that loads or moves now, once that is done, too."""
         place = self._places.get(model_id)
-        if place is None or place.worker is None:
+        if place is None or (place.worker is None and not place.entry.locked()):
             loaded = ", ".join(m.model.id for m in self.loaded()) or "none"
             raise NotFoundError(f"model {model_id!r} is not loaded (loaded: {loaded})", param="instance_id")
         async with place.entry:
