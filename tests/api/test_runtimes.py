@@ -188,6 +188,44 @@ def test_the_latest_is_selected_and_what_nobody_needs_goes(tiny, store, store_wo
     assert store.runtimes() == (second,)
 
 
+def test_what_engines_see_is_asked_by_an_administrator_and_remembered(tiny, store, managed):
+    install(tiny.release("1.0"), store, tiny.engine)
+    server = managed()
+    with server.client(server.admin) as http:
+
+        def seen(answer):
+            (runtime,) = answer.json()["runtimes"]
+            return runtime["runtime"], runtime["devices"], runtime["problem"]
+
+        not_yet = ("tiny-any-cpu@1.0", None, "it was not asked yet which devices it sees")
+        asked = ("tiny-any-cpu@1.0", ["CPU (cpu)"], None)
+        assert seen(http.get("/api/v1/runtimes/survey")) == not_yet
+        assert seen(http.post("/api/v1/runtimes/survey", json={})) == asked
+        assert seen(http.get("/api/v1/runtimes/survey")) == asked
+
+
+def test_the_doctor_says_what_is_wrong_to_an_administrator(tiny, store, managed):
+    runtime = install(tiny.release("1.0"), store, tiny.engine)
+    server = managed()
+    with server.client(server.admin) as http:
+
+        def problems():
+            answer = http.get("/api/v1/doctor").json()
+            wrong = [f for f in answer["findings"] if f["status"] == "problem" and f["check"] == "runtimes"]
+            assert answer["problems"] >= len(wrong)
+            assert {f["check"] for f in answer["findings"]} >= {"versions", "home", "disk", "runtimes", "index"}
+            return wrong
+
+        assert problems() == []
+        (runtime.directory / "manifest.json").write_text("{}")
+        (wrong,) = problems()
+    assert runtime.id in wrong["message"]
+    assert wrong["help"]
+    for token, status in ((None, 401), (server.user, 403)):
+        with server.client(token) as http:
+            assert http.get("/api/v1/doctor").status_code == status
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="a compiler that is a script")
 def test_the_survey_is_taken_anew(tmp_path, managed):
     compiler = tmp_path / "bin" / "nvcc"

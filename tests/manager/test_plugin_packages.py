@@ -128,6 +128,12 @@ def test_from_the_index_with_what_it_needs(world):
     assert world.server.sha256("parrot-1.0-py3-none-any.whl") in shown
     assert not (world.home / "plugins.json").exists()
     assert "cancelled" in world.refused("install", "parrot", status=130)
+    unasked = world.run("plugins", "install", "parrot", "--json")
+    assert (unasked.returncode, json.loads(unasked.stdout)["added"][0]["engines"]) == (2, ["parrot"])
+    assert "nothing was changed: with --json nobody is asked" in unasked.stderr
+    assert "paceline plugins install --json -y" in unasked.stderr
+    assert "[y/N]" not in unasked.stderr
+    assert world.leftovers() == []
     assert world.listed().keys() == {"llama-cpp", "mlx"}
 
     assert "parrot is active: parrot" in world.ok("install", "parrot", "-y")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI
 
 import paceline
-from paceline.api import errors, lmstudio, openai, runtimes, tokenizing
+from paceline.api import errors, lmstudio, machine, openai, runtimes, tokenizing
 from paceline.api.completions import Completions
 from paceline.api.embeddings import Embeddings
 from paceline.api.security import LocalOnly, TokensOnly
@@ -66,6 +66,7 @@ def create_app(
     app.include_router(tokenizing.routes(library, serving))
     if administration is not None:
         app.include_router(runtimes.routes(administration))
+        app.include_router(machine.routes(administration))
 
     @app.get("/health")
     async def health() -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from paceline.api import sse
+from paceline.api import machine, sse
 from paceline.api.body import Schema, read_object, validate
 from paceline.api.errors import ApiError
 from paceline.api.operations import Operation, Operations, State
@@ -25,7 +25,6 @@ from paceline.manager.exact import ranked_or_found
 from paceline.manager.preview import preview
 from paceline.preferences import preferred
 from paceline.store import Store
-from paceline.survey import known_survey
 
 if TYPE_CHECKING:
     from paceline.api.administration import Administration
@@ -140,8 +139,8 @@ def _add_reads(router: APIRouter, admin: Administration) -> None:
 
     @router.get("/survey")
     async def survey() -> dict[str, Any]:
-        """The facts about this machine, each with its source."""
-        return await _of(_facts)
+        """The facts about this machine, each with its source, and what engines said they see."""
+        return await _of(lambda: machine.surveyed(admin))
 
     @router.get("/updates")
     async def updates() -> dict[str, Any]:
@@ -167,9 +166,9 @@ def _add_changes(router: APIRouter, admin: Administration) -> None:
 
     @router.post("/survey")
     async def survey(request: Request) -> dict[str, Any]:
-        """Ask drivers and compilers anew, whatever is remembered."""
+        """Ask drivers, compilers and engines anew, whatever is remembered."""
         validate(Change, await read_object(request))
-        return await _of(lambda: _facts(refresh=True))
+        return await _of(lambda: machine.surveyed(admin, refresh=True))
 
     @router.post("/select")
     async def select(request: Request) -> dict[str, Any]:
@@ -359,10 +358,6 @@ def _installed(store: Store) -> dict[str, Any]:
 
 def _selection(store: Store) -> dict[str, Any]:
     return inventory.describe_selection(store.selection())
-
-
-def _facts(*, refresh: bool = False) -> dict[str, Any]:
-    return {"facts": jsonable_encoder(known_survey(refresh=refresh))}
 
 
 def _preview(

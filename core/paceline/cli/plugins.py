@@ -9,6 +9,7 @@ import click
 from paceline import paths, plugin_folder
 from paceline.cli import output
 from paceline.cli.group import Group
+from paceline.errors import UsageError
 from paceline.store import Store
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from paceline.plugin_folder import Held, Request, State
     from paceline.plugins import Plugin, Plugins
 
-_yes = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+_yes = click.option("-y", "--yes", is_flag=True, help="Do not ask; --json never does.")
 _dry_run = click.option("--dry-run", is_flag=True, help="Say what would change and change nothing.")
 
 
@@ -136,13 +137,18 @@ def _request_words(request: Request) -> str:
 
 
 def _asking(verb: str, yes: bool, dry_run: bool, as_json: bool) -> Callable[[Change], bool]:
-    """Shows a change, and asks for it where it does anything."""
+    """Shows a change, and asks for it; with --json it cannot ask, and raises UsageError unless `yes`."""
 
     def confirm(change: Change) -> bool:
-        if not as_json or dry_run:
+        if not (as_json and yes) or dry_run:
             _show(change, as_json)
         if dry_run:
             return False
+        if as_json and not yes:
+            raise UsageError(
+                f"nothing was changed: with --json nobody is asked whether to {verb} what is shown",
+                help=f"look at it, then `paceline plugins {verb} --json -y …`",
+            )
         return yes or click.confirm(f"{verb.capitalize()}?", err=True)
 
     return confirm

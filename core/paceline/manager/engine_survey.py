@@ -30,9 +30,18 @@ class Seen:
 
 
 def ask_engine(
-    runtime: Runtime, engine: Engine, store: Store, survey: Survey, cache: Path, *, refresh: bool = False
+    runtime: Runtime,
+    engine: Engine,
+    store: Store,
+    survey: Survey,
+    cache: Path,
+    *,
+    refresh: bool = False,
+    start: bool = True,
 ) -> Seen:
     """Ask the worker of `runtime`; what it said is remembered below `cache` for this runtime, driver and cards.
+
+    Without `start` only what is remembered counts.
 
     Never raises PacelineError: a worker that does not start is the answer, and is not remembered.
     """
@@ -41,6 +50,9 @@ def ask_engine(
     def ask() -> list[str] | None:
         from paceline.serving.smoke import smoke_test
 
+        if not start:
+            problems.append("it was not asked yet which devices it sees")
+            return None
         try:
             devices = smoke_test(engine.worker(runtime), timeout_s=TIMEOUT_S).devices
         except PacelineError as error:
