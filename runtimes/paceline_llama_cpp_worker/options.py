@@ -8,7 +8,7 @@ from typing import Any
 
 from paceline_worker.adapters import Adapter, read_adapters
 from paceline_worker.options import Options, invalid
-from paceline_worker.prompt_cache import OPTION, read_limit
+from paceline_worker.prompt_cache import DEFAULT_LIMIT, OPTION, read_limit
 
 CACHE_TYPES = {
     "f32": 0,
@@ -64,7 +64,7 @@ class LoadOptions:
     batch: int | None = None
     """Tokens computed in one step."""
     parallel: int | None = None
-    prompt_cache: int = 0
+    prompt_cache: int = DEFAULT_LIMIT
     """Bytes of states that are kept beyond the slots."""
     embedding: bool = False
 

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 OPTION = "prompt_cache_bytes"
 """The load option of a main model that bounds it."""
 
-_DEFAULT_LIMIT = 2**30
+DEFAULT_LIMIT = 2**30
 _MOST = 2**53
 
 
 def read_limit(options: Options) -> int:
     """The bound that a load asks for."""
     limit = options.whole(OPTION, least=0, most=_MOST)
-    return _DEFAULT_LIMIT if limit is None else limit
+    return DEFAULT_LIMIT if limit is None else limit
 
 
 @dataclass(frozen=True, eq=False)

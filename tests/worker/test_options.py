@@ -93,3 +93,11 @@ def test_only_gpus_that_are_there_can_be_used(options, name, seen):
 )
 def test_mapping_and_locking_are_one_setting_of_llama_cpp(options, mode):
     assert read_options(options, "main", []).placement.load_mode == mode
+
+
+def test_how_much_is_kept_beyond_the_slots_can_be_said():
+    assert read_options({"prompt_cache_bytes": 2**40}, "main", []).prompt_cache == 2**40
+    assert read_options({"prompt_cache_bytes": 0}, "main", []).prompt_cache == 0
+    for value in (-1, 1.5, "1G", True):
+        with pytest.raises(Fault, match="prompt_cache_bytes"):
+            read_options({"prompt_cache_bytes": value}, "main", [])

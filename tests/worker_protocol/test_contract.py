@@ -370,6 +370,64 @@ def test_conversations_that_take_turns_on_one_slot_find_their_beginnings_again(w
     assert max(talk(parallel=1, prompt_cache_bytes=0)[1]) < 5
 
 
+@pytest.fixture
+def side_by_side(paired):
+    """A worker with both models whose slots run at the same time."""
+    if paired.call("initialize", protocol=1)["slots"] == 1:
+        pytest.skip("this worker runs one generation at a time")
+    return paired
+
+
+def test_a_long_prompt_does_not_hold_up_a_stream(side_by_side, candidate):
+    worker = side_by_side
+    stream = worker.begin("generate", prompt=candidate.prompt, ignore_eos=True)
+    worker.first_tokens(stream)
+    long = worker.begin("generate", prompt="word " * 1000, max_tokens=1)
+    worker.answer(long)
+    worker.call("cancel", request=stream)
+    worker.answer(stream)
+    said = [
+        (f["method"], f["params"]["request"])
+        for f in worker.frames
+        if f.get("method") in ("tokens", "prompt") and f["params"]["request"] in (stream, long)
+    ]
+    chunks = [i for i, entry in enumerate(said) if entry == ("prompt", long)]
+    assert len(chunks) > 5
+    for before, after in itertools.pairwise(chunks):
+        assert ("tokens", stream) in said[before:after]
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside a stream"])
+def test_a_long_prompt_can_be_asked_about_and_cancelled_within_a_step(side_by_side, candidate, beside):
+    worker = side_by_side
+    if beside:
+        stream = worker.begin("generate", prompt=candidate.prompt, ignore_eos=True, draft={})
+        worker.first_tokens(stream)
+    long = worker.begin("generate", prompt="word " * 1900, ignore_eos=True)
+    worker.wait_for(lambda f: f.get("method") == "prompt" and f["params"]["request"] == long)
+    assert long in worker.call("health")["running"]
+    cancel = worker.begin("cancel", request=long)
+    assert worker.answer(long)["stop_reason"] == "userStopped"
+    answered = next(i for i, f in enumerate(worker.frames) if f.get("id") == cancel)
+    later = [f for f in worker.frames[answered:] if f.get("params", {}).get("request") == long]
+    assert len(later) <= 1
+
+
+def test_a_conversation_s_beginning_is_found_again_and_shared(side_by_side, candidate):
+    worker = side_by_side
+    system = "".join(f"def helper_{n}(value):\n    return value + {n}\n\n" for n in range(20))
+    other = {"prompt": system + "# other\n" + candidate.prompt, "max_tokens": 8, "sampling": GREEDY}
+    first = worker.begin("generate", prompt=system + candidate.prompt, ignore_eos=True)
+    worker.first_tokens(first)
+    beside = worker.generate(**other)
+    assert beside.result["cached_tokens"] > 64
+    again = worker.generate(**other)
+    assert again.result["cached_tokens"] == again.result["prompt_tokens"] - 1
+    assert again.tokens == beside.tokens
+    worker.call("cancel", request=first)
+    assert worker.answer(first)["stop_reason"] == "userStopped"
+
+
 def test_requests_are_served_in_the_order_they_came(loaded, candidate):
     slots = loaded.call("initialize", protocol=1)["slots"]
     ids = [loaded.begin("generate", prompt=candidate.prompt, max_tokens=4) for _ in range(3 * slots)]

@@ -86,39 +86,6 @@ def test_slots_run_at_the_same_time(llama):
     assert set(order[:first_end]) == set(ids)
 
 
-def test_a_long_prompt_does_not_hold_up_a_stream(llama):
-    stream = llama.begin("generate", prompt=prompt("close"), ignore_eos=True)
-    llama.first_tokens(stream)
-    long = llama.begin("generate", prompt="word " * 1500, max_tokens=1)
-    llama.answer(long)
-    llama.call("cancel", request=stream)
-    llama.answer(stream)
-    said = [
-        (f["method"], f["params"]["request"])
-        for f in llama.frames
-        if f.get("method") in ("tokens", "prompt") and f["params"]["request"] in (stream, long)
-    ]
-    chunks = [i for i, entry in enumerate(said) if entry == ("prompt", long)]
-    assert len(chunks) > 5
-    for before, after in itertools.pairwise(chunks):
-        assert ("tokens", stream) in said[before:after]
-
-
-@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside a stream"])
-def test_cancelling_takes_no_longer_than_a_step_also_in_a_long_prompt(llama, beside):
-    if beside:
-        stream = llama.begin("generate", prompt=prompt("close"), ignore_eos=True, draft={})
-        llama.first_tokens(stream)
-    long = llama.begin("generate", prompt="word " * 1900, ignore_eos=True)
-    llama.wait_for(lambda f: f.get("method") == "prompt" and f["params"]["request"] == long)
-    assert long in llama.call("health")["running"]
-    cancel = llama.begin("cancel", request=long)
-    assert llama.answer(long)["stop_reason"] == "userStopped"
-    answered = next(i for i, f in enumerate(llama.frames) if f.get("id") == cancel)
-    later = [f for f in llama.frames[answered:] if f.get("params", {}).get("request") == long]
-    assert len(later) <= 1
-
-
 @pytest.fixture
 def together(llama):
     """Begin generations of one token that all wait when the first of them is started; returns their ids."""
@@ -145,19 +112,6 @@ def test_prompts_that_came_together_are_read_in_the_order_they_came(llama, toget
 def test_a_short_prompt_does_not_wait_for_a_long_one_before_it(llama, together):
     long, short = together("word " * 1500, prompt("close"))
     assert [f["params"]["request"] for f in llama.frames if f.get("method") == "tokens"] == [short, long]
-
-
-def test_a_conversation_s_beginning_is_found_again_and_shared(llama):
-    system = "".join(f"def helper_{n}(value):\n    return value + {n}\n\n" for n in range(20))
-    first = llama.begin("generate", prompt=system + prompt("close"), ignore_eos=True)
-    llama.first_tokens(first)
-    beside = llama.generate(prompt=system + prompt("merge"), max_tokens=8, sampling={"temperature": 0})
-    assert beside.result["cached_tokens"] > 64
-    again = llama.generate(prompt=system + prompt("merge"), max_tokens=8, sampling={"temperature": 0})
-    assert again.result["cached_tokens"] == again.result["prompt_tokens"] - 1
-    assert again.tokens == beside.tokens
-    llama.call("cancel", request=first)
-    assert llama.answer(first)["stop_reason"] == "userStopped"
 
 
 def test_more_requests_than_slots_wait_their_turn(llama):
