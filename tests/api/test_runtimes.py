@@ -183,7 +183,7 @@ def test_the_latest_is_selected_and_what_nobody_needs_goes(tiny, store, store_wo
             [first.id],
             [f"{second.id} is selected for gguf"],
         )
-        assert "0.1 MB of broken-off downloads deleted" in done["cache"]
+        assert "0.1 MB of fetched packages deleted" in done["cache"]
         assert not download.exists()
     assert store.runtimes() == (second,)
 

@@ -14,6 +14,8 @@ from uv import find_uv_bin
 
 from paceline.errors import ArchiveError
 from paceline.packages.archives import Limits, check_zip, wrong_name
+from paceline.packages.source_archives import admit
+from paceline.packages.wheels import read_wheel
 
 
 @pytest.fixture
@@ -140,6 +142,42 @@ def test_a_flipped_bit(wheel):
     path.write_bytes(data)
     with pytest.raises(ArchiveError, match="it is damaged"):
         check_zip(path)
+
+
+def test_damage_anywhere_is_said(wheel):
+    """Names that are no text any more and files that begin before the archive does, among others."""
+    path = wheel(("ü.py", b"Y = 2\n", None))
+    data, refused = path.read_bytes(), 0
+    for place in range(len(data)):
+        for byte in {0, 0xFF, data[place] ^ 1, data[place] ^ 0x80} - {data[place]}:
+            path.write_bytes(data[:place] + bytes([byte]) + data[place + 1 :])
+            for read in (check_zip, read_wheel):
+                try:
+                    read(path)
+                except ArchiveError:
+                    refused += 1
+    assert refused > len(data)
+
+
+def test_what_was_refused_is_deleted(wheel):
+    path = wheel(("ü.py", b"Y = 2\n", None))
+    data = path.read_bytes()
+    path.write_bytes(data.replace("ü".encode(), b"\xc3\x28"))
+    with pytest.raises(ArchiveError, match=r"alpha-1\.0\.0-py3-none-any\.whl is not unpacked: it is damaged: 'utf-8'"):
+        admit(path)
+    assert not path.exists()
+
+
+def test_a_version_that_is_none(tmp_path, tiny):
+    path = tmp_path / "alpha-1.0.0-py3-none-any.whl"
+    tiny.write_wheel(path, "alpha", {"alpha.py": ""})
+    with zipfile.ZipFile(path) as archive:
+        contents = {info: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for info, content in contents.items():
+            archive.writestr(info.filename, content.replace(b"Version: 1.0.0\n", b"Version: 1,0.0\n"))
+    with pytest.raises(ArchiveError, match=r"its metadata cannot be read: Invalid version: '1,0\.0'"):
+        read_wheel(path)
 
 
 @pytest.mark.parametrize("name", ["a", "a/b.py", "a/", "a..b", "..a/b", ".hidden", "ab:c", "ü/ö.py", "a b"])

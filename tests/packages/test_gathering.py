@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -17,13 +18,15 @@ from dataclasses import replace
 import pytest
 from uv import find_uv_bin
 
+from paceline import processor
 from paceline.errors import ArchiveError, BuildError, DownloadError, InstallError
-from paceline.manager.installation import install
+from paceline.manager.installation import install, repair
 from paceline.packages import gathering, indexes
 from paceline.packages.depot import Depot, PackageFile
 from paceline.packages.download import Patience, download
+from paceline.packages.environment import prune_cache
 from paceline.progress import Phase, silent
-from paceline.store import Store
+from paceline.store import Store, health
 from paceline.types import Package, Recipe
 
 WHEEL, BUILDER, SDIST = "tinydep-1.0.0-py3-none-any.whl", "tinybuild-1.0.0-py3-none-any.whl", "tinyengine-1.0.0.tar.gz"
@@ -71,6 +74,18 @@ def fetched(server):
     return sorted(path.removeprefix("/files/") for path in server.asked if path.startswith("/files/"))
 
 
+def settings_of(runtime):
+    """What the engine of a runtime was compiled with."""
+    (file,) = runtime.directory.rglob("tinyengine/settings.json")
+    return json.loads(file.read_text())
+
+
+def with_index(tiny):
+    """The environment of a child that may ask the index of this test, as this process does."""
+    inherited = {"PIP_NO_INDEX", "UV_FIND_LINKS"}
+    return {name: value for name, value in type(tiny).environment(tiny).items() if name not in inherited}
+
+
 def test_everything_is_fetched_once_and_counted(tiny, index, put, store):
     runtime = put()
 
@@ -79,7 +94,7 @@ def test_everything_is_fetched_once_and_counted(tiny, index, put, store):
     assert Phase.BUILD in put.phases
     assert store.manifest(runtime)["build_s"] > 0
     assert fetched(index) == sorted([WHEEL, BUILDER, SDIST])
-    assert not list(tiny.cache.glob("packages/files/*/tiny*"))
+    assert [file.name for file in tiny.cache.glob("packages/files/*/tiny*")] == [BUILDER]
 
     store.remove(runtime, force=True)
     index.asked.clear()
@@ -101,6 +116,77 @@ def test_what_uv_built_from_the_index_itself_is_not_built_again(tiny, index, put
     put()
     assert fetched(index) == [WHEEL]
     assert Phase.BUILD not in put.phases
+
+
+def test_every_build_has_what_it_takes(tiny, index, put, store):
+    """uv plans each build anew, from the files of the packages that build, whatever it has unpacked of them."""
+    for number, expected in enumerate(([WHEEL, BUILDER, SDIST], [SDIST], [SDIST])):
+        index.asked.clear()
+        runtime = put(tiny.release(f"{number}.0", mark=str(number)))
+        assert Phase.BUILD in put.phases
+        assert sorted(expected) == fetched(index)
+        assert settings_of(runtime) == {"mark": str(number)}
+
+    assert "of fetched packages deleted" in prune_cache(tiny.cache)
+    index.asked.clear()
+    assert settings_of(put(tiny.release("3.0", mark="3"))) == {"mark": "3"}
+    assert sorted([BUILDER, SDIST]) == fetched(index)
+
+
+def test_an_update_is_compiled_after_what_it_updates_was(tiny, index):
+    tiny.environment = lambda: with_index(tiny)
+    tiny.offer(tiny.release("1.0", mark="1"))
+    got = tiny.paceline("runtime", "get", "tiny")
+    assert got.returncode == 0, got.stderr
+    tiny.offer(tiny.release("1.0", mark="1"), tiny.release("2.0", mark="2"))
+    updated = tiny.paceline("runtime", "update", "--registry-only", "--json")
+    assert updated.returncode == 0, updated.stderr
+    assert settings_of(Store(tiny.home).selected("tiny")) == {"mark": "2"}
+
+
+def test_a_repair_compiles_again(tiny, index, put, store, monkeypatch):
+    here = {"fpu", "avx2", "avx512f"}
+    monkeypatch.setattr(processor, "features", lambda: frozenset(here))
+    runtime = put(tiny.release(native="yes"))
+    here.remove("avx512f")
+    assert not health.quick(runtime.directory).ok
+    assert repair(runtime.id, store, tiny.engine) == runtime
+    assert health.full(runtime.directory).ok
+
+
+_ONE_OF_SEVERAL = """
+import sys
+from pathlib import Path
+from paceline import paths, plugins
+from paceline.manager.installation import install
+from paceline.registry import load_registry
+from paceline.store import Store
+
+loaded = plugins.load()
+(release,) = load_registry(loaded).match(f"tiny@{sys.argv[1]}")
+install(release, Store(Path(sys.argv[2])), loaded.engine("tiny"))
+"""
+
+
+def test_several_processes_that_build_at_once(tiny, index):
+    """Different builds into different homes, with one cache: no install lock keeps them apart."""
+    tiny.environment = lambda: with_index(tiny)
+    tiny.offer(*(tiny.release(f"{n}.0", mark=str(n % 2)) for n in range(4)))
+    homes = [tiny.folder / f"home-{n}" for n in range(4)]
+    variables = {**os.environ, **tiny.environment()}
+    argv = [sys.executable, "-c", _ONE_OF_SEVERAL]
+    children = [
+        subprocess.Popen([*argv, f"{n}.0", home], env=variables, stderr=subprocess.PIPE, text=True)
+        for n, home in enumerate(homes)
+    ]
+    told = [child.communicate(timeout=120)[1] for child in children]
+
+    assert [child.returncode for child in children] == [0] * 4, told
+    for n, home in enumerate(homes):
+        (runtime,) = Store(home).runtimes()
+        assert health.full(runtime.directory).ok
+        assert settings_of(runtime) == {"mark": str(n % 2)}
+    assert fetched(index).count(WHEEL) == fetched(index).count(BUILDER) == 1
 
 
 def test_what_broke_off_goes_on(tiny, index, put, store):

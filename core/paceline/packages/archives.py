@@ -7,9 +7,11 @@ last of two files of one name, and unpacks without a bound. Whoever makes such a
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import re
 import stat
+import struct
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -64,8 +66,12 @@ def check_zip(path: Path, limits: Limits = Limits()) -> Contents:
                 with archive.open(entry) as content:
                     while content.read(2**20):
                         pass
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except _DAMAGED as error:
         raise _refused(path, f"it is damaged: {error}") from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise _refused(path, "it is damaged: it says that one of its files begins before itself") from None
     return Contents(sha256, names, sum(entry.file_size for entry in entries))
 
 
@@ -95,6 +101,8 @@ def clashing(names: Iterable[str]) -> str | None:
     return None
 
 
+_DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, ValueError)
+"""What `zipfile` and what it calls raise; a name that is no text is a ValueError."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _DRIVE = re.compile(r"[A-Za-z]:")
 _KNOWN = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)

@@ -1,10 +1,10 @@
-"""Files of packages that were fetched and that uv has not taken over yet, as a package index on this disk:
+"""Files of packages that were fetched and that uv still needs, as a package index on this disk:
 
     files/<sha256>/<file name>         a file, whole; beside it, while it comes, what has come
     simple/<project>/index.html        the files that ever were here, with their hashes
 
-A file is deleted when uv has unpacked it into its own cache. Its line on the page stays: uv finds what it unpacked, and
-what it built, under the index that listed it.
+A file is deleted when uv has unpacked it into its own cache, but for those that builds take: uv reads them for each
+build. The line on the page stays: uv finds what it unpacked, and what it built, under the index that listed it.
 
 The format: https://packaging.python.org/en/latest/specifications/simple-repository-api/#base-html-api
 """
@@ -114,7 +114,7 @@ class Depot:
             transaction.discard(self.path(file))
 
     def clear(self) -> int:
-        """Delete what broken-off downloads and installations left; returns its bytes."""
+        """Delete what was fetched, whole or not; builds fetch theirs again. Returns its bytes."""
         freed = 0
         if not self.folder.is_dir():
             return freed

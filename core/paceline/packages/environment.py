@@ -107,7 +107,7 @@ def prune_cache(cache: Path) -> str:
     """
     resolution = cache / "resolution"
     freed = {
-        "broken-off downloads": Depot(cache).clear() + Depot(cache / BUNDLES).clear(),
+        "fetched packages": Depot(cache).clear() + Depot(cache / BUNDLES).clear(),
         "unused byte code": byte_code.clear(cache),
         "what indexes answered": _size_of(resolution),
     }
@@ -174,7 +174,8 @@ class _Installer:
             brought = gather(missing, self._depot, self._supply, self._progress) if missing else None
             self._begin()
             self._uv.run([*arguments, *(self._from_here() if brought is not None else ())])
-            self._depot.drop(brought or ())
+            builds = {sha256 for package in self._recipe.build_packages for sha256 in package.sha256}
+            self._depot.drop(file for file in brought or () if file.sha256 not in builds)
 
     def install_anew(self, damaged: Mapping[str, str], environment: Path) -> Digests:
         """Install packages again whose copies in the cache were damaged, without those copies; what they are now."""
@@ -190,15 +191,17 @@ class _Installer:
         self._progress(Phase.PACKAGES, 0, len(self._recipe.packages))
 
     def _missing(self, options: Sequence[str]) -> list[Package]:
-        """The packages that uv could not install without a network, with those that building them takes."""
+        """The packages that uv could not install without a network, with those that building them takes.
+
+        The latter always: to plan a build, uv reads their files again, though it has unpacked them long ago.
+        """
         offline = [*self._options, *options, *self._from_here()]
         published = [p for p in self._recipe.packages if applies(p) and not p.file]
         if not published or self._uv.has_all(offline, published):
             return []
         packages = [p for p in published if not self._uv.has_all(offline, [p])]
         if any(package.source for package in packages):
-            build = [p for p in self._recipe.build_packages if applies(p) and p not in packages]
-            packages += [p for p in build if not self._uv.has_all(offline, [p])]
+            packages += [p for p in self._recipe.build_packages if applies(p) and p not in packages]
         return packages
 
     def _from_here(self) -> list[str]:

@@ -16,7 +16,7 @@ from packaging.metadata import parse_email
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.tags import sys_tags
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 
 from paceline.errors import ArchiveError
 from paceline.packages.archives import check_zip
@@ -89,13 +89,9 @@ def read_wheel(path: Path) -> Wheel:
         raw, _ = parse_email(_read(archive, path, f"{folder}/METADATA"))
         listed = f"{folder}/entry_points.txt"
         entry_points = _read(archive, path, listed) if listed in contents.names else b""
-    if (
-        canonicalize_name(raw.get("name", "")) != name
-        or raw.get("version") is None
-        or Version(raw["version"]) != version
-    ):
-        raise _wrong(path, f"its metadata is of {raw.get('name')} {raw.get('version')}")
     try:
+        if canonicalize_name(raw.get("name", "")) != name or Version(raw.get("version", "")) != version:
+            raise _wrong(path, f"its metadata is of {raw.get('name')} {raw.get('version')}")
         requires = tuple(Requirement(text) for text in raw.get("requires_dist", []))
         return Wheel(
             path=path,
@@ -109,7 +105,7 @@ def read_wheel(path: Path) -> Wheel:
             requires_python=raw.get("requires_python"),
             entry_points=_entry_points(entry_points.decode()),
         )
-    except (InvalidRequirement, configparser.Error, UnicodeDecodeError) as error:
+    except (InvalidRequirement, InvalidVersion, configparser.Error, UnicodeDecodeError) as error:
         raise _wrong(path, f"its metadata cannot be read: {' '.join(str(error).split())}") from None
 
 
