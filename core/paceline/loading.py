@@ -33,6 +33,8 @@ class LoadConfig:
     """Requests that run at the same time, each with a context of its own."""
     queue: int | None = None
     """Requests that may wait while those run; one more is refused."""
+    prompt_cache_bytes: int | None = None
+    """Memory for the states of conversations that others drove from their place; 0 keeps none."""
     threads: int | None = None
     eval_batch_size: int | None = None
     flash_attention: bool | None = None
@@ -79,7 +81,7 @@ class LoadConfig:
     def for_draft(self) -> LoadConfig:
         """What of it a draft beside the model shares: its caches have their own types, and it lies on one GPU whole."""
         divided = {"gpu_layers", "tensor_split", "offload_kv_cache"}
-        return self.without({"queue", "eval_batch_size", "cache_type_k", "cache_type_v", "lora"} | divided)
+        return self.without({"queue", "prompt_cache_bytes", "eval_batch_size", "cache_type_k", "cache_type_v", "lora"} | divided)
 
     def draft_options(self) -> dict[str, object]:
         """The `options` of the draft's `load`; it has as many requests as the main model anyway."""

@@ -50,7 +50,7 @@ def test_the_options_of_loading_arrive(run, serving):
 def test_every_way_to_load_has_a_flag(run, serving, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = (
-        "--parallel=2 --queue=9 --gpu-layers=-1 --main-gpu=0 --tensor-split=3,0.5 --no-offload-kv-cache "
+        "--parallel=2 --queue=9 --prompt-cache-bytes=1000 --gpu-layers=-1 --main-gpu=0 --tensor-split=3,0.5 --no-offload-kv-cache "
         "--eval-batch-size=256 --flash-attention --cache-type-k=q8_0 --cache-type-v=q8_0 --threads=3 --no-mmap --mlock "
         "--context-length=1024 --lora=near.gguf --lora=/far=away.gguf --lora=/far=0.5"
     )
@@ -60,6 +60,7 @@ def test_every_way_to_load_has_a_flag(run, serving, tmp_path, monkeypatch):
         context_length=1024,
         parallel=2,
         queue=9,
+        prompt_cache_bytes=1000,
         threads=3,
         eval_batch_size=256,
         flash_attention=True,

@@ -113,7 +113,7 @@ def test_what_indexes_answered_and_broken_off_bundles_left_goes_too(tmp_path):
 
     said = clean_cache(tmp_path)
 
-    assert said.startswith("0.4 MB of broken-off downloads deleted; 2.0 MB of what indexes answered deleted")
+    assert said.startswith("0.4 MB of fetched packages deleted; 2.0 MB of what indexes answered deleted")
     assert not any(file.exists() for file in (*parts, answer))
     assert clean_cache(tmp_path) == "the cache is empty"
 

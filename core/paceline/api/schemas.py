@@ -329,6 +329,7 @@ class LoadRequest(Schema):
     ttl: Annotated[int, Field(ge=1, le=_INT32)] | None = None
     parallel: Annotated[int, Field(ge=1, le=64)] | None = None
     queue: Annotated[int, Field(ge=0, le=_INT32)] | None = None
+    prompt_cache_bytes: Annotated[int, Field(ge=0, le=2**53)] | None = None
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     cache_type_k: Annotated[str, Field(min_length=1, max_length=32)] | None = None
     cache_type_v: Annotated[str, Field(min_length=1, max_length=32)] | None = None

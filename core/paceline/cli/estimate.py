@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.command(epilog="Exit codes: 0 it fits, or nobody can tell; 1 failed; 2 wrong usage; 4 it does not fit.")
 @click.argument("model")
 @click.option("--draft", "draft_id", metavar="MODEL", help="A draft beside it.")
-@load_options(without=("queue", "mmap", "mlock"))
+@load_options(without=("queue", "prompt_cache_bytes", "mmap", "mlock"))
 @output.json_option
 @click.pass_context
 def estimate(ctx: click.Context, model: str, draft_id: str | None, as_json: bool, config: LoadConfig) -> None:

@@ -83,6 +83,11 @@ _OPTIONS: dict[str, Callable[[Any], Any]] = {
     "queue": click.option(
         "--queue", type=click.IntRange(0), help="Requests that may wait; default: 64 for each at the same time."
     ),
+    "prompt_cache_bytes": click.option(
+        "--prompt-cache-bytes",
+        type=click.IntRange(0),
+        help="Memory for conversations that others drove from their place; default: 1 GiB.",
+    ),
     "gpu_layers": click.option(
         "--gpu-layers", type=click.IntRange(-1), help="Layers on GPUs; -1, the default, is all."
     ),

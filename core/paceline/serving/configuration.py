@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from paceline.store import Store
     from paceline.types import Model, Runtime
 
-_GENERATING = frozenset({"parallel", "eval_batch_size", "cache_type_k", "cache_type_v"})
+_GENERATING = frozenset({"parallel", "prompt_cache_bytes", "eval_batch_size", "cache_type_k", "cache_type_v"})
 """Options that say something about generating alone."""
 
 
