@@ -27,7 +27,8 @@ LIBRARY_BYTES = 64 * 1000 * 1000
 SOURCE_UNPACKS_TO = 3
 """Bytes for one of a source archive and of its build tools' wheels; llama-cpp-python 0.3.36 and its: 2.8 and 2.2."""
 BUILD_TREE = 1
-"""Bytes that compiling writes for one of the source archive; llama-cpp-python 0.3.36 for CPUs stays below."""
+"""Bytes that compiling writes for one of the source archive; llama-cpp-python 0.3.36 for CPUs: 0.44 after 112 of its
+140 steps."""
 CUDA_BUILD_TREE = 8
 """The same where kernels are compiled for NVIDIA's GPUs: not measured, but what a wheel for all of them holds."""
 UNSIZED_WHEEL_BYTES = 64 * 1000 * 1000
