@@ -81,7 +81,9 @@ class LoadConfig:
     def for_draft(self) -> LoadConfig:
         """What of it a draft beside the model shares: its caches have their own types, and it lies on one GPU whole."""
         divided = {"gpu_layers", "tensor_split", "offload_kv_cache"}
-        return self.without({"queue", "prompt_cache_bytes", "eval_batch_size", "cache_type_k", "cache_type_v", "lora"} | divided)
+        return self.without(
+            {"queue", "prompt_cache_bytes", "eval_batch_size", "cache_type_k", "cache_type_v", "lora"} | divided
+        )
 
     def draft_options(self) -> dict[str, object]:
         """The `options` of the draft's `load`; it has as many requests as the main model anyway."""

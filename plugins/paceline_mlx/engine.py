@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from paceline import Engine, Upstream, python_worker, worker_root
+from paceline import Engine, ModelKind, Upstream, python_worker, worker_root
 from paceline_mlx.pairs import RULES, judge
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Mlx(Engine):
     ) -> MemoryEstimate | None:
         from paceline_mlx.memory import estimate
 
-        return estimate(model.path, config)
+        return estimate(model.path, config, embedding=model.facts.kind is ModelKind.EMBEDDINGS)
 
     def judge_pair(self, main: Model, draft: Model, rules: str) -> PairVerdict:
         return judge(main, draft, rules)

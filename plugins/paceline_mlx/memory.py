@@ -19,6 +19,7 @@ from paceline.formats.safetensors import SafeTensor, read_safetensors
 
 # The worker's own defaults (paceline_mlx_worker/backend.py), and the margin of its sliding windows (rows.py).
 DEFAULT_CONTEXT, DEFAULT_SLOTS, DEFAULT_POOL = 4096, 8, 16384
+DEFAULT_EMBEDDING_CONTEXT = 2048
 MARGIN, STEP, GRAIN = 768, 256, 64
 
 _CONFIG_BYTES = 1 << 22
@@ -31,8 +32,8 @@ _OTHER_STATE = re.compile(
 )
 
 
-def estimate(folder: Path, config: LoadConfig) -> MemoryEstimate:
-    """What loading the model in `folder` with `config` takes once its contexts are full."""
+def estimate(folder: Path, config: LoadConfig, *, embedding: bool = False) -> MemoryEstimate:
+    """What loading the model in `folder` with `config` takes once its contexts are full; embeddings need none."""
     said = read_json(folder / "config.json", _CONFIG_BYTES)
     inner = said.get("text_config")
     shape = _Shape({**said, **inner} if isinstance(inner, dict) else said)
@@ -41,9 +42,9 @@ def estimate(folder: Path, config: LoadConfig) -> MemoryEstimate:
         if file.name.endswith(".safetensors"):
             tensors |= read_safetensors(file)
     trained = shape.number("max_position_embeddings") or DEFAULT_CONTEXT
-    context = config.context_length or min(trained, DEFAULT_CONTEXT)
-    slots = config.parallel or max(1, min(DEFAULT_SLOTS, DEFAULT_POOL // context))
-    cache = shape.cache(context, slots, _number_bytes(list(tensors.values())), config)
+    context = config.context_length or min(trained, DEFAULT_EMBEDDING_CONTEXT if embedding else DEFAULT_CONTEXT)
+    slots = 1 if embedding else config.parallel or max(1, min(DEFAULT_SLOTS, DEFAULT_POOL // context))
+    cache = 0 if embedding else shape.cache(context, slots, _number_bytes(list(tensors.values())), config)
     for adapter in config.lora or ():
         if (file := adapter.path / "adapters.safetensors").is_file():
             tensors |= read_safetensors(file)  # a full fine-tuning's replace the model's own

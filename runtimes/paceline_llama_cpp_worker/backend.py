@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from paceline_llama_cpp_worker import binding
@@ -13,7 +13,7 @@ from paceline_llama_cpp_worker.sampler import Samplers
 from paceline_worker import grammar
 from paceline_worker.backend import LoadRequest
 from paceline_worker.lanes import Lanes
-from paceline_worker.pair import PairBackend, loaded_result, sizes
+from paceline_worker.pair import DEFAULT_EMBEDDING_CONTEXT, PairBackend, loaded_result, sizes
 from paceline_worker.prompt_cache import PromptCache
 from paceline_worker.protocol import Fault
 from paceline_worker.request import MAX_DRAFT
@@ -22,7 +22,6 @@ from paceline_worker.stepping import CHUNK, Stepper
 _Lanes = Lanes[binding.Context, binding.Model]
 _Stepper = Stepper[binding.Context, binding.Model]
 
-_DEFAULT_EMBEDDING_CONTEXT = 2048
 _DRAFT_PER_SLOT = 16
 
 
@@ -38,7 +37,6 @@ class LlamaBackend(PairBackend[binding.Context, binding.Model]):
     def __init__(self) -> None:
         super().__init__()
         binding.start()
-        self._embedder: Embedder | None = None
 
     def devices(self) -> list[dict[str, Any]]:
         return binding.devices()
@@ -49,10 +47,11 @@ class LlamaBackend(PairBackend[binding.Context, binding.Model]):
         model = _model(request, options, progress)
         try:
             if options.embedding or not model.is_generative:
-                context_length = request.context_length or min(model.n_ctx_train, _DEFAULT_EMBEDDING_CONTEXT)
+                context_length = request.context_length or min(model.n_ctx_train, DEFAULT_EMBEDDING_CONTEXT)
                 self.slots = 1
-                self._embedder = Embedder(model, n_ctx=context_length, threads=request.threads, options=options.context)
-                return loaded_result(model, context_length, self.slots, self._embedder.memory)
+                embedder = Embedder(model, n_ctx=context_length, threads=request.threads, options=options.context)
+                self._embedder = embedder
+                return loaded_result(model, context_length, self.slots, embedder.memory)
             context_length, slots = sizes(request, model.n_ctx_train, options.parallel)
             outputs = max(1 + MAX_DRAFT, slots * (1 + _DRAFT_PER_SLOT))
             cache = PromptCache(options.prompt_cache)
@@ -83,26 +82,6 @@ class LlamaBackend(PairBackend[binding.Context, binding.Model]):
             raise
         pair.add_draft(lanes)
         return loaded_result(model, context_length, slots, lanes.context.memory)
-
-    def unload(self, role: str) -> None:
-        super().unload(role)
-        if role == "main" and self._embedder is not None:
-            self._embedder.close()
-            self._embedder = None
-
-    def embed(self, inputs: Sequence[str], progress: Callable[[float], None]) -> tuple[list[list[float]], int]:
-        if self._embedder is None:
-            self.loaded()
-            raise Fault("unsupported", "the loaded model generates text; load an embedding model")
-        return self._embedder.embed(inputs, progress)
-
-    def loaded(self) -> _Stepper:
-        if self._embedder is not None:
-            raise Fault("unsupported", "the loaded model makes embeddings and generates no text")
-        return super().loaded()
-
-    def vocabulary(self) -> binding.Model:
-        return super().vocabulary() if self._embedder is None else self._embedder.model
 
 
 def _model(request: LoadRequest, options: LoadOptions, progress: Callable[[float], None]) -> binding.Model:

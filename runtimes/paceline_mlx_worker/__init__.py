@@ -7,5 +7,6 @@ memory    which memory a model gets
 context   batches, the forward passes they become, and their logits
 sampler   the request's sampler chain
 dry       DRY, the penalty on repeating whole sequences
+embedding pooled last states
 backend   two contexts, draft, verify in one batch, roll back
 """

@@ -1,4 +1,4 @@
-"""What MLX loads: models that generate, and their drafts."""
+"""What MLX loads: models that generate, their drafts, and models that make embeddings."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from paceline_mlx_worker import adapters, binding
 from paceline_mlx_worker.context import Context
+from paceline_mlx_worker.embedding import Embedder
 from paceline_mlx_worker.memory import memory_of
 from paceline_mlx_worker.sampler import Samplers
 from paceline_worker import grammar
@@ -14,7 +15,7 @@ from paceline_worker.adapters import read_adapters
 from paceline_worker.backend import LoadRequest
 from paceline_worker.lanes import Lanes
 from paceline_worker.options import Options, invalid
-from paceline_worker.pair import PairBackend, loaded_result, sizes
+from paceline_worker.pair import DEFAULT_EMBEDDING_CONTEXT, PairBackend, loaded_result, sizes
 from paceline_worker.prompt_cache import OPTION, PromptCache, read_limit
 from paceline_worker.protocol import Fault
 from paceline_worker.request import MAX_DRAFT
@@ -29,7 +30,10 @@ _CACHE_OPTIONS = ("cache_type_k", "cache_type_v")
 class MlxBackend(PairBackend[Context, binding.Model]):
     engine = "mlx"
     version = binding.VERSION
-    features = ("generate", "draft", "lookup", "overflow", "tokenize", "logprobs", "lora_folder", *grammar.FEATURES)
+    features = (
+        *("generate", "draft", "lookup", "embed", "overflow", "tokenize", "logprobs", "lora_folder"),
+        *grammar.FEATURES,
+    )
     load_options = (*_CACHE_OPTIONS, "parallel", OPTION, "embedding", "lora")
 
     def __init__(self) -> None:
@@ -44,9 +48,16 @@ class MlxBackend(PairBackend[Context, binding.Model]):
         bits, parallel = _cache_bits(options), options.whole("parallel", least=1, most=64)
         cache = PromptCache(read_limit(options))
         adapter = adapters.only(read_adapters(options))
+        embedding = options.flag("embedding") or False
         self.unload("main")
-        model = binding.Model(request.path, adapter=adapter, progress=progress)
+        model = binding.Model(request.path, adapter=adapter, headless=embedding, progress=progress)
         try:
+            if embedding:
+                trained = model.n_ctx_train or DEFAULT_EMBEDDING_CONTEXT
+                context_length = request.context_length or min(trained, DEFAULT_EMBEDDING_CONTEXT)
+                self._embedder = Embedder(model, request.path, context_length)
+                self.slots = 1
+                return loaded_result(model, context_length, self.slots, _taken(model))
             memory = memory_of(model.net, bits)
             context_length, slots = sizes(request, model.n_ctx_train, parallel)
             slots = min(slots, memory.count or slots)

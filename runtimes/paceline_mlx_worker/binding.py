@@ -1,6 +1,6 @@
 """Models and tokenizers of mlx-lm. Nothing here decides anything.
 
-Uses mlx-lm 0.32.2's `utils.load` and `models.cache`. Only local folders are read, and no code that a folder brings is
+Uses mlx-lm 0.32.2's `utils` and `models.cache`. Only local folders are read, and no code that a folder brings is
 run: mlx-lm's own model classes are all there is.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.models import cache as caches
-from mlx_lm.utils import load, maybe_set_recommended_wired_limit
+from mlx_lm.utils import _get_classes, load_model, load_tokenizer, maybe_set_recommended_wired_limit
 
 from paceline_mlx_worker import adapters
 from paceline_mlx_worker.spelling import speller
@@ -56,14 +56,27 @@ def devices() -> list[dict[str, Any]]:
 class Model(Pieces):
     """A loaded MLX folder and its tokenizer."""
 
-    def __init__(self, path: str, *, adapter: Adapter | None = None, progress: Callable[[float], None]) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        adapter: Adapter | None = None,
+        headless: bool = False,
+        progress: Callable[[float], None],
+    ) -> None:
+        """`headless`: its last states are wanted, so the folder need not have what makes logits of them."""
         super().__init__()
         if not Path(path, "config.json").is_file():
             raise Fault("load_failed", f"{path} is no folder with a config.json", path=path)
         try:
-            self.net, wrapper, config = load(
-                path, tokenizer_config={"trust_remote_code": False}, lazy=True, return_config=True
+            self.net, config = load_model(
+                Path(path),
+                lazy=True,
+                model_config={"tie_word_embeddings": True} if headless else None,
+                get_model_classes=_headless_classes if headless else _get_classes,
             )
+            ends = config.get("eos_token_id")
+            wrapper = load_tokenizer(Path(path), {"trust_remote_code": False}, eos_token_ids=ends)
             if adapter is not None:
                 adapters.add(self.net, adapter)
             _read_weights(self.net, progress)
@@ -108,6 +121,23 @@ class Model(Pieces):
         del self.net
         gc.collect()
         mx.clear_cache()
+
+
+def _headless_classes(config: dict[str, Any]) -> tuple[type[Any], type[Any]]:
+    """mlx-lm's classes, for weights as sentence-transformers save them: those of the inner model, without its name."""
+    model_class, arguments_class = _get_classes(config)
+
+    class Headless(model_class):  # type: ignore[valid-type,misc]
+        def sanitize(self, weights: dict[str, Any]) -> dict[str, Any]:
+            bare = any(name.startswith("layers.") for name in weights)
+            weights = {
+                f"model.{name}" if bare else name: array
+                for name, array in weights.items()
+                if not name.startswith("lm_head.")
+            }
+            return super().sanitize(weights) if hasattr(super(), "sanitize") else weights
+
+    return Headless, arguments_class
 
 
 def _read_weights(net: Any, progress: Callable[[float], None]) -> None:

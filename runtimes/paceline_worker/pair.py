@@ -14,10 +14,12 @@ from paceline_worker.protocol import Fault
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+    from paceline_worker.embedding import Embedder
     from paceline_worker.grammar import Matcher
     from paceline_worker.request import GenerateRequest
     from paceline_worker.stepping import Stepper
 
+DEFAULT_EMBEDDING_CONTEXT = 2048
 _DEFAULT_CONTEXT = 4096
 _DEFAULT_SLOTS = 8
 _DEFAULT_POOL = 16384
@@ -30,10 +32,15 @@ class PairBackend(Backend, Generic[ContextT, ModelT]):
     def __init__(self) -> None:
         self.slots = 1
         self._pair: Stepper[ContextT, ModelT] | None = None
+        self._embedder: Embedder[ModelT] | None = None
+        """What is loaded in place of a pair."""
 
     @abstractmethod
     def load_main(self, request: LoadRequest, progress: Callable[[float], None]) -> dict[str, Any]:
-        """Load a main model in place of the one there, and set `_pair` and `slots`; returns the protocol's result."""
+        """Load a main model in place of the one there, and set `_pair`, or `_embedder`, and `slots`.
+
+        Returns the protocol's result.
+        """
 
     @abstractmethod
     def load_draft(
@@ -44,9 +51,9 @@ class PairBackend(Backend, Generic[ContextT, ModelT]):
     def load(self, role: str, request: LoadRequest, progress: Callable[[float], None]) -> dict[str, Any]:
         if role == "main":
             return self.load_main(request, progress)
-        if self._pair is None:
+        if self._pair is None and self._embedder is None:
             raise Fault("not_loaded", "a draft is loaded after its main model")
-        return self.load_draft(self._pair, request, progress)
+        return self.load_draft(self.loaded(), request, progress)
 
     def unload(self, role: str) -> None:
         if self._pair is not None and role == "draft":
@@ -54,6 +61,9 @@ class PairBackend(Backend, Generic[ContextT, ModelT]):
         elif self._pair is not None:
             self._pair.close()
             self._pair = None
+        elif self._embedder is not None and role == "main":
+            self._embedder.close()
+            self._embedder = None
 
     def prepare(self, request: GenerateRequest) -> Future[Matcher] | None:
         return self.loaded().prepare(request)
@@ -75,15 +85,23 @@ class PairBackend(Backend, Generic[ContextT, ModelT]):
         check_tokens(tokens, model.n_vocab, "tokens")
         return b"".join(model.spell(token, special=True) for token in tokens)
 
+    def embed(self, inputs: Sequence[str], progress: Callable[[float], None]) -> tuple[list[list[float]], int]:
+        if self._embedder is None:
+            self.loaded()
+            raise Fault("unsupported", "the loaded model generates text; load an embedding model")
+        return self._embedder.embed(inputs, progress)
+
     def loaded(self) -> Stepper[ContextT, ModelT]:
         """The models that generate. Raises Fault when there are none."""
+        if self._embedder is not None:
+            raise Fault("unsupported", "the loaded model makes embeddings and generates no text")
         if self._pair is None:
             raise Fault("not_loaded", "no model is loaded")
         return self._pair
 
     def vocabulary(self) -> ModelT:
         """The model whose tokens are spoken of. Raises Fault when none is loaded."""
-        return self.loaded().main.model
+        return self.loaded().main.model if self._embedder is None else self._embedder.model
 
 
 def sizes(request: LoadRequest, trained: int | None, parallel: int | None) -> tuple[int, int]:

@@ -91,6 +91,26 @@ def test_the_kinds(folder):
         assert MlxFormat().read(folder).kind is kind
 
 
+def test_a_folder_that_says_how_its_states_are_pooled_makes_embeddings(folder):
+    file = folder / "modules.json"
+    modules = [{"idx": 0, "type": "sentence_transformers.models.Transformer", "path": ""}]
+    for more, kind in (
+        ([], ModelKind.LLM),
+        ([{"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}], ModelKind.EMBEDDINGS),
+        ([{"type": "Pooling"}, 7, {"type": 7}], ModelKind.EMBEDDINGS),
+    ):
+        file.write_text(json.dumps(modules + more))
+        assert MlxFormat().read(folder).kind is kind
+    assert file in MlxFormat().files(folder)  # so the library reads anew when it changes
+    for text, kind in (("{}", ModelKind.LLM), ("null", ModelKind.LLM)):
+        file.write_text(text)
+        assert MlxFormat().read(folder).kind is kind
+    for text in ("[", "[" * 100_000, "\udcff"):
+        file.write_bytes(text.encode(errors="surrogateescape"))
+        with pytest.raises(ModelFileError, match=r"modules\.json is not JSON"):
+            MlxFormat().read(folder)
+
+
 def test_without_a_tokenizer_the_problem_says_so(folder):
     (folder / "tokenizer.json").unlink()
     assert "tokenizer.json" in MlxFormat().read(folder).pairing["problem"]

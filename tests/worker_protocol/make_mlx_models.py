@@ -74,6 +74,30 @@ MODELS = {
 }
 
 
+QWEN3 = COMMON | {"model_type": "qwen3"}
+EMBEDDERS = {
+    "last": (QWEN3, "last", {"pooling_mode_lasttoken": True, "pooling_mode_mean_tokens": False}),
+    "mean": (LLAMA | {"tie_word_embeddings": False}, "mean", {"pooling_mode_mean_tokens": True}),
+    "cls": (WINDOW, "cls", {"pooling_mode": "cls"}),
+    "two": (QWEN3, None, {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}),
+    "headless": (RECURRENT, None, {"pooling_mode": "mean"}),
+}
+"""Name -> config, what its states are pooled by (None: not loaded), and 1_Pooling/config.json."""
+
+
+def make_embedder(folder: Path, config: dict, pooling: dict, tokenizer: Path) -> None:
+    """As sentence-transformers save it: weights of the inner model alone, without its name."""
+    make(folder, config, None, tokenizer)
+    weights = mx.load(str(folder / "model.safetensors"))
+    bare = {name.removeprefix("model."): array for name, array in weights.items() if not name.startswith("lm_head.")}
+    mx.save_safetensors(str(folder / "model.safetensors"), bare)
+    kinds = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}
+    modules = [{"type": f"sentence_transformers.models.{kind}", "path": path} for kind, path in kinds.items()]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 64, **pooling}))
+
+
 def make(folder: Path, config: dict, bits: int | None, tokenizer: Path) -> None:
     module = importlib.import_module(f"mlx_lm.models.{config['model_type']}")
     mx.random.seed(3)
@@ -92,3 +116,5 @@ def make(folder: Path, config: dict, bits: int | None, tokenizer: Path) -> None:
 if __name__ == "__main__":
     for name, (config, bits) in MODELS.items():
         make(Path(sys.argv[1], name), config, bits, Path(sys.argv[2]))
+    for name, (config, _, pooling) in EMBEDDERS.items():
+        make_embedder(Path(sys.argv[1], name), config, pooling, Path(sys.argv[2]))

@@ -6,6 +6,7 @@ Face ones look alike and mlx-lm runs both.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
 _CONFIG_BYTES = 1 << 22
 _CHAT_TEMPLATE_BYTES = 1 << 20
-_JSON = frozenset({"config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"})
+_MODULES = "modules.json"
+"""What a text passes through, as sentence-transformers write it."""
+_JSON = frozenset({"config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", _MODULES})
 _DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "F16": "fp16", "BF16": "bf16", "F32": "fp32"}
 
 
@@ -29,7 +32,7 @@ class MlxFormat(ModelFormat):
     """Finds MLX model folders and reads their metadata."""
 
     name = "mlx"
-    version = 1
+    version = 2
 
     def find(self, folder: Path) -> Iterable[Path]:
         from paceline.formats.walk import walk
@@ -62,7 +65,7 @@ class MlxFormat(ModelFormat):
         bos, eos = (_token(tokenizer_config.get(key)) for key in ("bos_token", "eos_token"))
         template = _chat_template(path, tokenizer_config)
         return ModelFacts(
-            kind=_kind(config),
+            kind=ModelKind.EMBEDDINGS if _pools(path) else _kind(config),
             size_bytes=sum(file.stat().st_size for file in weights),
             name=path.name,
             arch=_text(config.get("model_type")),
@@ -102,6 +105,21 @@ def _chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | N
         named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
         template = named.get("default")
     return _text(template)
+
+
+def _pools(folder: Path) -> bool:
+    """Whether its states are to become one vector, whatever else the model could do with them."""
+    from paceline.formats.bounded_json import read_bytes
+
+    file = folder / _MODULES
+    if not file.is_file():
+        return False
+    try:
+        modules = json.loads(read_bytes(file, _CONFIG_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"{folder.name}/{file.name} is not JSON: {error}") from None
+    kinds = [m.get("type") for m in modules if isinstance(m, dict)] if isinstance(modules, list) else []
+    return any(isinstance(kind, str) and kind.rpartition(".")[2] == "Pooling" for kind in kinds)
 
 
 def _kind(config: Mapping[str, Any]) -> ModelKind:
