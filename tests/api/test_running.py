@@ -51,8 +51,8 @@ def test_every_way_to_load_has_a_flag(run, serving, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = (
         "--parallel=2 --queue=9 --prompt-cache-bytes=1000 --gpu-layers=-1 --main-gpu=0 --tensor-split=3,0.5 "
-        "--no-offload-kv-cache --eval-batch-size=256 --flash-attention --cache-type-k=q8_0 --cache-type-v=q8_0 --threads=3 "
-        "--no-mmap --mlock --context-length=1024 --lora=near.gguf --lora=/far=away.gguf --lora=/far=0.5"
+        "--no-offload-kv-cache --eval-batch-size=256 --flash-attention --cache-type-k=q8_0 --cache-type-v=q8_0 "
+        "--threads=3 --no-mmap --mlock --context-length=1024 --lora=near.gguf --lora=/far=away.gguf --lora=/far=0.5"
     )
     run("load", "coder-7m", *flags.split())
     config, _, _ = serving.loads[-1]
