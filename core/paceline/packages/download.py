@@ -199,7 +199,7 @@ class _Transfer:
             self._validator = notes["validator"] if notes["url"] == self._url else None
             if self._have > self._limit or (self._validator is None and self._sha256 is None):
                 raise ValueError("nothing would say that the rest belongs to it")
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             self._forget()
 
     def _attempt(self) -> Digest:

@@ -98,7 +98,7 @@ def _read(file: Path) -> dict[str, Any]:
         return found
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StoreError(
             f"the hashes that were seen on first use cannot be read from {file}: {error!r}",
             help=refusals.way_out(error, file) or "mend the file; deleting it accepts whatever is published now",
