@@ -68,8 +68,11 @@ def record(home: Path, packages: Iterable[Package]) -> None:
 
 
 def way_out(recipe: Recipe, home: Path) -> str | None:
-    """What to do when one of the recorded hashes of `recipe` is not met; None when none of its packages is recorded."""
-    known = _read(record_file(home))
+    """What to do when one of the recorded hashes of `recipe` is not met; None when none is known to be recorded."""
+    try:
+        known = _read(record_file(home))
+    except StoreError:  # there is another error to tell of
+        return None
     mine = [(p, known[_key(p)]) for p in recipe.packages if _key(p) in known]
     if not mine:
         return None
