@@ -6,6 +6,7 @@ PACELINE_OFFLINE=1, or `paceline --offline …`, closes the door for this proces
 from __future__ import annotations
 
 import os
+import threading
 from typing import TYPE_CHECKING, Any
 
 import paceline
@@ -68,6 +69,26 @@ def client(**options: Any) -> Client:
             f"the proxy that HTTPS_PROXY, HTTP_PROXY or ALL_PROXY names cannot be used: {error}",
             help="set it to http://host:port or https://host:port",
         ) from None
+
+
+class Clients:
+    """A client for each thread that asks for one; one that was closed, as by who waited too long, is made anew."""
+
+    def __init__(self, **options: Any) -> None:
+        """`options`: as for `client`."""
+        self._options = options
+        self._of_thread = threading.local()
+
+    def __call__(self) -> Client:
+        found: Client | None = getattr(self._of_thread, "client", None)
+        if found is None or found.is_closed:
+            found = self._of_thread.client = client(**self._options)
+        return found
+
+    def close(self) -> None:
+        """Close the one of this thread."""
+        if (found := getattr(self._of_thread, "client", None)) is not None:
+            found.close()
 
 
 def _check(request: httpx.Request) -> None:

@@ -45,10 +45,24 @@ def test_verify_and_repair(tiny, store, run):
     assert json.loads(run("repair", "tiny", "--json"))["repaired"] == [runtime.id]
     run("verify")
     (runtime.directory / MANIFEST).unlink()
-    assert "incomplete" in run("ls")
+    assert "incomplete; manifest.json is missing" in run("ls")
     assert run("repair", runtime.id) == f"{runtime.id}: repaired\n"
     assert store.selected("tiny") == runtime
     assert "no installed runtime matches" in run("verify", "nothing", status=3)
+
+
+def test_a_damaged_manifest_is_listed_beside_the_others(store, store_world, run):
+    bad, good = store_world.add(store, "1.0"), store_world.add(store, "2.0")
+    store_world.change_manifest(bad, python=None)
+    out = run("ls")
+    assert f"{bad.id} " in out
+    assert "broken; its records are damaged: AttributeError" in out
+    assert f"{good.id} " in out
+    assert [r["state"] for r in json.loads(run("ls", "--json"))] == ["installed", "broken"]
+
+    (bad.directory / MANIFEST).write_text("[" * 100_000)
+    (_, listed) = json.loads(run("ls", "--json"))
+    assert listed == {"id": bad.id, "state": "incomplete", "problems": ["manifest.json is damaged"]}
 
 
 def test_what_cannot_be_repaired_is_said(tiny, store, store_world, run):

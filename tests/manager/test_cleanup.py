@@ -7,7 +7,7 @@ import pytest
 
 from paceline.manager.cleanup import KEPT_LOGS, clean_cache, clean_up, plan_cleanup
 from paceline.packages.depot import BUNDLES, Depot
-from paceline.progress import silent
+from paceline.progress import Phase, silent
 from paceline.store import Store
 from paceline.store.manifest import MANIFEST
 
@@ -53,6 +53,23 @@ def test_what_is_needed_stays(store, store_world):
     use.release()
     # What was left by rolling back is needed no more.
     assert clean_up(store, 0).runtimes == (selected, in_use)
+
+
+def test_what_an_installation_made_that_was_waited_for_is_no_leftover(store, store_world):
+    installing, staged = store.installing(), store.staging / "engine-linux-cpu@1.0.77"
+    installing.__enter__()
+    store_world.stage(staged, "1.0")
+    left = store.staging / "engine@3.77"
+    left.mkdir()
+
+    def progress(phase, done=0, total=None, message=""):
+        assert phase is Phase.WAIT
+        store.publish(staged, "engine-linux-cpu@1.0")
+        installing.__exit__(None, None, None)
+
+    assert plan_cleanup(store, 1).leftovers == (staged, left)
+    assert clean_up(store, 1, progress).leftovers == (left,)
+    assert not left.exists()
 
 
 def test_leftovers_go_and_an_incomplete_runtime_unless_it_is_selected(store, store_world):

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from paceline import processor
-from paceline.errors import BuildError, InstallError, SmokeTestError, StoreError
+from paceline.errors import BuildError, InstallError, InUseError, SmokeTestError, StoreError
 from paceline.manager.installation import install, recorded, repair
 from paceline.packages.environment import lock_text
 from paceline.packages.uv import uv_environment
@@ -280,6 +280,20 @@ def test_installing_what_is_broken_mends_it(tiny, store):
 
     assert install(tiny.release(), store, tiny.engine) == runtime
     assert health.full(runtime.directory).ok
+
+
+def test_what_is_broken_and_in_use_is_not_made_anew(tiny, store):
+    runtime = install(tiny.release(), store, tiny.engine)
+    use = store.use(runtime)
+    runtime.python.unlink()
+    progress = Recorder()
+
+    with pytest.raises(InUseError, match=f"{runtime.id} is in use by process {os.getpid()}"):
+        install(tiny.release(), store, tiny.engine, progress)
+
+    assert progress.phases == []
+    use.release()
+    assert install(tiny.release(), store, tiny.engine) == runtime
 
 
 def test_what_was_built_for_a_better_processor_is_said_and_built_again(tiny, store, monkeypatch):

@@ -108,6 +108,23 @@ def test_byte_code_is_copied_where_it_cannot_be_linked(world, monkeypatch):
     assert not codes[0]["module"].samefile(codes[1]["module"])
 
 
+def test_what_another_process_keeps_at_the_same_time_keeps_nothing_else_away(world, monkeypatch):
+    link, refused = Path.hardlink_to, []
+
+    def lose_the_first(self, target):
+        if world.cache in self.parents and not refused:
+            refused.append(self)
+            raise FileExistsError(errno.EEXIST, "File exists", str(self))
+        link(self, target)
+
+    monkeypatch.setattr(Path, "hardlink_to", lose_the_first)
+    texts = len({*SOURCES.values()}) - 1  # one does not compile
+    world.environment("a")
+
+    assert len(refused) == 1
+    assert len(list(world.cache.rglob("*-*/*/*-*"))) == texts - 1
+
+
 def test_without_a_cache_everything_is_compiled(world):
     world.cache.write_text("a file, not a folder")
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import httpx
 import pytest
+from filelock import FileLock
 
 from paceline import network
 from paceline.errors import DownloadError, OfflineError
@@ -20,6 +24,7 @@ CONTENT = bytes((n * n) % 251 for n in range(300_000))
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 SIZE = len(CONTENT)
 QUICK = Patience(stall_s=0.5, window_s=0.4, slowest_bytes_per_s=2000, attempts=3, backoff_s=0.01, longest_wait_s=0.3)
+DIGITS = f"bytes {'1' * 5000}-{'2' * 5000}/{'3' * 5000}"
 EXPECTED = {"sha256": SHA256, "size": SIZE}
 
 
@@ -87,6 +92,18 @@ class TestWhatBreaksOff:
         assert site.headers[-1]["range"] == "bytes=100000-"
         assert "if-range" not in site.headers[-1]
 
+    @pytest.mark.parametrize("size", [None, SIZE])
+    def test_after_its_last_byte_is_asked_for_no_more(self, site, fetch, size):
+        site.misbehave(*[{"truncate": 100_000}] + [{"status": 503}] * 2)
+        expected = {"sha256": SHA256, "size": size}
+        with pytest.raises(DownloadError):
+            fetch(expected=expected)
+        site.asked.clear()
+        fetch.partial.write_bytes(CONTENT)
+        assert fetch(expected=expected) == Digest(SHA256, SIZE)
+        assert_whole(fetch)
+        assert site.asked == []
+
     def test_is_not_believed_when_it_is_damaged(self, site, fetch):
         self.test_is_resumed_by_the_next_call_from_another_address(site, fetch)
         fetch.target.unlink()
@@ -153,6 +170,11 @@ class TestWhatIsNotTheFile:
         assert fetch.said == [f"the server offers {length} bytes instead of {SIZE}"]
         assert_whole(fetch)
 
+    def test_a_length_of_thousands_of_digits(self, site, fetch):
+        site.misbehave(length="9" * 5000)
+        fetch()
+        assert_whole(fetch)
+
     def test_more_than_it_should_be(self, site, fetch):
         site.files["/file.whl"] = CONTENT + b"more", "application/octet-stream"
         site.misbehave_always(no_length=True)
@@ -173,7 +195,11 @@ class TestRanges:
         fetch()
         assert_whole(fetch)
 
-    @pytest.mark.parametrize("said", ["bytes 0-299999/300000", "bytes 100000-299999/300001", "nonsense", None])
+    @pytest.mark.parametrize(
+        "said",
+        ["bytes 0-299999/300000", "bytes 100000-299999/300001", "nonsense", DIGITS, None],
+        ids=lambda said: str(said)[:30],
+    )
     def test_that_are_answered_with_another_one(self, site, fetch, said):
         site.misbehave({"truncate": 100_000}, {"content_range": said})
         fetch()
@@ -224,6 +250,43 @@ class TestSlowness:
         with pytest.raises(DownloadError, match=r"sends only \d+ bytes a second; 3 attempts failed"):
             fetch()
 
+    @pytest.mark.parametrize("start", [b"", b"Transfer-Encoding: chunked\r\n\r\n3;"], ids=["headers", "chunk length"])
+    def test_a_drip_in_what_is_not_the_file(self, tmp_path, start):
+        """Nothing of it ever reaches the caller, and no wait for a byte is long."""
+        patience = replace(QUICK, answer_s=0.7, attempts=2)
+        with (
+            _drips(b"HTTP/1.1 200 OK\r\n" + start) as url,
+            pytest.raises(DownloadError, match=r"the server sent nothing of use for 0\.7 s; 2 attempts failed"),
+        ):
+            download(url, tmp_path / "f", **EXPECTED, patience=patience)
+        with FileLock(tmp_path / ".f.lock", timeout=0):
+            pass
+
+    def test_one_that_drips_ends_no_other(self, site, tmp_path):
+        """Of two threads with the same clients one waits for headers that drip."""
+        site.misbehave_always(stall=100_000)
+        clients, ended = network.Clients(), []
+
+        def run(url, name, patience):
+            try:
+                ended.append(download(url, tmp_path / name, **EXPECTED, clients=clients, patience=patience).size)
+            except DownloadError as error:
+                ended.append(error.message.rpartition(": ")[2])
+
+        with _drips(b"HTTP/1.1 200 OK\r\n") as url:
+            dripping = threading.Thread(target=run, args=(url, "a", replace(QUICK, answer_s=0.5, attempts=1)))
+            stalling = threading.Thread(
+                target=run, args=(f"{site.url}/file.whl", "b", replace(QUICK, stall_s=2, attempts=1))
+            )
+            stalling.start()
+            dripping.start()
+            dripping.join()
+            stalling.join()
+        assert ended == [
+            "the server sent nothing of use for 0.5 s; 1 attempts failed",
+            "the server sent nothing for too long; 1 attempts failed",
+        ]
+
     def test_who_waits_can_cancel(self, site, fetch, tmp_path):
         site.misbehave_always(status=503, retry_after="3600")
 
@@ -233,6 +296,29 @@ class TestSlowness:
 
         with pytest.raises(KeyboardInterrupt):
             download(f"{site.url}/file.whl", tmp_path / "f", **EXPECTED, progress=progress)
+
+
+@contextmanager
+def _drips(start):
+    """The address of a server that answers `start` and then a header's beginning, a byte at a time, without end."""
+    ended = threading.Event()
+
+    def answer(connection):
+        with connection, suppress(OSError):
+            connection.recv(9999)
+            connection.sendall(start)
+            while not ended.wait(0.05):
+                connection.sendall(b"a")
+
+    def serve():
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=answer, args=listening.accept()[:1], daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/f"
+        ended.set()
 
 
 class TestRedirects:
@@ -261,11 +347,9 @@ class TestRedirects:
             asked.append(str(request.url))
             return httpx.Response(302, headers={"Location": "http://mirror.example/file.whl?key=secret"})
 
-        with (
-            network.client(transport=httpx.MockTransport(answer)) as client,
-            pytest.raises(DownloadError, match=r"leads from https to http://mirror.example/file.whl, which") as caught,
-        ):
-            download("https://files.example/file.whl", fetch.target, **EXPECTED, client=client)
+        clients = network.Clients(transport=httpx.MockTransport(answer))
+        with pytest.raises(DownloadError, match=r"leads from https to http://mirror.example/file.whl, which") as caught:
+            download("https://files.example/file.whl", fetch.target, **EXPECTED, clients=clients)
         assert asked == ["https://files.example/file.whl"]
         assert "secret" not in caught.value.message
 
@@ -286,7 +370,11 @@ class TestRefusals:
         assert ("~/.netrc" in caught.value.help) == (status in (401, 403))
         assert len(site.asked) == 1
 
-    @pytest.mark.parametrize("ask", ["0", "3600", "date", "past", "nonsense"])
+    @pytest.mark.parametrize(
+        "ask",
+        ["0", "3600", "date", "past", "nonsense", "9" * 400, "9" * 5000, f"Mon, 1 Jan {'9' * 30} 00:00:00 GMT"],
+        ids=lambda ask: ask[:20],
+    )
     def test_that_say_how_long(self, site, fetch, ask):
         """An hour, as a number or as a date, is too long: the cap is waited, and then asked again."""
         hour = timedelta(hours=1)

@@ -12,10 +12,10 @@ from dataclasses import replace
 
 import pytest
 
-from paceline.errors import InstallError, StoreError, UnpinnedError
+from paceline.errors import BuildError, InstallError, StoreError, UnpinnedError
 from paceline.manager.installation import install, repair
 from paceline.packages import first_use
-from paceline.store import Store
+from paceline.store import Store, transaction
 from paceline.types import Package
 
 NAME = "tinyengine-1.0.0-py3-none-any.whl"
@@ -111,6 +111,28 @@ def test_a_repair_takes_no_other_file(tiny, store, release, page, tmp_path):
     page("first")
     assert repair(runtime.id, store, tiny.engine, cache=tmp_path / "another").id == runtime.id
     assert note.read_text() == "first"
+
+
+def test_whoever_is_killed_while_publishing_has_recorded_it(tiny, store, release, page, tmp_path):
+    def end(step, path):
+        if step == "rename" and path == store.folder / release.id:
+            raise KeyboardInterrupt
+
+    with transaction.observed(end), pytest.raises(KeyboardInterrupt):
+        install(release, store, tiny.engine, allow_unpinned=True, cache=tmp_path / "one")
+    assert recorded(store) == [[page.first]]
+    page("second")
+    with pytest.raises(InstallError, match=page.first):
+        install(release, store, tiny.engine, allow_unpinned=True, cache=tmp_path / "another")
+
+
+def test_a_record_that_cannot_be_read_hides_no_other_error(tiny, store):
+    store.home.mkdir()
+    first_use.record_file(store.home).write_text("[" * 100_000)
+    whole = tiny.release()
+    wrong = tuple(replace(package, sha256=("0" * 64,)) for package in whole.recipe.packages)
+    with pytest.raises(BuildError, match=r"(?i)hash mismatch"):
+        install(replace(whole, recipe=replace(whole.recipe, packages=wrong)), store, tiny.engine)
 
 
 def test_what_failed_is_not_recorded(tiny, store, release, file_server):

@@ -339,6 +339,37 @@ def test_a_full_disk_is_said_before_anything_is_fetched(index, put, monkeypatch)
     assert fetched(index) == []
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no flock there")
+def test_a_cache_that_somebody_works_on_is_waited_for(tiny, index, put, store, monkeypatch):
+    """As `uv cache clean` does: it holds the lock alone."""
+    import fcntl
+
+    store.remove(put(), force=True)
+    said = []
+
+    def progress(phase, done=0, total=None, message=""):
+        if phase is Phase.WAIT:
+            said.append(message)
+            if at_once:
+                fcntl.flock(cache, fcntl.LOCK_UN)
+
+    cache = os.open(tiny.cache / "uv" / ".lock", os.O_RDWR)
+    try:
+        at_once = False
+        monkeypatch.setenv("UV_LOCK_TIMEOUT", "1")
+        fcntl.flock(cache, fcntl.LOCK_EX)
+        with pytest.raises(BuildError, match=r"cache holds cannot be seen: cause: Timeout \(1s\) when") as caught:
+            install(tiny.release(), store, tiny.engine, progress)
+        assert "another process works on uv's cache, such as `uv cache clean`: try again" in caught.value.help
+
+        at_once = True
+        monkeypatch.setenv("UV_LOCK_TIMEOUT", "60")
+        install(tiny.release(), store, tiny.engine, progress)
+        assert said == ["another process works on uv's cache, waiting for it"] * 2
+    finally:
+        os.close(cache)
+
+
 def test_offline_what_is_here_is_enough(tiny, index, put, store, monkeypatch):
     monkeypatch.setenv("PACELINE_OFFLINE", "1")
     with pytest.raises(BuildError):

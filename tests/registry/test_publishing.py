@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import httpx
 import pytest
@@ -176,6 +177,9 @@ def test_broken_off_at_every_step_clients_see_the_old_or_the_new(repository, reg
         assert known[0] == "1.0"
         assert len(known) <= 2
     assert step > 15
+    text = " ".join((Path(__file__).parents[2] / "docs" / "reliability.md").read_text(encoding="utf-8").split())
+    said = {"publish": f" the {step - 1} steps of publishing ", "rotate": f" the {step - 1} of changing a key"}
+    assert said.get(work, "") in text
     current = trust.make_trusted(home, web.url, repository.root(), "acme")
     assert refresh(current).ok
 

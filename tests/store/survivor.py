@@ -118,7 +118,7 @@ def what_happens(folder, mode, run):
     return step, fault, os.strerror(fault.code)
 
 
-def survive(folder, mode, name):
+def survive(folder, mode, name, stride):
     operation, template, home = OPERATIONS[name], folder / "template", folder / "home"
     operation.prepare(Store(template))
     broken_before = {r.id for r in Store(template).runtimes() if not health.full(r.directory).ok}
@@ -128,7 +128,7 @@ def survive(folder, mode, name):
         shutil.copytree(template, home, symlinks=True)
         reached = []
         store = Store(home)
-        step, happen, reason = what_happens(folder, mode, runs)
+        step, happen, reason = what_happens(folder, mode, runs * stride)
         if mode == "kill":
             status = broken_off(operation, store, happen, step)
             finished = status == 0
@@ -176,5 +176,5 @@ health._starts = lambda python, manifest: []
 if __name__ == "__main__":
     where = Path(sys.argv[1])
     where.mkdir(parents=True, exist_ok=True)
-    print(json.dumps(survive(where, sys.argv[2], sys.argv[3])), flush=True)
+    print(json.dumps(survive(where, *sys.argv[2:4], int(sys.argv[4]))), flush=True)
     os._exit(0)  # whatever server still runs

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -7,6 +8,8 @@ import sys
 
 import pytest
 
+from paceline.errors import StoreError
+from paceline.manager.cleanup import plan_cleanup
 from paceline.store import Store, health
 from paceline.store.health import State
 from paceline.store.manifest import FILES, MANIFEST
@@ -100,6 +103,42 @@ def test_without_its_manifest_a_runtime_is_incomplete(runtime, text, why):
     found = health.quick(runtime.directory)
     assert found.state is State.INCOMPLETE
     assert why in found.problems[0]
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize("wrong", [None, 5, "x", [], {}, [None], {"a": None}, True, 1.5])
+def test_whatever_a_manifest_says_somebody_is_told(runtime, store, wrong):
+    """No value of any of its fields ends a check, or a list, with an error."""
+    good = json.loads((runtime.directory / MANIFEST).read_text())
+    told = {}
+    for field in good:
+        (runtime.directory / MANIFEST).write_text(json.dumps({**good, field: wrong}))
+        health.glance(runtime.directory), health.full(runtime.directory)
+        told[field] = health.quick(runtime.directory)
+        store.runtimes()
+        plan_cleanup(store, 0)
+    if wrong not in ({}, {"a": None}):  # a Python of which nothing is said
+        assert "its records are damaged" in told["python"].problems[0]
+        assert told["quick_check"].ok == (wrong is None)  # as of an older Paceline
+
+
+def test_records_that_are_nested_too_deeply(runtime, store):
+    store.select(runtime)
+    (runtime.directory / FILES).write_text(DEEP)
+    files_sha256 = hashlib.sha256(DEEP.encode()).hexdigest()
+    manifest = json.loads((runtime.directory / MANIFEST).read_text())
+    (runtime.directory / MANIFEST).write_text(json.dumps({**manifest, "files_sha256": files_sha256}))
+    assert "files.json is nested too deeply" in health.full(runtime.directory).problems[0]
+
+    (runtime.directory / MANIFEST).write_text(DEEP)
+    assert health.glance(runtime.directory) == health.Health(State.INCOMPLETE, (f"{MANIFEST} is damaged",))
+    assert store.runtimes() == ()
+
+    (store.home / "selection.json").write_text(DEEP)
+    with pytest.raises(StoreError, match=r"the selection .* cannot be read: .* is nested too deeply"):
+        store.selection()
 
 
 def test_a_base_python_that_is_gone_is_said(runtime, tmp_path):

@@ -17,6 +17,8 @@ from paceline.store import Store, health
 SURVIVOR = Path(__file__).with_name("survivor.py")
 QUICK = ["download", "take from a bundle", "select", "rollback", "give back", "stand in", "remove", "prune"]
 LONG = ["install", "repair", "repair in two renames", "update", "install a plugin", "remove a plugin"]
+PACKAGES = "install packages"
+FIFTH = 5
 COLUMNS = ("operation", "steps", "kills", "errors", "full disks")
 SAID = {
     row[0]: dict(zip(COLUMNS, row, strict=True))
@@ -26,21 +28,32 @@ SAID = {
 """What docs/reliability.md says of each operation: how many steps it has, how often it was broken off in each way."""
 
 
-def survive(folder, mode, operation, prefix=()):
-    command = [*prefix, sys.executable, str(SURVIVOR), str(folder), mode, operation]
+def survive(folder, mode, operation, prefix=(), stride=1):
+    """Break `operation` off at every `stride`-th of its steps; what came of it."""
+    command = [*prefix, sys.executable, str(SURVIVOR), str(folder), mode, operation, str(stride)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGKILL there")
-@pytest.mark.parametrize("operation", [*QUICK, *LONG, "install packages"])
+@pytest.mark.parametrize("operation", [*QUICK, *LONG, PACKAGES])
 def test_a_kill_at_each_step_is_survived(tmp_path, operation):
     result = survive(tmp_path / "disk", "kill", operation)
 
     assert result["problems"] == []
     assert result["statuses"] == {"9": result["steps"], "0": 1}  # killed at every step, and once at none
     assert SAID[operation]["steps"] == SAID[operation]["kills"] == str(result["steps"])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no fork there")
+def test_errors_while_packages_are_installed_are_survived(tmp_path):
+    """At every fifth step, because each run starts uv several times; no room, a failing disk and no right in turn."""
+    result = survive(tmp_path / "disk", "errors in turn", PACKAGES, stride=FIFTH)
+
+    assert result["problems"] == []
+    assert SAID[PACKAGES]["errors"] == str(result["broken_off"])
+    assert result["statuses"].get(str(10 << 8), 0) > 0
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no fork there")
@@ -55,7 +68,7 @@ def test_errors_at_each_step_are_survived(tmp_path, operation):
 
 
 @pytest.mark.skipif(not shutil.which("unshare"), reason="no file system can be mounted")
-@pytest.mark.parametrize("operation", [*QUICK, *LONG])
+@pytest.mark.parametrize("operation", [*QUICK, *LONG, PACKAGES])
 def test_a_disk_that_is_full_at_each_step_is_survived(tmp_path, operation):
     folder = tmp_path / "disk"
     folder.mkdir()
@@ -63,7 +76,7 @@ def test_a_disk_that_is_full_at_each_step_is_survived(tmp_path, operation):
     if subprocess.run([*inside, "true"], capture_output=True).returncode:
         pytest.skip("no file system can be mounted")
 
-    result = survive(folder, "full", operation, inside)
+    result = survive(folder, "full", operation, inside, FIFTH if operation == PACKAGES else 1)
 
     assert result["problems"] == []
     assert SAID[operation]["full disks"] == str(result["broken_off"])

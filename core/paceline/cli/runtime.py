@@ -25,7 +25,7 @@ from paceline.cli.upkeep import prune, remove, repair, verify
 from paceline.errors import UnpinnedError
 from paceline.manager import inventory
 from paceline.preferences import PREFER, WHEEL
-from paceline.store import Store
+from paceline.store import Store, health
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,7 +62,8 @@ def ls(as_json: bool) -> None:
     store = Store(paths.home())
     selection = store.selection()
     installed = [inventory.describe_runtime(r, store, selection) for r in store.runtimes()]
-    incomplete = [{"id": name, "state": "incomplete"} for name in store.incomplete()]
+    states = {name: health.glance(store.folder / name) for name in store.incomplete()}
+    incomplete = [{"id": n, "state": s.state.value, "problems": list(s.problems)} for n, s in states.items()]
     if as_json:
         output.as_json_text([*installed, *incomplete])
     elif not installed and not incomplete:
@@ -79,7 +80,7 @@ def ls(as_json: bool) -> None:
             ]
             for r in installed
         ]
-        rows += [[r["id"], "", "", "", "", "incomplete"] for r in incomplete]
+        rows += [[n, "", "", "", "", "; ".join((s.state.value, *s.problems))] for n, s in states.items()]
         output.table(["LLM ENGINE", "SELECTED", "MODEL FORMAT", "SIZE", "LAST USED", "STATE"], rows)
         _print_reasons(selection)
 

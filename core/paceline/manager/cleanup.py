@@ -82,7 +82,7 @@ def clean_up(store: Store, keep: int, progress: Progress = silent) -> Cleanup:
     """
     plan = plan_cleanup(store, keep)
     removed, incomplete = [], []
-    with store.installing(progress):
+    with store.installing(progress) as leftovers:
         for runtime in plan.runtimes:
             try:
                 store.remove_unneeded(runtime)
@@ -97,7 +97,7 @@ def clean_up(store: Store, keep: int, progress: Progress = silent) -> Cleanup:
                 continue
         for log in plan.logs:
             transaction.discard(log)
-    return replace(plan, runtimes=tuple(removed), incomplete=tuple(incomplete))
+    return replace(plan, runtimes=tuple(removed), incomplete=tuple(incomplete), leftovers=leftovers)
 
 
 def clean_cache(cache: Path) -> str:

@@ -59,8 +59,9 @@ def install(
     `wheel`: where the package of it lies that has a `file` (see `local_packages`); the runtime keeps a copy.
 
     The runtime is selected for those of its formats that have none. Whether this machine can run the release is the
-    verdict's business, and the caller's. Raises InstallError (with BuildError and SmokeTestError) and StoreError; the
-    log of a failed installation is kept under <home>/logs. An exception out of `progress`, or Ctrl-C, cancels.
+    verdict's business, and the caller's. Raises InstallError (with BuildError and SmokeTestError), StoreError, and
+    InUseError before anything is made when a process uses a broken one of that id; the log of a failed installation is
+    kept under <home>/logs. An exception out of `progress`, or Ctrl-C, cancels.
     """
     release = replace(release, recipe=first_use.pinned(release.recipe, store.home))
     _check_pinned(release, allow_unpinned)
@@ -70,6 +71,7 @@ def install(
             progress(Phase.DONE, message=f"{release.id} is already installed")
             store.select_where_none(runtime)
             return runtime
+        store.check_unused(release.id)
         runtime = _make(release, store, engine, progress, cache or paths.cache(), supply=supply, wheel=wheel)
         store.select_where_none(runtime)
         progress(Phase.DONE, message=f"installed {runtime.id}")
@@ -214,9 +216,8 @@ def _make(
             manifest = _manifest(release, staged, files, info, cache, made.build_s)
             transaction.write_json(staged / MANIFEST, manifest | {"unpinned": sorted(unpinned)})
             progress(Phase.PUBLISH)
-            runtime = store.publish(staged, release.id)
             first_use.record(store.home, [p for p in release.recipe.packages if p.name in unpinned and p.sha256])
-            return runtime
+            return store.publish(staged, release.id)
         except PacelineError as error:
             log = _keep_log(release, store, staged)
             other = first_use.way_out(release.recipe, store.home) if _is_another_file(error) else None

@@ -103,8 +103,8 @@ def _make(packages: Path, sources: Mapping[str, str], kept: Path, digests: Diges
             for other in others:
                 _link_or_copy(code, packages / _compiled(other))
     hashes = _hashed(packages, made.values(), digests)
-    with suppress(OSError):
-        for sha256, name in made.items():
+    for sha256, name in made.items():
+        with suppress(OSError):  # another process keeps the same, or nothing can be kept there
             _keep(packages / name, kept / sha256[:2] / f"{sha256}-{hashes[name]}")
 
 

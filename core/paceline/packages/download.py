@@ -14,6 +14,7 @@ import errno
 import hashlib
 import json
 import random
+import re
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,6 +25,7 @@ import httpx
 
 from paceline import network
 from paceline.errors import DownloadError
+from paceline.packages.watch import ENDED_BY_WATCH, Watch
 from paceline.store import transaction
 
 if TYPE_CHECKING:
@@ -51,7 +53,9 @@ class Patience:
     """How much is put up with."""
 
     stall_s: float = 30.0
-    """The longest wait for a connection, and between two parts of an answer."""
+    """The longest silence, while a connection is made and between two bytes."""
+    answer_s: float = 90.0
+    """The longest wait for what an answer begins with, and between two parts of the file, whatever drips meanwhile."""
     window_s: float = 30.0
     slowest_bytes_per_s: float = 500.0
     """A connection that brings less over `window_s` is given up for a new one."""
@@ -72,7 +76,7 @@ def download(
     sha256: str | None = None,
     size: int | None = None,
     progress: Progress = lambda done, total, message="": None,
-    client: Client | None = None,
+    clients: network.Clients | None = None,
     patience: Patience = Patience(),
     limit: int = 64 * 10**9,
 ) -> Digest:
@@ -95,8 +99,10 @@ def download(
     try:
         here = _digest(target, sha256, size)
         if here is None:
-            with contextlib.nullcontext(client) if client is not None else network.client() as used:
-                here = _Transfer(url, target, sha256, size, progress, used, patience, limit).run()
+            with contextlib.ExitStack() as ending:
+                if clients is None:
+                    clients = ending.enter_context(contextlib.closing(network.Clients()))
+                here = _Transfer(url, target, sha256, size, progress, clients, patience, limit).run()
         progress(here.size, here.size)
         return here
     finally:
@@ -110,6 +116,7 @@ def partial_of(target: Path) -> Path:
 
 _CHUNK = 1 << 16
 _AGAIN = {408, 425, 429, 500, 502, 503, 504}
+_NUMBER = re.compile(r"[0-9]{1,18}")
 _HTML = (b"<!doctype html", b"<html")
 
 
@@ -133,11 +140,11 @@ class _Transfer:
         sha256: str | None,
         size: int | None,
         progress: Progress,
-        client: Client,
+        clients: network.Clients,
         patience: Patience,
         limit: int,
     ) -> None:
-        self._url, self._target, self._progress, self._client = url, target, progress, client
+        self._url, self._target, self._progress, self._clients = url, target, progress, clients
         self._sha256, self._size, self._patience = sha256, size, patience
         self._limit = size if size is not None else limit
         self._partial = partial_of(target)
@@ -192,31 +199,40 @@ class _Transfer:
             self._validator = notes["validator"] if notes["url"] == self._url else None
             if self._have > self._limit or (self._validator is None and self._sha256 is None):
                 raise ValueError("nothing would say that the rest belongs to it")
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             self._forget()
 
     def _attempt(self) -> Digest:
-        if self._size is None or self._have < self._size:
+        if not self._is_whole():
             headers = {"Accept-Encoding": "identity"}
             if self._have:
                 headers["Range"] = f"bytes={self._have}-"
                 if self._validator is not None:
                     headers["If-Range"] = self._validator
-            response = self._ask(headers)
+            client = self._clients()
+            watch = Watch(client, self._patience.answer_s)
             try:
-                self._begin(response)
-                self._receive(response)
-            finally:
-                response.close()
+                with watch, contextlib.closing(self._ask(client, headers)) as response:
+                    self._begin(response)
+                    self._receive(response, watch)
+            except ENDED_BY_WATCH:
+                if not watch.ended:
+                    raise
+            if watch.ended:
+                raise _Again(f"the server sent nothing of use for {self._patience.answer_s:g} s")
         return self._finish()
 
-    def _ask(self, headers: dict[str, str]) -> httpx.Response:
+    def _is_whole(self) -> bool:
+        """Whether nothing is left to ask for; without a size only the hash can say so."""
+        return self._have == self._size or (self._have > 0 and self._hash.hexdigest() == self._sha256)
+
+    def _ask(self, client: Client, headers: dict[str, str]) -> httpx.Response:
         """The answer after all redirects, none of them to a connection that anybody can read and change."""
         wait = httpx.Timeout(self._patience.stall_s)
-        request = self._client.build_request("GET", self._url, headers=headers, timeout=wait)
+        request = client.build_request("GET", self._url, headers=headers, timeout=wait)
         seen = {str(request.url)}
         while True:
-            response = self._client.send(request, stream=True, follow_redirects=False)
+            response = client.send(request, stream=True, follow_redirects=False)
             if response.next_request is None:
                 return response
             response.close()
@@ -269,12 +285,13 @@ class _Transfer:
         if self._validator is not None and _validator(response) not in (None, self._validator):
             raise _Again("the file was changed on the server meanwhile", from_start=True)
 
-    def _receive(self, response: httpx.Response) -> None:
+    def _receive(self, response: httpx.Response, watch: Watch) -> None:
         """Append the body to what is here, bounded in size and in slowness."""
         began, before = time.monotonic(), self._have
         transaction.step("write", self._partial)
         with self._partial.open("ab") as file:
             for part in response.iter_raw():
+                watch.feed()
                 if not self._have:
                     self._refuse_page(part, response)
                 if self._have + len(part) > self._limit:
@@ -364,14 +381,15 @@ def _retry_after(value: str | None) -> float | None:
         return float(seconds)
     try:
         moment = parsedate_to_datetime(value)
-    except ValueError:
+        moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+        return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+    except (ValueError, OverflowError):
         return None
-    moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
 
 
 def _number(value: str | None) -> int | None:
-    return int(value) if value is not None and value.strip().isascii() and value.strip().isdigit() else None
+    """None for what is no number of seconds or bytes, such as one with hundreds of digits."""
+    return int(value) if value is not None and _NUMBER.fullmatch(value.strip()) else None
 
 
 def _said(error: httpx.TransportError) -> str:

@@ -18,7 +18,7 @@ from paceline.packages import byte_code, native_builds, wheel_records
 from paceline.packages.depot import BUNDLES, Depot
 from paceline.packages.gathering import gather
 from paceline.packages.locked import applies
-from paceline.packages.uv import base_interpreter, uv_command, uv_environment, way_out
+from paceline.packages.uv import base_interpreter, uv_command, uv_environment, waited_in_vain, way_out
 from paceline.progress import Phase
 from paceline.store import transaction
 from paceline.store.digests import Digests
@@ -36,7 +36,6 @@ PACKAGES = "packages"
 """The folder, beside the environment, of the wheels that came from this machine."""
 
 _TAIL_LINES = 30
-_LOOK_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -275,17 +274,40 @@ class _Uv:
         with tempfile.TemporaryDirectory() as folder:
             wanted = Path(folder) / "wanted.txt"
             wanted.write_text(lock_text(packages), encoding="utf-8")
-            done = subprocess.run(
-                uv_command([*arguments, "--dry-run", "-r", wanted], self._env),
-                env=self._env,
-                cwd=self._folder,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=_LOOK_TIMEOUT_S,
+            status, said = self._ask(uv_command([*arguments, "--dry-run", "-r", wanted], self._env))
+        if status and waited_in_vain(said):
+            raise BuildError(
+                f"what uv's cache holds cannot be seen: {said.splitlines()[-1].strip()}", help=way_out(said)
             )
-        return not done.returncode and "Would download" not in done.stderr
+        return not status and "Would download" not in said
+
+    def _ask(self, command: Sequence[str | Path]) -> tuple[int, str]:
+        """Run what only looks; returns its status and what it said."""
+        lines = []
+        with subprocess.Popen(
+            command,
+            env=self._env,
+            cwd=self._folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+        ) as looking:
+            try:
+                assert looking.stderr is not None
+                for line in looking.stderr:
+                    lines.append(line)
+                    self._tell_of_waiting(line)
+            except BaseException:
+                looking.kill()
+                raise
+        return looking.returncode, "".join(lines)
+
+    def _tell_of_waiting(self, line: str) -> None:
+        if line.startswith("INFO Waiting to acquire"):
+            self._progress(Phase.WAIT, message="another process works on uv's cache, waiting for it")
 
     def run(self, arguments: Sequence[str | Path]) -> None:
         command = uv_command(arguments, self._env)
@@ -298,6 +320,7 @@ class _Uv:
 
     def _line(self, line: str) -> None:
         self._log.write(line)
+        self._tell_of_waiting(line)
         if not self._NOISE.match(line):
             self._tail = [*self._tail[-_TAIL_LINES:], line.rstrip()]
         if step := self._STEP.search(line[:40]):

@@ -68,8 +68,11 @@ def record(home: Path, packages: Iterable[Package]) -> None:
 
 
 def way_out(recipe: Recipe, home: Path) -> str | None:
-    """What to do when one of the recorded hashes of `recipe` is not met; None when none of its packages is recorded."""
-    known = _read(record_file(home))
+    """What to do when one of the recorded hashes of `recipe` is not met; None when none is known to be recorded."""
+    try:
+        known = _read(record_file(home))
+    except StoreError:  # there is another error to tell of
+        return None
     mine = [(p, known[_key(p)]) for p in recipe.packages if _key(p) in known]
     if not mine:
         return None
@@ -98,7 +101,7 @@ def _read(file: Path) -> dict[str, Any]:
         return found
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StoreError(
             f"the hashes that were seen on first use cannot be read from {file}: {error!r}",
             help=refusals.way_out(error, file) or "mend the file; deleting it accepts whatever is published now",

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from paceline.network import Client
     from paceline.packages.depot import PackageFile
     from paceline.packages.download import Progress
     from paceline.types import Package
@@ -33,7 +32,7 @@ class Indexes:
         """`requires`, `pythons`: fetch for such a platform and these Pythons ("3.12") instead of this machine's."""
         here = ".".join(platform.python_version_tuple()[:2])
         self._resolver = Resolver(requires or Requirements(), pythons or [here], cache=cache / "resolution")
-        self._client: Client | None = None
+        self._clients: network.Clients | None = None
         self._lock = threading.Lock()
 
     def files(self, packages: Sequence[Package]) -> Mapping[str, Sequence[PackageFile]]:
@@ -48,8 +47,8 @@ class Indexes:
 
     def bring(self, file: PackageFile, target: Path, progress: Progress) -> None:
         with self._lock:
-            if self._client is None:
-                self._client = network.client(auth=Credentials(uv_environment(os.environ)))
+            if self._clients is None:
+                self._clients = network.Clients(auth=Credentials(uv_environment(os.environ)))
         assert file.url is not None
-        download(file.url, target, sha256=file.sha256, size=file.size, progress=progress, client=self._client)
+        download(file.url, target, sha256=file.sha256, size=file.size, progress=progress, clients=self._clients)
         admit(target)

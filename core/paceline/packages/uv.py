@@ -57,13 +57,20 @@ def uv_command(arguments: Sequence[str | Path], environment: Mapping[str, str]) 
 
 
 def way_out(said: str) -> str | None:
-    """What to do when uv failed, from what it said: about a file it was refused, about being offline, or None."""
+    """What to do when uv failed, from what it said: of a file it was refused, of a lock, of being offline; or None."""
+    if waited_in_vain(said):
+        return "another process works on uv's cache, such as `uv cache clean`: try again when it has ended"
     refused = refusals.told_by_program(said)
     if refused is not None:
         where = refused.filename or "the home and the cache"
         if help := refusals.way_out(refused, where, refusals.EITHER):
             return help
     return network.HELP if network.is_offline() else None
+
+
+def waited_in_vain(said: str) -> bool:
+    """Whether uv failed because another process held a lock for too long (UV_LOCK_TIMEOUT, in seconds)."""
+    return "when waiting for lock on" in said
 
 
 def base_interpreter() -> str:

@@ -115,8 +115,10 @@ def _check(folder: Path, files: Callable[[Path, Mapping[str, Any]], Iterable[str
             problems += _starts(runtime.python, manifest) if files is _all_files and not problems else []
         else:
             problems = [*_surroundings(folder, manifest), *files(folder, manifest)]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         problems = [f"its records cannot be read: {error}"]
+    except (KeyError, TypeError, AttributeError) as error:
+        problems = [f"its records are damaged: {type(error).__name__}: {error}"]
     told = problems[:_TOLD] + ([f"and {len(problems) - _TOLD} more"] if len(problems) > _TOLD else [])
     return Health(State.BROKEN if problems else State.INSTALLED, tuple(told))
 

@@ -36,7 +36,10 @@ def read_runtime(folder: Path) -> Runtime | None:
 
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object. Raises OSError, or ValueError for anything else."""
-    data = json.loads(file.read_bytes())
+    try:
+        data = json.loads(file.read_bytes())
+    except RecursionError:
+        raise ValueError(f"{file} is nested too deeply") from None
     if not isinstance(data, dict):
         raise ValueError(f"{file} holds no JSON object")
     return data

@@ -188,8 +188,11 @@ class Store(StoreReader):
         return runtime
 
     @contextmanager
-    def installing(self, progress: Progress = silent) -> Iterator[None]:
-        """Hold the home's install lock, which the system takes back from a process that dies, over a clean staging."""
+    def installing(self, progress: Progress = silent) -> Iterator[tuple[Path, ...]]:
+        """Hold the home's install lock, which the system takes back from a process that dies, over a clean staging.
+
+        Yields what was deleted to clean it.
+        """
         from filelock import FileLock, Timeout
 
         lock = FileLock(self.lock_file("install"))
@@ -202,8 +205,7 @@ class Store(StoreReader):
         try:
             with self._changing("healing the store"):
                 pass
-            transaction.sweep(self.staging)
-            yield
+            yield transaction.sweep(self.staging)
         finally:
             lock.release()
 

@@ -185,11 +185,15 @@ def delete(path: Path) -> None:
         _unlink(path)
 
 
-def sweep(staging: Path) -> None:
-    """Delete what ended processes left in `staging`. Only the holder of the install lock may call it."""
-    with suppress(FileNotFoundError):
-        for leftover in list(staging.iterdir()):
-            discard(leftover)
+def sweep(staging: Path) -> tuple[Path, ...]:
+    """Delete what ended processes left in `staging`; returns what is gone. For the holder of the install lock alone."""
+    try:
+        leftovers = sorted(staging.iterdir())
+    except FileNotFoundError:
+        return ()
+    for leftover in leftovers:
+        discard(leftover)
+    return tuple(leftover for leftover in leftovers if not os.path.lexists(leftover))
 
 
 def sync_folder(folder: Path) -> None:
