@@ -48,7 +48,7 @@ class Bare(Engine):
 
 
 def release(version):
-    return Release("engine", version, "linux-cpu", ("nothing",), Requirements(), Recipe())
+    return Release("engine", version, "linux-cpu", ("gguf", "nothing"), Requirements(), Recipe())
 
 
 class Install:

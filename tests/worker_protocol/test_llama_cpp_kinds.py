@@ -305,7 +305,7 @@ def test_a_full_context_rolls_on(start, models, kind, policy):
 
 
 def test_main_model_and_draft_may_be_of_different_kinds(start, models, kind):
-    others = [draft for other, (_, draft) in models.items() if other != kind]
+    others = [models[other][1] for other in KINDS if other != kind]
     wire = start(models[kind][0])
     plain = wire.generate(prompt=TEXT, **request())
     for draft in others:
