@@ -365,6 +365,39 @@ def test_eight_streams_that_are_the_first_learn_cheaply(draft, machine):
     assert learning < (WARM_UP_CREDIT - LEAST_CREDIT) * batch.verify(8) / 8 + ALLOWANCE * done.seconds
 
 
+CHANGING = [("good", 0.0), ("weak", 0.8), ("good", 0.0), ("bad", 0.8), ("good", 0.8), ("weak", 0.8)]
+
+
+@pytest.mark.parametrize("width", [8, 4])
+@pytest.mark.parametrize("machine", ["q8_0", "q8_0, busy", "f16", "q4_k_m"])
+def test_no_stretch_pays_for_what_other_requests_gained(machine, width):
+    """Requests change to such that drafts do not pay: any 256 tokens after the warm-up keep 0.98 of no draft."""
+    batch = replace(EIGHT[machine], noise=0.05)
+    plain = width / batch.verify(width)
+    for seed in range(8):
+        lanes = [[t for kind in CHANGING for t in short(*kind)[(3 * seed + 2 * i) % 12 :][:2]] for i in range(width)]
+        history = ride_together(lanes, batch, seed=seed).history
+        first = next(i for i, (tokens, _) in enumerate(history) if tokens >= WARM_UP_TOKENS)
+        for (a, before), (b, after) in itertools.combinations(history[first::4], 2):
+            if 256 <= b - a < 320:
+                assert (b - a) / (after - before) > 0.98 * plain
+
+
+def test_a_draft_beside_prompts_is_paid_for():
+    """Its step's time says nothing, as prompts are read in it, but what it takes is known."""
+    controller = Controller()
+    stream = controller.open()
+    for _ in range(4):
+        controller.plan([(stream, 100, 1)]).settle([[1]], 0.0, 1.0)
+    before = controller.account.credit
+    step = controller.plan([(stream, 100, 1)])
+    while step.wants():
+        step.offer(2, 0.99)
+    assert step.proposals()[0]
+    step.settle([[1]], 0.5, 0.0)
+    assert controller.account.credit < before - 0.5
+
+
 @pytest.mark.parametrize("machine", ["1b-q8_0", "flat", "1b-q4_k_m"])
 def test_lookup_alone_is_never_slower_and_pays_on_repetition(machine):
     looping = recorded("good", 0.0)

@@ -46,7 +46,8 @@ class CostCurve:
         self._noise = 0.1
         self._unread = 0
         self._clock = 0
-        self._table: list[float] = []
+        self._tables: dict[float, list[float]] = {}
+        """What is read, by curiosity."""
 
     @property
     def known(self) -> bool:
@@ -111,17 +112,20 @@ class CostCurve:
         """Estimated seconds of size n; 0 while nothing is known."""
         if n < 1 or not self._points:
             return 0.0
-        if n >= len(self._table):
-            self.table(n)
-        return self._table[n]
+        return self.table(n)[n]
 
-    def table(self, last: int) -> list[float]:
-        """Estimated seconds by size, at least up to `last`; index 0 is 0. Do not change it."""
+    def table(self, last: int, *, curious: bool = True) -> list[float]:
+        """Estimated seconds by size, at least up to `last`; index 0 is 0. Do not change it.
+
+        `curious`: a size that is little known is taken for somewhat cheaper, so that it gets tried.
+        """
         if not self._points:
             return [0.0] * (last + 1)
-        if last >= len(self._table):
-            self._table = self._draw(max(last, 2 * len(self._table), max(self._points)))
-        return self._table
+        curiosity = _CURIOSITY if curious else 0.0
+        table = self._tables.get(curiosity, [])
+        if last >= len(table):
+            table = self._tables[curiosity] = self._draw(max(last, 2 * len(table), max(self._points)), curiosity)
+        return table
 
     def _forget(self, after: int) -> None:
         """Drop the sizes that were not among the last `after` observations."""
@@ -133,10 +137,10 @@ class CostCurve:
 
     def _redraw(self) -> None:
         self._unread = 0
-        self._table = []
+        self._tables = {}
 
-    def _draw(self, last: int) -> list[float]:
-        knots = self._knots()
+    def _draw(self, last: int, curiosity: float) -> list[float]:
+        knots = self._knots(curiosity)
         first_n, first = knots[0]
         table = [0.0] * (last + 1)
         for n in range(1, min(first_n, last) + 1):
@@ -151,13 +155,13 @@ class CostCurve:
             table[n] = end + slope * (n - last_n)
         return table
 
-    def _knots(self) -> list[tuple[int, float]]:
+    def _knots(self, curiosity: float) -> list[tuple[int, float]]:
         """The points, made nondecreasing."""
         blocks: list[list[float]] = []  # value, weight, points
         sizes = sorted(self._points)
         for n in sizes:
             point = self._points[n]
-            hope = _CURIOSITY * self._noise / math.sqrt(point.count)
+            hope = curiosity * self._noise / math.sqrt(point.count)
             blocks.append([point.value - hope, float(min(point.count, 256)), 1])
             while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
                 value, weight, points = blocks.pop()

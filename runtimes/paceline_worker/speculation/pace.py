@@ -21,6 +21,9 @@ _LEAST_BACKOFF, _MOST_BACKOFF = 8, 512
 _PROBE_SHARE = 0.004
 """Looking again need be no rarer than this part of the time allows."""
 _RATE_MEMORY = 0.98
+_CAUTION = 1.15
+"""By what factor a drafted token of several sequences must bring more than plain decoding. Who drafts well ends early
+and leaves a batch that is worse filled, and the best of several uncertain lengths is less good than it looks."""
 _VALUE_STEP = 0.06
 _FORESEEN = 10.0
 """Plain steps that a foreseen rate counts for."""
@@ -44,10 +47,11 @@ class Pace:
         self._lengths = list(PROBED_LENGTHS) * 2 if occupancy == 1 else together
 
     def rate(self, plain: float, occupancy: int) -> float:
-        """Committed tokens per second lately; never less than plain decoding gives. 0 while nothing is known."""
+        """Committed tokens per second lately; never less than plain decoding gives, and with several sequences than
+        `_CAUTION` times that. 0 while nothing is known."""
         if not plain:
             return 0.0
-        least = occupancy / plain
+        least = occupancy / plain * (1.0 if occupancy == 1 else _CAUTION)
         return max(self._tokens / self._seconds, least) if self._seconds else least
 
     def add(self, tokens: int, seconds: float) -> None:

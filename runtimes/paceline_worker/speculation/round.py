@@ -16,6 +16,9 @@ from paceline_worker.speculation.seat import Seat, Stream
 
 _PLAIN_STEPS = 3
 """Plain steps that are timed before the first draft."""
+_SCOUTS = 2
+"""Of several sequences so many look for all whether drafts are worth their price: reading what each draft has missed is
+most of what a look costs."""
 _HORIZON = 24
 """Drafts that are counted on when the draft model has to read much before its first."""
 
@@ -48,12 +51,15 @@ class Round:
         """Rows of the largest pass for each token of all sequences."""
         self._seats = [Seat(stream, room, lag) for stream, room, lag in seats]
         most = max((seat.limit for seat in self._seats), default=0)
-        table = known.costs.verify.table(width * (1 + most))
+        # A try of several sequences is too dear for curiosity.
+        table = known.costs.verify.table(width * (1 + most), curious=occupancy == 1)
         rate = pace.rate(sum(table[rows] for rows in plain_passes), occupancy)
         step = known.costs.draft_step(occupancy)
         self._price = Price(table, plain_passes, occupancy, rate, step, known.calibration.run)
         self._best = 0.0
         """The largest surplus of a beginning of the drafts."""
+        self._surplus = 0.0
+        """That of what was chosen to be verified."""
         self._plain_passes = plain_passes
         self._passes = tuple(plain_passes)
         self._probing = False
@@ -131,23 +137,29 @@ class Round:
         Seconds that were not measured, or of a batch that also carried prompt chunks, are given as 0. `passes`: the
         rows of each pass that was made, where that is known better than here.
         """
+        extended = any(self.proposals())
+        own = self._price.seconds(self._passes)
         if passes is not None:
             self._passes = tuple(passes)
-        extended = any(self.proposals())
         costs = self._known.costs
         usual = sum(map(costs.verify.at, self._passes))
         costs.observe_verify(verify_seconds, self._passes)
         worked = [seat for seat in self._seats if seat.steps]
         steps = max((seat.steps for seat in worked), default=0)
-        lag = max((seat.lag for seat in worked), default=0)
+        lags = [seat.lag for seat in worked]
+        lag = sum(lags) if max(lags, default=0) > 2 else 1
         costs.observe_draft(draft_seconds, steps, len(worked), lag)
         self._judge(len(worked), extended=extended)
         usual += steps * costs.draft_step(self._occupancy) + (costs.draft_read(lag) if lag > 2 else 0.0)
-        self._account(sum(map(len, emitted)), steps, usual, draft_seconds, verify_seconds, extended=extended)
-        for seat, tokens in zip(self._seats, emitted, strict=True):
-            if self._probing and seat.tokens[:1] == list(tokens[:1]):
+        tokens = sum(map(len, emitted))
+        if 0.0 < verify_seconds < math.inf:
+            self._account(tokens, steps, usual, draft_seconds, verify_seconds, extended=extended)
+        elif steps or extended:  # beside prompts: not measured, and paid for by what it is known to take
+            self._pay(tokens, own + (draft_seconds if 0.0 < draft_seconds < math.inf else 0.0))
+        for seat, committed in zip(self._seats, emitted, strict=True):
+            if self._probing and seat.tokens[:1] == list(committed[:1]):
                 self._pace.hit()
-            seat.learn(tokens, self._known.calibration, self._known.lookup_calibration)
+            seat.learn(committed, self._known.calibration, self._known.lookup_calibration)
 
     # --- beginning -----------------------------------------------------------------------------------------------
 
@@ -181,6 +193,8 @@ class Round:
                     seat.limit = min(seat.limit, max(curve.largest // self._width, 1))
                 seat.drafting = self._worth_starting(seat)
         if pace.may_probe(self._price.step / occupancy) and not any(seat.drafting for seat in able):
+            if occupancy > 1:
+                able = sorted(able, key=lambda seat: seat.lag)[:_SCOUTS]
             price = self._price.step + sum(self._reading(seat) for seat in able if seat.lag > 2)
             if pace.probing or known.account.can_pay(price):  # a burst that has begun goes on
                 self._probing = True
@@ -195,7 +209,7 @@ class Round:
         if seat.lookup_survivals and value <= self._price.worth(seat.lookup_survivals):
             return False
         # Catching up is paid once, and a draft's worth comes back with every draft that follows.
-        return seat.lag <= 2 or value * min(seat.room, _HORIZON) > self._reading(seat)
+        return seat.lag <= 2 or value * min(seat.room / 2, _HORIZON) > self._reading(seat)
 
     def _reading(self, seat: Seat) -> float:
         """Tokens that the draft model must gain for reading what it has missed."""
@@ -233,18 +247,19 @@ class Round:
                     for seat, keep in zip(self._seats, sure, strict=True)
                 ]
             )
-        best, chosen = -math.inf, choices[0]
-        for keeps in choices:
-            passes = self._price.passes(keeps)
-            gain = sum(sum(seat.chosen_survivals[:keep]) for seat, keep in zip(self._seats, keeps, strict=True))
-            value = gain - self._price.rate * self._price.seconds(passes)
-            if value > best:
-                best, chosen = value, keeps
-        for seat, keep in zip(self._seats, chosen, strict=True):
+        values = [self._value(keeps) for keeps in choices]
+        best = max(values)
+        self._surplus = best - values[0]
+        for seat, keep in zip(self._seats, choices[values.index(best)], strict=True):
             seat.keep = keep
             if not seat.exact and keep < seat.stream.knobs.min_tokens:
                 seat.keep = self._lengthened(seat, seat.stream.knobs.min_tokens)
         self._passes = self._price.passes([seat.keep for seat in self._seats])
+
+    def _value(self, keeps: Sequence[int]) -> float:
+        """Tokens that a step gains which verifies so many of each seat's, net of its price."""
+        gain = sum(sum(seat.chosen_survivals[:keep]) for seat, keep in zip(self._seats, keeps, strict=True))
+        return gain - self._price.rate * self._price.seconds(self._price.passes(keeps))
 
     def _lengthened(self, seat: Seat, least: int) -> int:
         """The least length if the draft has it and it pays, else none."""
@@ -259,26 +274,39 @@ class Round:
         known, price = self._known, self._price
         if drafts or not self._behind:  # reading on is neither a look at drafts nor a step without them
             self._pace.stepped(drafts, extended=extended, probing=self._probing)
+        joint = self._joint_worth()
         for seat in self._seats:
             if seat.survivals:
                 known.reach.observe(seat.survivals, seat.expected, known.calibration.run)
             if seat.steps and not seat.sure and price.plain:
-                value = price.worth(seat.survivals) - seat.steps * price.step / self._occupancy
+                worth = price.worth(seat.survivals) if joint is None else joint
+                value = worth - seat.steps * price.step / self._occupancy
                 self._pace.judge(seat.stream.last, value, probing=self._probing)
+
+    def _joint_worth(self) -> float | None:
+        """What the drafts were worth for each sequence: all verify as many tokens, so a good one gains nothing where
+        the others make it too dear. None where each stands for itself: a single one, one that looks for all, or one
+        beside lookup's."""
+        if self._occupancy == 1 or self._probing or any(seat.looked_up and seat.keep for seat in self._seats):
+            return None
+        return self._surplus / self._occupancy
 
     def _account(
         self, tokens: int, steps: int, usual: float, draft_seconds: float, verify_seconds: float, *, extended: bool
     ) -> None:
         """Update the rate and the credit. `usual`: seconds that such a step was expected to take."""
-        known, plain = self._known, self._price.plain
-        if not plain or not 0.0 < verify_seconds < math.inf:
+        known = self._known
+        if not self._price.plain:
             return
         spent = verify_seconds + (draft_seconds if 0.0 < draft_seconds < math.inf else 0.0)
         spent = min(spent, 3.0 * usual)  # a hiccup of the machine is nobody's fault
         self._pace.add(tokens, spent)
-        if any(seat.exact for seat in self._seats):
-            return
         if steps or extended or self._behind:
-            known.account.pay(tokens, self._occupancy * spent / plain)
-        else:
+            self._pay(tokens, spent)
+        elif not any(seat.exact for seat in self._seats):
             known.account.earn(tokens)
+
+    def _pay(self, tokens: int, spent: float) -> None:
+        """A step that drafted committed so many tokens in `spent` seconds; what a request asked for is its own loss."""
+        if self._price.plain and not any(seat.exact for seat in self._seats):
+            self._known.account.pay(tokens, self._occupancy * spent / self._price.plain)
