@@ -21,6 +21,7 @@ from uv import find_uv_bin
 from paceline import paths, plugins
 from paceline.engine import Engine
 from paceline.manager.installation import install
+from paceline.packages.depot import Depot
 from paceline.packages.resolution import Resolver
 from paceline.packages.uv import base_interpreter, uv_environment
 from paceline.progress import Phase
@@ -154,7 +155,8 @@ def _engine_and_release(name: str) -> tuple[Engine, Release]:
 
 def _cache_without_byte_code(folder: Path) -> Path:
     folder.mkdir(parents=True)
-    (folder / "uv").symlink_to(paths.cache() / "uv")
+    for part in ("uv", "packages"):  # uv knows what it built under the address of the index that had its source
+        (folder / part).symlink_to(paths.cache() / part)
     if (noted := paths.cache() / "built-for.json").exists():
         shutil.copy(noted, folder)
     return folder
@@ -168,7 +170,9 @@ def _uv_alone(environment: Path, made: Path, release: Release, options: list[str
     ]
     lock = ["pip", "sync", str(made / "requirements.txt"), "--python", str(python_of(environment)), "--require-hashes"]
     empty = ["venv", "--no-project", "--python", base_interpreter(), str(environment)]
-    for arguments in (empty, [*lock, "--offline", *settings, *options]):
+    index = Depot(paths.cache()).index  # what Paceline fetched itself, uv knows under this address
+    known = ["--index", index, "--index-strategy", "unsafe-best-match"] if index else []
+    for arguments in (empty, [*lock, "--offline", *known, *settings, *options]):
         subprocess.run([find_uv_bin(), "-q", *arguments], env=uv_environment(os.environ), cwd=made, check=True)
 
 

@@ -78,17 +78,19 @@ class Clients:
         """`options`: as for `client`."""
         self._options = options
         self._of_thread = threading.local()
+        self._made: list[Client] = []
 
     def __call__(self) -> Client:
         found: Client | None = getattr(self._of_thread, "client", None)
         if found is None or found.is_closed:
             found = self._of_thread.client = client(**self._options)
+            self._made.append(found)
         return found
 
     def close(self) -> None:
-        """Close the one of this thread."""
-        if (found := getattr(self._of_thread, "client", None)) is not None:
-            found.close()
+        """Close those of all threads."""
+        for made in self._made:
+            made.close()
 
 
 def _check(request: httpx.Request) -> None:

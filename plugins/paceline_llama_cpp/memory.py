@@ -63,7 +63,7 @@ def estimate(
     weights = sum(model.weights.values()) + adapters
     shares = _shares(config, draft=draft)
     on_gpus = model.on_gpus(shares or (1.0,), caches or {}, compute, config) if gpu else ()
-    reading = model.reading(context, cells, config) if cpu and not draft and not embedding else 0
+    reading = model.reading(context, cells, slots, config) if cpu and not draft and not embedding else 0
     total = None if caches is None else sum(caches.values())
     return MemoryEstimate(weights, total, compute, sum(on_gpus), context, slots, reading, on_gpus if shares else ())
 
@@ -148,15 +148,15 @@ class _Shape:
             peaks.append((3 * queries + embd) * row + 2 * masks)
         return int(max(peaks)) + (embd * tokens * _FLOAT if embedding else 0) + self._vocabulary * slots * _FLOAT
 
-    def reading(self, context: int, cells: int, config: LoadConfig) -> int:
-        """Bytes of the contexts in which the worker reads the longest prompt and the longest that is read beside it, 0
-        where it reads all where it decodes."""
+    def reading(self, context: int, cells: int, slots: int, config: LoadConfig) -> int:
+        """Bytes of the contexts in which the worker reads the longest prompt and, with several slots, the longest that is
+        read beside it; 0 where it reads all where it decodes."""
         batch = config.eval_batch_size or DEFAULT_BATCH
         by_choice = config.cache_type_k or config.cache_type_v or config.flash_attention is False
         if by_choice or context <= READ_APART or batch < LEAST_READING_BATCH or not self._caches_all_tokens:
             return 0
         beside = (context - 1) // SHORTER_BESIDE
-        beside_cells = -(-beside // _CELLS) * _CELLS if beside >= READ_APART else 0
+        beside_cells = -(-beside // _CELLS) * _CELLS if slots > 1 and beside >= READ_APART else 0
         found = 0
         for length in filter(None, (cells, beside_cells)):
             caches = self.caches(length, 1, config)

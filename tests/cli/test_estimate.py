@@ -24,10 +24,10 @@ def paceline(llama_cpp_home, tmp_path):
 def test_a_pair_that_fits(paceline):
     done = paceline("paceline-coder-7m", "--draft", "paceline-coder-3m", PACELINE_OVERRIDE_MEMORY_AVAILABLE="1GiB")
     assert done.returncode == 0, done.stderr
-    assert "paceline-coder-7m: 96.6 MiB (weights 7.5 MiB, cache 64.0 MiB for 8 requests of 2048 tokens" in done.stdout
-    assert "compute 8.6 MiB, reading a long prompt 16.5 MiB)" in done.stdout
+    assert "paceline-coder-7m: 105.6 MiB (weights 7.5 MiB, cache 64.0 MiB for 8 requests of 2048 tokens" in done.stdout
+    assert "compute 8.6 MiB, reading a long prompt 25.5 MiB)" in done.stdout
     assert "paceline-coder-3m: 27.3 MiB" in done.stdout
-    assert "123.9 MiB needed, available 1.0 GiB (PACELINE_OVERRIDE_MEMORY_AVAILABLE)" in done.stdout
+    assert "132.9 MiB needed, available 1.0 GiB (PACELINE_OVERRIDE_MEMORY_AVAILABLE)" in done.stdout
     assert done.stdout.endswith("It fits.\n")
 
 

@@ -57,7 +57,7 @@ def test_get_list_select_remove(tiny):
 def test_get_tells_its_progress_and_does_nothing_twice(tiny):
     first = tiny.paceline("runtime", "get")
     assert "Installed tiny-any-cpu@1.0.0" in ok(first)
-    assert "tinyengine is compiled on this machine, which takes about 1 minutes" in first.stderr
+    assert "tinyengine is compiled on this machine, which takes about 1 minute" in first.stderr
     assert "compiling 3/3" in first.stderr
     second = tiny.paceline("runtime", "get")
     assert "tiny-any-cpu@1.0.0 is already installed" in ok(second)

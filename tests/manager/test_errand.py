@@ -16,6 +16,7 @@ from paceline.store import Store
 def errand(tiny, tmp_path):
     """An installation of the tiny engine that asks at the gate `tmp_path`, and a reader of what it writes."""
     arguments = {"query": "tiny", "allow_incompatible": False, "allow_unpinned": False}
+    arguments |= {"prefer": None, "channel": "stable", "minimum_age_days": 0.0}
     request = {"do": "install", "arguments": arguments, "gate": str(tmp_path)}
     argv = [sys.executable, "-P", "-m", "paceline.manager.errand", json.dumps(request)]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)

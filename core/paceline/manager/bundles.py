@@ -17,7 +17,7 @@ import re
 import stat
 import struct
 import zipfile
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -126,7 +126,8 @@ def create(
     depot = Depot(cache / BUNDLES)
     with depot.held(progress):
         check_room(fetched, depot)
-        bring_all(fetched, depot, Indexes(cache), progress)
+        with closing(Indexes(cache)) as indexes:
+            bring_all(fetched, depot, indexes, progress)
         _write(releases, path, pythons, [(file, wheels.get(file.sha256) or depot.path(file)) for file in listed])
         depot.drop(fetched)
     return read_bundle(path)

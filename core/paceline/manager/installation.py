@@ -8,6 +8,7 @@ next installation deletes. Nothing that is installed is ever changed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -206,8 +207,9 @@ def _make(
             if unpinned and supply is None:
                 progress(Phase.DOWNLOAD, message="looking at packages without published hashes")
                 release = replace(release, recipe=first_use.look(release.recipe, cache=cache))
-            supply = supply or Indexes(cache)
-            made = make_environment(staged, release.recipe, cache=cache, supply=supply, progress=progress)
+            with contextlib.closing(Indexes(cache)) as indexes:
+                found = supply or indexes
+                made = make_environment(staged, release.recipe, cache=cache, supply=found, progress=progress)
             progress(Phase.CHECK, message="starting the engine once")
             info = start_once(_runtime(release, staged), engine, release.requires.gpu)
             progress(Phase.CHECK, message="hashing the files")

@@ -62,7 +62,7 @@ class Depot:
     @property
     def index(self) -> str | None:
         """The address of its pages; None when there are none."""
-        return self._pages.as_uri() if self._pages.is_dir() else None
+        return self._pages.resolve().as_uri() if self._pages.is_dir() else None
 
     @contextmanager
     def held(self, progress: Progress) -> Iterator[bool]:

@@ -163,13 +163,13 @@ class _Installer:
             self._uv.run(arguments)
             return
         missing = self._missing(options)
-        if not missing:
-            self._begin()
-            if self._uv.succeeds([*arguments, *self._from_here()]):
-                return
+        if not missing and self._is_installed_from_here(arguments):
+            return
         with self._depot.held(self._progress) as waited:
             if waited:
                 missing = self._missing(options)
+                if not missing and self._is_installed_from_here(arguments):
+                    return
             brought = gather(missing, self._depot, self._supply, self._progress) if missing else None
             self._begin()
             self._uv.run([*arguments, *(self._from_here() if brought is not None else ())])
@@ -185,6 +185,11 @@ class _Installer:
             files = ", ".join(f"{file} of {package}" for package, file in still.items())
             raise BuildError(f"what was installed is not what its packages record: {files}")
         return digests
+
+    def _is_installed_from_here(self, arguments: Sequence[str | Path]) -> bool:
+        """Whether uv could install everything without a network."""
+        self._begin()
+        return self._uv.succeeds([*arguments, *self._from_here()])
 
     def _begin(self) -> None:
         self._progress(Phase.PACKAGES, 0, len(self._recipe.packages))

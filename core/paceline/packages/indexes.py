@@ -52,3 +52,8 @@ class Indexes:
         assert file.url is not None
         download(file.url, target, sha256=file.sha256, size=file.size, progress=progress, clients=self._clients)
         admit(target)
+
+    def close(self) -> None:
+        """End the connections over which files came."""
+        if self._clients is not None:
+            self._clients.close()
