@@ -149,8 +149,8 @@ class _Shape:
         return int(max(peaks)) + (embd * tokens * _FLOAT if embedding else 0) + self._vocabulary * slots * _FLOAT
 
     def reading(self, context: int, cells: int, slots: int, config: LoadConfig) -> int:
-        """Bytes of the contexts in which the worker reads the longest prompt and, with several slots, the longest beside
-        it; 0 where it reads all where it decodes."""
+        """Bytes of the contexts in which the worker reads the longest prompt and, with several slots, the longest that
+        is read beside it; 0 where it reads all where it decodes."""
         batch = config.eval_batch_size or DEFAULT_BATCH
         by_choice = config.cache_type_k or config.cache_type_v or config.flash_attention is False
         if by_choice or context <= READ_APART or batch < LEAST_READING_BATCH or not self._caches_all_tokens:
