@@ -55,6 +55,18 @@ def test_what_is_needed_stays(store, store_world):
     assert clean_up(store, 0).runtimes == (selected, in_use)
 
 
+def test_where_rollback_goes_past_what_is_broken_stays(store, store_world):
+    target, broken, selected = (store_world.add(store, f"{n}.0") for n in range(1, 4))
+    for runtime in (target, broken):
+        store.select(runtime)
+        store.note_loaded(runtime, "gguf")
+    store.select(selected)
+    (broken.directory / "env" / "engine.so").unlink()
+
+    assert clean_up(store, 0).runtimes == ()
+    assert store.rollback() == {"gguf": target}
+
+
 def test_what_an_installation_made_that_was_waited_for_is_no_leftover(store, store_world):
     installing, staged = store.installing(), store.staging / "engine-linux-cpu@1.0.77"
     installing.__enter__()

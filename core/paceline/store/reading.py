@@ -209,8 +209,12 @@ class StoreReader:
         if runtime.linked is not None:
             return f"{runtime.id} is linked to {runtime.linked}"
         for name in runtime.formats:
-            known = [r for r in chosen.previous.get(name, ()) if r == runtime.id or self.find(r) is not None]
-            if chosen.last_good(name, known) == runtime.id:
+            there = {r.id: r for r in map(self.find, chosen.previous.get(name, ())) if r is not None} | {
+                runtime.id: runtime
+            }
+            # What is broken may be mended; until it is, rollback goes past it.
+            whole = [i for i, found in there.items() if _is_whole(found)]
+            if runtime.id in (chosen.last_good(name, list(there)), chosen.last_good(name, whole)):
                 return f"{runtime.id} is what `paceline runtime rollback` would return {name} to"
         return None
 
