@@ -97,7 +97,8 @@ def test_pins_and_holds(tiny, store, store_world, run):
     assert json.loads(run("get", "tiny@2.0", "--dry-run", "--json"))["release"] == "tiny-any-cpu@2.0"
     run("hold", "tiny@1.0")
     assert "every release that matches is held" in run("get", "tiny", status=3)
-    run("unhold", "tiny-any-cpu@1.0")
+    assert "nothing held matches" in run("unhold", "tiny@3.0", status=3)
+    run("unhold", "tiny:cpu@1.0")
     run("unhold", "2.0")
     assert json.loads(run("get", "tiny", "--dry-run", "--json"))["release"] == "tiny-any-cpu@2.0"
     run("unpin", "engine")

@@ -149,13 +149,22 @@ def _version_to_come(text: str, names: Collection[str], missing: NotFoundError) 
 
 
 def one_of(query: str, names: Collection[str], what: str) -> str:
-    """The one of `names` that `query` is, or is a part of. `what` they are: `held`."""
-    found = [name for name in names if name == query] or [name for name in names if query in name]
+    """The one of `names`, full ids, that `query` is, or whose parts it names. `what` they are: `held`."""
+    found = [name for name in names if name == query] or [name for name in names if _is_named(name, query)]
     if not found:
         raise NotFoundError(f"nothing {what} matches {query!r} ({what}: {', '.join(names) or 'none'})")
     if len(found) > 1:
         raise AmbiguousError(f"{query!r} means several: {', '.join(found)}", help="give the full name")
     return found[0]
+
+
+def _is_named(full: str, query: str) -> bool:
+    """Whether a full id has the parts that a query names; the runtime itself, which would tell more, may be gone."""
+    name, _, version = query.partition("@")
+    full_name, _, full_version = full.partition("@")
+    if version:
+        return version == full_version and all(part in full_name for part in name.split(":"))
+    return query in full or all(part in full_name for part in query.split(":"))
 
 
 def describe_runtime(runtime: Runtime, store: Store, selection: Selection) -> dict[str, Any]:
