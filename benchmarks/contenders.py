@@ -79,13 +79,15 @@ class Contender:
         """Whether it is measured before the rest of its peer's grid: settings that are the best one often."""
         return self.drafts and (self.n, self.p or 0.0) in {(2, 0.0), (3, 0.0), (4, 0.0), (8, 0.75)}
 
-    def running(self, models: Models, streams: int, context: int | None = None) -> AbstractContextManager[str]:
+    def running(
+        self, models: Models, streams: int, context: int | None = None, options: Sequence[str] = ()
+    ) -> AbstractContextManager[str]:
         """Its server over the models; the address. With a `context` every stream has so many tokens on each server,
-        otherwise Paceline has its own defaults."""
+        otherwise Paceline has its own defaults. `options` are more of `paceline serve`."""
         draft = models.draft if self.drafts else None
         if self.server == PACELINE:
             limits = [] if context is None else ["--context-length", str(context), "--parallel", str(streams)]
-            return paceline(models.folder, options=limits)
+            return paceline(models.folder, options=[*limits, *options])
         if self.server == MLX_SERVER:
             return mlx_peer.running(models.main, draft=draft, n=self.n)
         flags = ["--spec-draft-n-max", str(self.n), "--spec-draft-p-min", str(self.p or 0)] if self.drafts else []

@@ -146,7 +146,7 @@ def prompts_of(cell: Cell, asking: Asking) -> list[str]:
     place = asking.temperatures.index(cell.temperature)
     if KINDS[cell.kind] is CODE and cell.kind != "code":
         place += len(asking.temperatures)
-    return [chat_prompt(text) for text in _some(KINDS[cell.kind], count, first=place * count)]
+    return [chat_prompt(text) for text in some(KINDS[cell.kind], count, first=place * count)]
 
 
 def unasked() -> Iterator[str]:
@@ -156,7 +156,7 @@ def unasked() -> Iterator[str]:
             yield from (f"{text} ({again})" if again else text for text in requests)
 
 
-def _some(requests: Sequence[str], count: int, *, first: int) -> list[str]:
+def some(requests: Sequence[str], count: int, *, first: int) -> list[str]:
     """So many requests from the `first` on; when all are used up they come again, with a number, as other prompts."""
     rounds = [divmod(i, len(requests)) for i in range(first, first + count)]
     return [f"{requests[i]} ({again})" if again else requests[i] for again, i in rounds]

@@ -239,7 +239,7 @@ def test_a_runtime_that_was_not_built_here_has_no_peer(bench):
 
 
 def test_every_prompt_of_a_session_is_another(bench):
-    some = bench("session")._some
+    some = bench("session").some
     asked = [*some(["a", "b", "c"], 4, first=0), *some(["a", "b", "c"], 4, first=4)]
     assert asked == ["a", "b", "c", "a (1)", "b (1)", "c (1)", "a (2)", "b (2)"]
 
