@@ -225,10 +225,13 @@ class Context:
         else:
             raise Fault("load_failed", f"llama.cpp cannot make a context of {n_ctx} tokens: {last_errors()}")
         self.model = model
+        self._row = ctypes.c_float * model.n_vocab
         self.can_roll_back = model.can_roll_back
         self.wants_even = model.can_roll_back
         self.n_seq = n_seq
         self.type_v = type_v
+        self.state_is_near = not options.offload_kv_cache or _on_cpu()
+        """Whether key-value caches lie in the machine's own memory."""
         self.is_changing = False
         """Whether copied or moved cells wait for the next batch, with which llama.cpp changes them."""
         self.batch = Batch(n_batch, n_outputs)
@@ -249,8 +252,8 @@ class Context:
 
     def logits(self, index: int) -> Logits:
         """Logits of one token of the last batch, shape (n_vocab,); a view that the next decode overwrites."""
-        pointer = ll.llama_get_logits_ith(self.handle, index)
-        view: Logits = np.ctypeslib.as_array(pointer, (self.model.n_vocab,))
+        first = ll.llama_get_logits_ith(self.handle, index).contents
+        view: Logits = np.frombuffer(self._row.from_address(ctypes.addressof(first)), np.float32)
         return view
 
     def likeliest_with_probability(self, index: int) -> tuple[int, float]:
@@ -358,8 +361,12 @@ def _value_types(options: ContextOptions) -> list[int]:
     keys = _F16 if options.type_k is None else options.type_k
     if options.flash_attention is False:
         return [_F16]
-    on_cpu = all(device["kind"] in ("cpu", "accelerator") for device in devices())
-    return list(dict.fromkeys([_BF16, _F16, keys] if on_cpu else [_F16, keys]))
+    return list(dict.fromkeys([_BF16, _F16, keys] if _on_cpu() else [_F16, keys]))
+
+
+def _on_cpu() -> bool:
+    """Whether nothing but the processor can hold anything."""
+    return all(device["kind"] in ("cpu", "accelerator") for device in devices())
 
 
 class Batch:

@@ -179,6 +179,11 @@ class Context:
         """Copies are made at once."""
         return False
 
+    @property
+    def state_is_near(self) -> bool:
+        """Where MLX runs, GPUs compute in the machine's memory."""
+        return True
+
     def state_size(self, lane: int) -> int:
         """Bytes of a lane's whole state."""
         return self._memory.state_size(lane, self._held.get(lane, 0))

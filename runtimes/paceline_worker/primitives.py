@@ -78,6 +78,11 @@ class Context(Protocol):
     def is_changing(self) -> bool:
         """Whether copied or moved state waits for the next batch, and none can be saved or restored before."""
 
+    @property
+    def state_is_near(self) -> bool:
+        """Whether lanes lie in the machine's own memory, where the state of a hundred tokens is saved and restored in
+        the time that one takes to be read."""
+
     def state_size(self, lane: int, /) -> int:
         """Bytes of a lane's whole state."""
 

@@ -19,7 +19,7 @@ from paceline_worker.drafting import Drafter
 from paceline_worker.grammar import Grammars
 from paceline_worker.passes import passes, usual_seconds
 from paceline_worker.primitives import ContextT, ModelT, Reader, Sampler, Samplers
-from paceline_worker.speculation import Controller, Round
+from paceline_worker.speculation import Controller, Plain, Round
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -112,7 +112,7 @@ class Stepper(Generic[ContextT, ModelT]):
         main.begin()
         round_ = self._plan(decoding, draft_room(main.outputs, len(decoding), len(prompts)))
         started = time.perf_counter()
-        if self._drafter is not None:
+        if self._drafter is not None and isinstance(round_, Round):
             self._drafter.run(round_, decoding)
         proposals = round_.proposals()
         drafted = time.perf_counter()
@@ -268,8 +268,10 @@ class Stepper(Generic[ContextT, ModelT]):
             self._drafter.cut(sequence, start, count)
         sequence.roll()
 
-    def _plan(self, sequences: Sequence[_Sequence], room: int) -> Round:
+    def _plan(self, sequences: Sequence[_Sequence], room: int) -> Round | Plain:
         """What the controller makes of this step, in which each can verify so many drafted tokens."""
+        if not any(sequence.stream.drafts for sequence in sequences):
+            return self._controller.plain(len(sequences))
         seats = []
         for sequence in sequences:
             sequence.drafted = []

@@ -33,7 +33,8 @@ class Cells:
     wants_even = False
     is_changing = False
 
-    def __init__(self, count, *, recurrent=False):
+    def __init__(self, count, *, recurrent=False, near=False):
+        self.state_is_near = near
         self.batch, self.can_roll_back = Batch(), not recurrent
         self.lanes = [[] for _ in range(count)]
         self.copies = []
@@ -158,6 +159,30 @@ def test_a_short_beginning_is_read_rather_than_copied():
     world.turn([*range(60), *"first"], answer=range(1000, 1200))
     assert world.turn([*range(60), *"other"]) == (1, 0)
     assert world.context.copies == []
+
+
+def test_where_state_is_near_a_short_beginning_is_moved():
+    world = World(near=True)
+    world.turn([*range(9), *"first"], answer=range(1000, 1050))
+    assert world.turn([*range(9), *"other"], answer=range(2000, 2050)) == (1, 9)
+    assert world.turn([*range(9), *"third"]) == (2, 9)
+    assert world.context.copies == []
+    # What the first lane held is still there.
+    assert world.turn([*range(9), *"first", *range(1000, 1050), "more"]) == (0, 9 + 5 + 50)
+
+
+@pytest.mark.parametrize(("shared", "answer"), [(3, 10), (20, 400)])
+def test_a_beginning_too_short_for_what_would_have_to_be_moved_is_read(shared, answer):
+    world = World(near=True)
+    world.turn([*range(shared), *"first"], answer=range(1000, 1000 + answer))
+    assert world.turn([*range(shared), *"other"]) == (1, 0)
+
+
+def test_a_state_that_cannot_be_moved_is_read():
+    world = World(near=True)
+    world.turn([*range(9), *"first"], answer=range(1000, 1050))
+    world.context.restore = lambda lane, state: False
+    assert world.turn([*range(9), *"other"]) == (1, 0)
 
 
 def test_a_busy_lane_lends_its_beginning():
@@ -296,3 +321,10 @@ def test_while_copies_wait_nothing_goes_to_the_cache_or_comes_from_it():
     world.context.is_changing = True
     assert world.turn(talk("a")) == (0, len(TEMPLATE))
     assert [entry.tokens[-1][0] for entry in world.cache.of(world.lanes)] == ["a"]
+
+
+def test_while_copies_wait_nothing_is_moved():
+    world = World(near=True)
+    world.turn([*range(9), *"first"], answer=range(1000, 1050))
+    world.context.is_changing = True
+    assert world.turn([*range(9), *"other"]) == (1, 0)

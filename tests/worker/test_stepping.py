@@ -82,6 +82,7 @@ class Cells:
         self.highest = [0] * SLOTS
         self.passes = []
         self.is_changing = False
+        self.state_is_near = False
         self.computed = Counter()
         """How often each token was computed: lane, and all that the lane then held."""
         self._seen = {}

@@ -1,13 +1,14 @@
 """Whether to draft, how far, and how much of it to verify: speculation that pays for itself.
 
 `controller` holds the theory and lives as long as the models; `round` is one decode step of all sequences, made of a
-`seat` for each; `price` decides what is worth its time. What is learned: `costs` (of drafting and verifying),
-`calibration` (how likely a token is accepted), `pace` (what drafting was worth lately); `account` bounds what learning
-may lose. `lookup` is the drafter that needs no model.
+`seat` for each, and `plain` one of sequences that have no drafter; `price` decides what is worth its time. What is
+learned: `costs` (of drafting and verifying), `calibration` (how likely a token is accepted), `pace` (what drafting was
+worth lately); `account` bounds what learning may lose. `lookup` is the drafter that needs no model.
 """
 
 from paceline_worker.speculation.controller import AUTOMATIC, Controller
+from paceline_worker.speculation.plain import Plain
 from paceline_worker.speculation.round import Round
 from paceline_worker.speculation.seat import Stream
 
-__all__ = ["AUTOMATIC", "Controller", "Round", "Stream"]
+__all__ = ["AUTOMATIC", "Controller", "Plain", "Round", "Stream"]

@@ -34,6 +34,7 @@ from paceline_worker.speculation.account import Account
 from paceline_worker.speculation.calibration import Calibration
 from paceline_worker.speculation.costs import Costs
 from paceline_worker.speculation.pace import Pace
+from paceline_worker.speculation.plain import Plain
 from paceline_worker.speculation.reach import Reach
 from paceline_worker.speculation.round import Experience, Round
 from paceline_worker.speculation.seat import Stream
@@ -67,6 +68,10 @@ class Controller:
         """
         passes = plain_passes or (max(len(seats), 1),)
         return Round(self._experience, self._pace(len(seats)), seats, passes)
+
+    def plain(self, seats: int) -> Plain:
+        """One decode step of so many sequences none of which has a drafter (`Stream.drafts`)."""
+        return Plain(self.costs, seats)
 
     def _pace(self, occupancy: int) -> Pace:
         """What drafting has been worth with that many sequences in a batch."""
