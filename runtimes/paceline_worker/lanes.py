@@ -17,7 +17,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeAlias
 
-from paceline_worker.passes import evened
+from paceline_worker.passes import evened, passes
 from paceline_worker.primitives import ContextT, ModelT
 from paceline_worker.prompt_cache import Entry, PromptCache
 
@@ -168,6 +168,17 @@ class Lanes(Generic[ContextT, ModelT]):
             lane: longest - held[lane] for lane in range(min(rows), max(rows) + 1) if lane in rows or held[lane] < far
         }
         return evened(rows, rooms, self.left, seconds)
+
+    def widened(self, rows: Mapping[int, int], longest: int, best: Callable[[int, int, int], int]) -> dict[int, int]:
+        """How many rows each lane of a batch that is computed in one pass should have, so that the engine computes it
+        fastest: the more that `best` says of the pass's rows, by how many they can grow at a time, and to how many."""
+        made = passes(rows) if self.context.wants_even else ()
+        if len(made) != 1:
+            return dict(rows)
+        lanes = len(rows)
+        room = min(longest - len(self._tokens[lane]) for lane in rows)
+        wanted = best(made[0], lanes, min(self.left, lanes * room))
+        return dict.fromkeys(rows, wanted // lanes) if wanted > made[0] else dict(rows)
 
     def add(self, lane: int, tokens: Sequence[int], *, outputs: int) -> int:
         """Put the next tokens of a lane into the batch; returns the index of the first that gets logits."""

@@ -20,6 +20,7 @@ from paceline_worker.grammar import Grammars
 from paceline_worker.passes import passes, usual_seconds
 from paceline_worker.primitives import ContextT, ModelT, Reader, Sampler, Samplers
 from paceline_worker.speculation import Controller, Plain, Round
+from paceline_worker.widths import Widths
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -55,6 +56,7 @@ class Stepper(Generic[ContextT, ModelT]):
         self._reader = reader
         self._drafter: Drafter[ContextT, ModelT] | None = None
         self._controller = Controller()
+        self._reading, self._verifying = Widths(), Widths()
 
     def add_draft(self, lanes: Lanes[ContextT, ModelT]) -> None:
         """Have a draft model propose, too."""
@@ -126,7 +128,10 @@ class Stepper(Generic[ContextT, ModelT]):
         here = [(s, n) for (s, _, is_apart), n in shares if n and not is_apart]
         apart = [(s, n) for (s, _, is_apart), n in shares if n and is_apart]
         verifying, reading, made = self._fill(list(zip(decoding, proposals, strict=True)), here, round_.rows)
+        began = time.perf_counter()
         main.decode()
+        if made is not None and len(made) == 1:
+            self._widths(here).observe(made[0], time.perf_counter() - began)
         emitted = [
             self._verify(sequence, proposal, first, looked_up=round_.looked_up(seat))
             for seat, (sequence, proposal, first) in enumerate(zip(decoding, proposals, verifying, strict=True))
@@ -222,7 +227,7 @@ class Stepper(Generic[ContextT, ModelT]):
 
         Returns where the outputs of each proposal begin, of each prompt `_add_chunk`'s answer, and the rows of each
         pass if they are known. All go in by lane, filled up where the engine wants it so that several passes over the
-        weights become one: proposals to `rows`, and whatever else saves time (`Lanes.evened`).
+        weights become one: proposals to `rows`, and whatever else saves time (`Lanes.evened`, `Lanes.widened`).
         """
         main = self.main
         proposals = {s.lane: proposal for s, proposal in verified}
@@ -233,6 +238,7 @@ class Stepper(Generic[ContextT, ModelT]):
             fits = main.context.wants_even and main.length(lane) + rows <= self.context_length
             wanted[lane] = max(own, rows) if fits else own
         wanted = main.evened(wanted, self.context_length, self._seconds)
+        wanted = main.widened(wanted, self.context_length, self._widths(read).best)
         tokens = {s.lane: s.tokens[-1] for s, _ in verified}
         firsts: dict[int, int] = {}
         reading = []
@@ -248,6 +254,10 @@ class Stepper(Generic[ContextT, ModelT]):
                 main.fill(lane, missing)
         made = passes(wanted) if main.context.wants_even and wanted else None
         return [firsts[s.lane] for s, _ in verified], reading, made
+
+    def _widths(self, read: Sequence[object]) -> Widths:
+        """What is known of batches that read prompts, of which few tokens have logits, or of those that do not."""
+        return self._reading if read else self._verifying
 
     def _seconds(self, rows: int) -> float:
         """What a pass takes. More rows than were ever timed are not believed to cost as little as the last ones did."""

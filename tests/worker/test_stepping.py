@@ -221,10 +221,15 @@ TIMED = st.tuples(BODIES, st.integers(0, 25), st.none() | st.integers(1, 30))
     KINDS,
     st.none() | KINDS,
     st.sampled_from([0.0, 0.3, 1.0]),
+    st.booleans(),
 )
-def test_many_say_what_each_says_alone(requests, context_length, chunk, kind, draft_kind, wrong):
+def test_many_say_what_each_says_alone(requests, context_length, chunk, kind, draft_kind, wrong, grouped):
     requests = [r for r in requests if len(r[0]["prompt"]) < context_length]
-    pair, _ = engine(context_length, chunk, kind, None if draft_kind is None else {**draft_kind, "wrong": wrong})
+    pair, main = engine(context_length, chunk, kind, None if draft_kind is None else {**draft_kind, "wrong": wrong})
+    if grouped:
+        main.state_is_near = True
+        for widths in (pair._reading, pair._verifying):
+            widths.best = lambda rows, step, most: max(n for n in (rows, rows + step, rows + 3 * step) if n <= most)
     waiting = sorted(enumerate(requests), key=lambda entry: entry[1][1])
     running, said = {}, {}
     for step in itertools.count():
@@ -249,18 +254,36 @@ def test_many_say_what_each_says_alone(requests, context_length, chunk, kind, dr
 def run(bodies):
     """The passes of all steps, every request beginning at once."""
     pair, main = engine(64, 512, {}, None)
-    running = [pair.open(parse_generate({"sampling": {"seed": 0}, **body})) for body in bodies]
-    while running:
-        pair.step(running)
-        for generation in [g for g in running if g.output.stop_reason is not None]:
-            pair.finish(generation)
-            running.remove(generation)
+    finish_all(pair, [pair.open(parse_generate({"sampling": {"seed": 0}, **body})) for body in bodies])
     return main.passes
 
 
 def test_when_a_stream_ends_those_around_it_are_still_one_pass():
     made = run([{"prompt": [1, 2, i], "max_tokens": 3 if i == 1 else 12} for i in range(4)])
     assert made == [(12,), *[(4,)] * 11]
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_a_pass_is_filled_up_to_what_the_engine_computes_well(monkeypatch, grouped):
+    now = 0.0
+    monkeypatch.setattr(stepping, "time", SimpleNamespace(perf_counter=lambda: now))
+    pair, main = engine(400, 512, {}, None)
+    decode = main.decode
+
+    def timed():
+        nonlocal now
+        rows = main.batch.size
+        now += 9 + rows + (4 if grouped and rows % 4 else 0)
+        decode()
+
+    main.decode = timed
+    for i in range(40):
+        prompt = [i % WORDS, (i // WORDS) % WORDS, *[3] * (5 + 7 * i % 30)]
+        finish_all(pair, [pair.open(parse_generate({"prompt": prompt, "max_tokens": 1, "sampling": {"seed": 0}}))])
+    late = [rows for (rows,) in main.passes[25:]]
+    odd = [rows for rows in late if rows % 4]
+    assert len(late) == 15
+    assert len(odd) <= 3 if grouped else len(odd) >= 9
 
 
 @pytest.fixture
@@ -291,14 +314,19 @@ def drafted_pair(monkeypatch):
     return make
 
 
-def finish(pair, running):
-    """Step until all have ended; returns the acceptance records."""
+def finish_all(pair, running):
+    """Step until all have ended."""
     left = list(running)
     while left:
         pair.step(left)
         for generation in [g for g in left if g.output.stop_reason is not None]:
             pair.finish(generation)
             left.remove(generation)
+
+
+def finish(pair, running):
+    """Step until all have ended; returns the acceptance records."""
+    finish_all(pair, running)
     return [generation.acceptance.frame() for generation in running]
 
 
