@@ -58,6 +58,11 @@ class CostCurve:
         """The largest size that was observed; 0 if none was."""
         return max(self._points, default=0)
 
+    @property
+    def least(self) -> int:
+        """The smallest size that was observed more than once; 0 if none was."""
+        return min((n for n, point in self._points.items() if point.count > 1), default=0)
+
     def count(self, n: int) -> int:
         """Observations of size n."""
         point = self._points.get(n)
