@@ -260,7 +260,7 @@ class Stepper(Generic[ContextT, ModelT]):
         return self._reading if read else self._verifying
 
     def _seconds(self, rows: int) -> float:
-        """What a pass takes. More rows than were ever timed are not believed to cost as little as the last ones did, and
+        """What a pass takes. More rows than were ever timed are not believed to cost as little as the last ones did;
         fewer are believed to cost as little as can be, so that they get timed."""
         verify = self._controller.costs.verify
         if not verify.known:
