@@ -71,7 +71,7 @@ def create(
     store = Store(paths.home())
     known = inventory.known(store, plugins.load())
     for remark in known.remarks:
-        output.note(remark)
+        output.note(str(remark))
     for query in queries:
         release, kept = _release(query, for_platform, policy, known, store)
         releases[release.id], wheels = release, wheels | kept

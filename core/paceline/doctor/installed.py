@@ -84,7 +84,7 @@ def updates(patient: Patient) -> Iterator[Finding]:
     registry = load_registry(patient.plugins, home=patient.store.home)
     releases = registry.releases
     for remark in registry.remarks:
-        yield Finding("updates", Status.NOTE, remark, "`paceline registry refresh` asks again")
+        yield Finding("updates", Status.NOTE, remark.message, remark.help)
     newest: dict[str, str] = {}
     for runtime in patient.store.runtimes():
         newest[runtime.name] = max(newest.get(runtime.name, runtime.version), runtime.version, key=order)

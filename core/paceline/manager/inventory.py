@@ -49,7 +49,7 @@ def ranked(
 
     registry = known(store, plugins)
     for remark in registry.remarks:
-        tell(remark)
+        tell(str(remark))
     matching = {r.id for r in (registry.match(query) if query else registry.releases)}
     if not matching:
         what = f"no release matches {query!r}" if query else "no release is known"

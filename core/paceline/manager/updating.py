@@ -221,7 +221,7 @@ def find_updates(
         allow_unpinned=policy.allow_unpinned,
         published_until=policy.published_until(datetime.now(UTC)),
     )
-    return Findings(updates, kept, tuple(problems), catalogue.remarks)
+    return Findings(updates, kept, tuple(problems), tuple(map(str, catalogue.remarks)))
 
 
 def apply(

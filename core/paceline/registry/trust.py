@@ -151,10 +151,10 @@ def forget(home: Path, name: str) -> None:
 
 def verified(registry: TrustedRegistry) -> VerifiedRegistry | None:
     """What was verified last; None when nothing was yet. Raises RegistryError when it cannot be read."""
-    file = registry.folder / "verified.json"
+    file, way_out = registry.folder / "verified.json", f"`paceline registry refresh {registry.name}` asks it again"
     try:
         data = json.loads(file.read_bytes())
-        releases = _releases(registry, json.dumps(data["registry"]).encode())
+        releases = _releases(registry, json.dumps(data["registry"]).encode(), way_out=way_out)
         verified_at = datetime.fromisoformat(data["verified_at"])
         seen = {digest: datetime.fromisoformat(at) for digest, at in data.get("first_seen", {}).items()}
         return VerifiedRegistry(
@@ -169,7 +169,7 @@ def verified(registry: TrustedRegistry) -> VerifiedRegistry | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RegistryError(
             f"what was verified of the registry {registry.name} cannot be read from {file}: {refusals.words(error)}",
-            help=refusals.way_out(error, file) or f"paceline registry refresh {registry.name}",
+            help=refusals.way_out(error, file) or way_out,
         ) from None
 
 
@@ -213,7 +213,7 @@ def _essence(release: Release) -> str:
 
 def read_releases(registry: TrustedRegistry, data: bytes) -> tuple[Release, ...]:
     """The releases in a registry's text as it was published. Raises RegistryError."""
-    return _releases(registry, data)
+    return _releases(registry, data, way_out=f"report it to who publishes {registry.url}")
 
 
 def age(then: datetime, now: datetime) -> str:
@@ -226,10 +226,8 @@ def age(then: datetime, now: datetime) -> str:
     raise AssertionError
 
 
-def _releases(registry: TrustedRegistry, data: bytes) -> tuple[Release, ...]:
-    return parse_registry(
-        data, f"the registry {registry.name}", way_out=f"report it to who publishes {registry.url}", remote=True
-    )
+def _releases(registry: TrustedRegistry, data: bytes, *, way_out: str) -> tuple[Release, ...]:
+    return parse_registry(data, f"the registry {registry.name}", way_out=way_out, remote=True)
 
 
 def _files(folder: Path) -> list[Path]:
