@@ -11,7 +11,8 @@ from paceline.errors import PacelineError
 from paceline.manager import inventory
 from paceline.plugins import PluginState
 from paceline.store import health
-from paceline.store.manifest import MANIFEST, read_json
+from paceline.store.manifest import MANIFEST
+from paceline.untrusted_json import read_object
 from paceline.versions import order
 
 if TYPE_CHECKING:
@@ -160,6 +161,6 @@ def models(patient: Patient) -> Iterator[Finding]:
 
 def _installed_at(manifest: Path) -> datetime | None:
     try:
-        return datetime.fromisoformat(read_json(manifest)["installed_at"]).astimezone(UTC)
+        return datetime.fromisoformat(read_object(manifest)["installed_at"]).astimezone(UTC)
     except (OSError, KeyError, TypeError, ValueError, PacelineError):
         return None

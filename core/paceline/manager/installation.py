@@ -27,8 +27,9 @@ from paceline.packages.indexes import Indexes
 from paceline.packages.uv import base_interpreter
 from paceline.progress import Phase, silent
 from paceline.store import health, transaction
-from paceline.store.manifest import FILES, MANIFEST, SCHEMA_VERSION, python_of, read_json
+from paceline.store.manifest import FILES, MANIFEST, SCHEMA_VERSION, python_of
 from paceline.types import GpuRequirement, Package, Recipe, Release, Requirements, Runtime
+from paceline.untrusted_json import read_object
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -144,7 +145,7 @@ def repair(
 def recorded(folder: Path, known: Release | None) -> Release | None:
     """The release that the manifest in `folder` records; None when it cannot be read."""
     try:
-        data = read_json(folder / MANIFEST)
+        data = read_object(folder / MANIFEST)
         recipe = Recipe(
             packages=tuple(_package(p) for p in data["lock"]),
             build_packages=tuple(_package(p) for p in data["build_lock"]),

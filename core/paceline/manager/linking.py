@@ -22,6 +22,7 @@ from paceline.progress import Phase, silent
 from paceline.store import transaction
 from paceline.store.manifest import MANIFEST, SCHEMA_VERSION
 from paceline.types import Runtime
+from paceline.untrusted_json import parse
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -127,7 +128,7 @@ def _ask(python: Path, packages: Sequence[str]) -> _Held:
     argv = [str(python), "-I", "-B", "-c", _ASK, json.dumps(sorted(set(packages)))]
     try:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=_ASK_TIMEOUT_S, stdin=subprocess.DEVNULL)
-        told = json.loads(done.stdout)
+        told = parse(done.stdout)
         return _Held(told["python"], told["packages"])
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UsageError(f"{python} does not start: {error}", help="give an environment whose Python runs") from None

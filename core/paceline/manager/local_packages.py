@@ -50,7 +50,7 @@ def package_at(path: Path) -> str:
     except FileNotFoundError:
         what = "has no pyproject.toml" if path.is_dir() else "does not exist"
         raise UsageError(f"{path} {what}", help="give a wheel, or the folder of a package's source") from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UsageError(
             f"{path / 'pyproject.toml'} names no project: {error}", help="build a wheel of it and give that"
         ) from None

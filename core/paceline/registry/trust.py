@@ -23,9 +23,10 @@ from urllib.parse import urlsplit
 
 from paceline import refusals
 from paceline.errors import NotFoundError, RegistryError, UsageError
-from paceline.registry.reading import parse_registry
+from paceline.registry.reading import parse_registry, parse_registry_value
 from paceline.registry.writing import registry_value
 from paceline.store import transaction
+from paceline.untrusted_json import read_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -153,8 +154,8 @@ def verified(registry: TrustedRegistry) -> VerifiedRegistry | None:
     """What was verified last; None when nothing was yet. Raises RegistryError when it cannot be read."""
     file, way_out = registry.folder / "verified.json", f"`paceline registry refresh {registry.name}` asks it again"
     try:
-        data = json.loads(file.read_bytes())
-        releases = _releases(registry, json.dumps(data["registry"]).encode(), way_out=way_out)
+        data = read_object(file)
+        releases = parse_registry_value(data["registry"], _named(registry), way_out=way_out, remote=True)
         verified_at = datetime.fromisoformat(data["verified_at"])
         seen = {digest: datetime.fromisoformat(at) for digest, at in data.get("first_seen", {}).items()}
         return VerifiedRegistry(
@@ -213,7 +214,7 @@ def _essence(release: Release) -> str:
 
 def read_releases(registry: TrustedRegistry, data: bytes) -> tuple[Release, ...]:
     """The releases in a registry's text as it was published. Raises RegistryError."""
-    return _releases(registry, data, way_out=f"report it to who publishes {registry.url}")
+    return parse_registry(data, _named(registry), way_out=f"report it to who publishes {registry.url}", remote=True)
 
 
 def age(then: datetime, now: datetime) -> str:
@@ -226,8 +227,8 @@ def age(then: datetime, now: datetime) -> str:
     raise AssertionError
 
 
-def _releases(registry: TrustedRegistry, data: bytes, *, way_out: str) -> tuple[Release, ...]:
-    return parse_registry(data, f"the registry {registry.name}", way_out=way_out, remote=True)
+def _named(registry: TrustedRegistry) -> str:
+    return f"the registry {registry.name}"
 
 
 def _files(folder: Path) -> list[Path]:
@@ -248,14 +249,14 @@ def _folders(file: Path) -> list[Path]:
 
 def _read(file: Path, own: Path) -> TrustedRegistry:
     try:
-        data = json.loads(file.read_bytes())
+        data = read_object(file)
         if data["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"schema_version {data['schema_version']!r} is not {SCHEMA_VERSION}")
         if not _NAME.fullmatch(file.stem) or not isinstance(data["root"], dict):
             raise ValueError("its name or its root is none")
         at = datetime.fromisoformat(data["trusted_at"]) if "trusted_at" in data else datetime.min.replace(tzinfo=UTC)
         return _registry(file, own, str(data["url"]).rstrip("/"), data["root"], at)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RegistryError(
             f"{file} does not say which registry is trusted: {error!r}",
             help=refusals.way_out(error, file)

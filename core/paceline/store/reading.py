@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from paceline import query, refusals
 from paceline.errors import AmbiguousError, InUseError, NotFoundError, StoreError
 from paceline.store import health, selection, transaction, uses
-from paceline.store.manifest import MANIFEST, read_json, read_runtime
+from paceline.store.manifest import MANIFEST, read_runtime
 from paceline.store.selection import Selection
 from paceline.types import Runtime
+from paceline.untrusted_json import read_object
 from paceline.versions import order
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class StoreReader:
         """
         with transaction.explained(f"reading {runtime.id}", self.home):
             try:
-                return read_json(runtime.directory / MANIFEST)
+                return read_object(runtime.directory / MANIFEST)
             except FileNotFoundError:
                 raise NotFoundError(
                     f"{runtime.id} is no longer installed", help="`paceline runtime ls` lists what is"
@@ -128,7 +129,7 @@ class StoreReader:
     def selection(self) -> Selection:
         """What is selected, installed or not. Raises StoreError for a file that is damaged."""
         try:
-            return selection.from_json(read_json(self._selection_file))
+            return selection.from_json(read_object(self._selection_file))
         except FileNotFoundError:
             return Selection()
         except (OSError, ValueError, KeyError) as error:
