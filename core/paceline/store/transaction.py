@@ -169,7 +169,13 @@ def discard(path: Path) -> None:
 
 
 def delete(path: Path) -> None:
-    """Delete a file, a link or a folder with everything in it; what is already gone is fine."""
+    """Delete a file, a link or a folder with everything in it; what is already gone is fine.
+
+    What a link leads to stays.
+    """
+    if path.is_symlink():  # which os.walk would follow
+        _unlink(path)
+        return
     for folder, folders, files in os.walk(path, topdown=False):
         for name in files:
             _unlink(Path(folder, name))
@@ -179,7 +185,7 @@ def delete(path: Path) -> None:
                 _unlink(child)
             else:
                 _rmdir(child)
-    if path.is_dir() and not path.is_symlink():
+    if path.is_dir():
         _rmdir(path)
     else:
         _unlink(path)
