@@ -114,7 +114,7 @@ class Tokens:
         from filelock import FileLock
 
         def change(how: Callable[[tuple[Token, ...]], tuple[Token, ...]]) -> None:
-            transaction.write_json(self.file, _to_json(how(self.all())))
+            transaction.write_json(self.file, _to_json(how(self.all())), private=True)
 
         path = self._store.lock_file("tokens")
         with transaction.explained("changing the tokens", self._store.home), FileLock(path):

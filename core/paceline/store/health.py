@@ -116,7 +116,9 @@ def _check(folder: Path, files: Callable[[Path, Mapping[str, Any]], Iterable[str
             problems += _starts(runtime.python, manifest) if files is _all_files and not problems else []
         else:
             problems = [*_surroundings(folder, manifest), *files(folder, manifest)]
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        problems = [f"{error.filename or 'something of it'} cannot be read: {error.strerror or error}"]
+    except ValueError as error:
         problems = [f"its records cannot be read: {error}"]
     except (KeyError, TypeError, AttributeError) as error:
         problems = [f"its records are damaged: {type(error).__name__}: {error}"]
