@@ -171,8 +171,9 @@ def _repair(store: Store, loaded: Plugins, teller: Teller, *, query: str | None)
 
 
 def _prune(store: Store, loaded: Plugins, teller: Teller, *, keep: int, cache: bool, dry_run: bool) -> dict[str, Any]:
-    done = plan_cleanup(store, keep) if dry_run else clean_up(store, keep, teller(None))
-    said = clean_cache(paths.cache()) if cache and not dry_run else None
+    progress = teller(None)
+    done = plan_cleanup(store, keep) if dry_run else clean_up(store, keep, progress)
+    said = clean_cache(paths.cache(), progress) if cache and not dry_run else None
     return done.describe(said, dry_run=dry_run)
 
 

@@ -7,7 +7,6 @@ says what it is: `0.3.36+local.1a2b3c4d` is 0.3.36 from a wheel whose sha256 beg
 from __future__ import annotations
 
 import os
-import tempfile
 import tomllib
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,6 +19,7 @@ from packaging.utils import canonicalize_name
 from paceline import query
 from paceline.errors import IncompatibleError, InstallError, NotFoundError, UsageError
 from paceline.manager.installation import recorded
+from paceline.packages.builds import build_folder
 from paceline.packages.environment import PACKAGES, build_wheel
 from paceline.packages.locked import applies
 from paceline.packages.wheels import read_wheel
@@ -115,10 +115,9 @@ def carried(runtime: Runtime, known: Iterable[Release]) -> tuple[Release, dict[s
 @contextmanager
 def built_wheel(folder: Path, release: Release, *, cache: Path, progress: Progress) -> Iterator[Path]:
     """A wheel of the source in `folder`, built as `release` builds that package. Raises BuildError."""
-    made = cache / "builds"
-    made.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=made) as name:
-        yield build_wheel(folder, package_at(folder), release.recipe, Path(name), cache=cache, progress=progress)
+    name = package_at(folder)
+    with build_folder(cache, progress) as into:
+        yield build_wheel(folder, name, release.recipe, into, cache=cache, progress=progress)
 
 
 def from_wheel(releases: Sequence[Release], wheel: Wheel, python: str) -> list[Release]:
