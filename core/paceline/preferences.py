@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 CHANNELS = ("stable", "beta", "nightly")
 """What can be asked for. `nightly` is another word for `beta`."""
 
+CHANNEL = "PACELINE_UPDATE_CHANNEL"
+"""The environment variable that says which, where nobody says otherwise."""
+
 WHEEL = "wheel"
 """What may be preferred."""
 PREFER = "PACELINE_PREFER"

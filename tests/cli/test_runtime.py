@@ -181,6 +181,13 @@ def test_unpinned_packages_are_asked_for(tiny):
     assert "Installed" in ok(tiny.paceline("runtime", "get", "--allow-unpinned", PIP_NO_INDEX="0"))
 
 
+def test_what_is_held_is_installed_by_its_name_and_not_selected(tiny):
+    Store(tiny.home).hold("tiny-any-cpu@1.0.0", "it crashes")
+    assert "Would select it for no format" in ok(tiny.paceline("runtime", "get", "tiny@1.0.0", "--dry-run"))
+    out = ok(tiny.paceline("runtime", "get", "tiny@1.0.0"))
+    assert "Not selected for TINY, as it is held: paceline runtime select tiny-any-cpu@1.0.0\n" in out
+
+
 def test_the_survey_shows_facts_with_sources_and_a_verdict_per_release(tiny):
     tiny.offer(tiny.release("1.0"), replace(tiny.release("2.0"), requires=Requirements(min_host="99")))
     variables = {"PACELINE_OVERRIDE_CPU_NAME": "Difference Engine"}

@@ -200,6 +200,13 @@ def test_a_newer_version_is_known(patient, tiny, store_world):
     (line,) = told(patient, "updates", NOTE)
     assert line.startswith("engine-any-cpu is installed as 1.0, and 1.10 is known -> paceline runtime update")
 
+    beta = replace(tiny.release("1.11"), engine="engine", channel="beta")
+    patient.plugins.engines["engine"].known += (beta,)
+    patient.store.hold("engine-any-cpu@1.10", "it crashes")
+    assert told(patient, "updates", NOTE) == []  # what an update would not take
+    (line,) = told(replace(patient, environ={"PACELINE_UPDATE_CHANNEL": "beta"}), "updates", NOTE)
+    assert "and 1.11 is known" in line
+
 
 def test_each_remark_on_where_releases_come_from_has_its_own_way_out(patient):
     home = patient.store.home

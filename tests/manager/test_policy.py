@@ -10,6 +10,7 @@ from paceline.errors import IncompatibleError, InstallError, NotFoundError
 from paceline.manager.plan import make_plan
 from paceline.manager.policy import choose
 from paceline.store import Selection
+from paceline.store.selection import Hold
 from paceline.types import Compatibility, Package, Recipe, Release, Requirements, Verdict
 
 PINNED = Recipe((Package("wheel", "1", ("aa",)), Package("built", "2", ("bb",), source=True)), expected_build_s=60)
@@ -139,6 +140,8 @@ def test_a_plan_says_what_would_happen():
     assert plan.unpinned == ()
     assert plan.selects == ("mlx",)
     assert make_plan(release("1"), Path("/home"), ["engine-any@1"], selection).already_installed
+    held = selection.with_hold("engine-any@2", Hold("it crashes"))
+    assert make_plan(release("2"), Path("/home"), ["engine-any@1"], held).selects == ()
     assert make_plan(release("2", UNPINNED), Path("/home"), [], Selection()).unpinned == ("somewhere",)
 
 

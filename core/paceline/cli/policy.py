@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from paceline.preferences import CHANNELS, PREFER, WHEEL, Policy
+from paceline.preferences import CHANNEL, CHANNELS, PREFER, WHEEL, Policy
 
 
 def policy_options(*, without: Collection[str] = (), prefix: str = "") -> Callable[[Any], Any]:
@@ -39,7 +39,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "channel": {
         "type": click.Choice(CHANNELS),
         "default": "stable",
-        "envvar": "PACELINE_UPDATE_CHANNEL",
+        "envvar": CHANNEL,
         "help": "beta, or nightly, takes pre-releases too.",
     },
     "minimum_age": {

@@ -229,6 +229,8 @@ def _install(
         chosen = selection.formats.get(name)
         if chosen == installed.id:
             click.echo(f"Selected for {name.upper()}")
+        elif chosen is None:
+            click.echo(f"Not selected for {name.upper()}, as it is held: paceline runtime select {installed.id}")
         else:
             click.echo(f"{name.upper()} is served by {chosen}; select this one: paceline runtime select {installed.id}")
 
