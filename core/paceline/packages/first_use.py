@@ -61,6 +61,7 @@ def record(home: Path, packages: Iterable[Package]) -> None:
     packages = list(packages)
     if not packages:
         return
+    transaction.sweep_unfinished(record_file(home))
     now = datetime.now(UTC).isoformat(timespec="seconds")
     known = _read(record_file(home))
     known.update((_key(p), {"sha256": list(p.sha256), "first_used": now}) for p in packages)
