@@ -265,7 +265,10 @@ def attempt(
     except PacelineError as error:
         held = hold_failed and isinstance(error, SmokeTestError)
         if held:
-            store.hold(update.release.id, f"did not pass its smoke test: {error.message}")
+            try:
+                store.hold(update.release.id, f"did not pass its smoke test: {error.message}")
+            except StoreError:  # such as a full disk; then the next start tries it again
+                held = False
         return Failed(update, error, held)
     except OSError as error:
         return Failed(update, refusals.refusal(error) or StoreError(str(error)), held=False)

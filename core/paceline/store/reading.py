@@ -78,7 +78,7 @@ class StoreReader:
     def manifest(self, runtime: Runtime) -> dict[str, Any]:
         """Everything the manifest says: versions, the lock, the smoke test's answer, when it was installed.
 
-        Raises NotFoundError when the runtime was removed since it was listed.
+        Raises NotFoundError when the runtime was removed since it was listed, StoreError when it was damaged.
         """
         with transaction.explained(f"reading {runtime.id}", self.home):
             try:
@@ -86,6 +86,10 @@ class StoreReader:
             except FileNotFoundError:
                 raise NotFoundError(
                     f"{runtime.id} is no longer installed", help="`paceline runtime ls` lists what is"
+                ) from None
+            except ValueError as error:
+                raise StoreError(
+                    f"the manifest of {runtime.id} is damaged: {error}", help=f"`paceline runtime repair {runtime.id}`"
                 ) from None
 
     def size(self, runtime: Runtime) -> int | None:
@@ -107,7 +111,7 @@ class StoreReader:
         """What its manifest says under `key`; None where it says nothing, is damaged or was removed meanwhile."""
         try:
             return self.manifest(runtime).get(key)
-        except (NotFoundError, StoreError, ValueError):
+        except (NotFoundError, StoreError):
             return None
 
     def last_used(self, runtime: Runtime) -> datetime | None:
