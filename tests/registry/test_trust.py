@@ -212,7 +212,9 @@ def test_forgetting(registry, home):
         trust.forget(home, "acme")
 
 
-@pytest.mark.parametrize("url", ["ftp://x.example", "example.org", "https://", "https://x.example/?a", "file:///srv"])
+@pytest.mark.parametrize(
+    "url", ["ftp://x.example", "https://[x", "example.org", "https://", "https://x.example/?a", "file:///srv"]
+)
 def test_what_is_no_address(home, repository, url):
     with pytest.raises(UsageError, match="is no address of a registry"):
         trust.make_trusted(home, url, repository.root())

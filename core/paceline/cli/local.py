@@ -33,7 +33,7 @@ def taken_from(source: Path, ranked: Ranked, policy: Policy) -> Iterator[tuple[R
     from paceline.survey import take_survey
     from paceline.verdict import rank
 
-    source = source.expanduser().absolute()
+    source = paths.given(source)
     is_folder = not source.is_file()
     releases = with_package([r for r, _ in ranked], package_at(source), built=is_folder)
     if not is_folder:

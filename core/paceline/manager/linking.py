@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import paceline
+from paceline import paths
 from paceline.errors import NotFoundError, SmokeTestError, UsageError
 from paceline.manager.installation import start_once
 from paceline.progress import Phase, silent
@@ -57,7 +58,7 @@ def link(
         raise UsageError(
             f"{name!r} is no name for a runtime", help="use letters, digits, dots, dashes and underscores: `my-build`"
         )
-    path = path.expanduser().absolute()
+    path = paths.given(path)
     python = _interpreter(path)
     if store.folder.resolve() in path.resolve().parents:
         raise UsageError(f"{path} is a runtime that Paceline installed", help="`paceline runtime select` chooses it")
@@ -127,7 +128,14 @@ def _interpreter(path: Path) -> Path:
 def _ask(python: Path, packages: Sequence[str]) -> _Held:
     argv = [str(python), "-I", "-B", "-c", _ASK, json.dumps(sorted(set(packages)))]
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=_ASK_TIMEOUT_S, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            argv,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_ASK_TIMEOUT_S,
+            stdin=subprocess.DEVNULL,
+        )
         told = parse(done.stdout)
         return _Held(told["python"], told["packages"])
     except (OSError, subprocess.TimeoutExpired) as error:

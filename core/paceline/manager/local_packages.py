@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from paceline import query
@@ -126,7 +125,7 @@ def from_wheel(releases: Sequence[Release], wheel: Wheel, python: str) -> list[R
     Where some are of the wheel's own version, those alone. Raises IncompatibleError when the wheel is made for other
     machines or another Python, and InstallError when it needs what none of the releases brings.
     """
-    if not wheel.fits_here or not SpecifierSet(wheel.requires_python or "").contains(python):
+    if not wheel.fits_here or not wheel.requires_python.contains(python):
         raise IncompatibleError(
             f"{wheel.path.name} does not fit this machine and Python {python}, which runtimes are built on here",
             help="build the wheel here, or give the folder of its source",

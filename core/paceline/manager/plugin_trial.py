@@ -89,7 +89,13 @@ def _load(folder: Path | None) -> dict[str, Any]:
     argv = [sys.executable, "-P", "-B", "-c", _CODE, str(folder or "")]
     try:
         done = subprocess.run(
-            argv, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL
+            argv,
+            env=environment,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=TIMEOUT_S,
+            stdin=subprocess.DEVNULL,
         )
     except subprocess.TimeoutExpired:
         raise _refused(f"loading it was not done within {TIMEOUT_S:.0f} s") from None

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from paceline import refusals
+from paceline import paths, refusals
 from paceline.errors import NotFoundError, RegistryError, UsageError
 from paceline.registry.reading import parse_registry, parse_registry_value
 from paceline.registry.writing import registry_value
@@ -84,7 +84,7 @@ def trusted(home: Path) -> tuple[TrustedRegistry, ...]:
     Raises RegistryError for a file that is none.
     """
     own = home / "registries"
-    brought = [Path(p).expanduser() for p in os.environ.get(FOLDERS, "").split(os.pathsep) if p]
+    brought = [paths.given(p) for p in os.environ.get(FOLDERS, "").split(os.pathsep) if p]
     found: dict[str, TrustedRegistry] = {}
     for folder in (*brought, own):
         here = [_read(file, own) for file in _files(folder)]
@@ -106,7 +106,12 @@ def get_trusted(home: Path, name: str) -> TrustedRegistry:
 
 def make_trusted(home: Path, url: str, root: Mapping[str, Any], name: str | None = None) -> TrustedRegistry:
     """A registry as it would be trusted, nothing written yet. Raises UsageError for what is no address or no name."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise UsageError(
+            f"{url!r} is no address of a registry: {error}", help="give one such as https://example.org/registry"
+        ) from None
     if parts.scheme not in ("https", "http") or not parts.hostname or parts.query or parts.fragment:
         raise UsageError(f"{url!r} is no address of a registry", help="give one such as https://example.org/registry")
     if parts.username or parts.password:

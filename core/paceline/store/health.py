@@ -234,7 +234,9 @@ def _starts(python: Path, manifest: Mapping[str, Any]) -> list[str]:
     code = "import sys; print('.'.join(map(str, sys.version_info[:3])))"
     try:
         argv = [str(python), "-I", "-S", "-B", "-c", code]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            argv, capture_output=True, encoding="utf-8", errors="replace", timeout=60, stdin=subprocess.DEVNULL
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         return [f"its Python does not start: {error}"]
     if done.returncode:
