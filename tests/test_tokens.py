@@ -38,6 +38,14 @@ def test_only_hashes_are_kept_for_the_owner_alone(tokens):
         assert stat.S_IMODE(tokens.file.stat().st_mode) == 0o600
 
 
+def test_what_a_killed_process_left_is_swept(tokens):
+    tokens.create("tool", [Permission.INFERENCE])
+    left = tokens.file.with_name(f".{tokens.file.name}.1a2b3c4d")
+    left.write_text("{")
+    tokens.create("other", [Permission.INFERENCE])
+    assert not left.exists()
+
+
 def test_what_is_revoked_counts_no_longer_in_a_running_server(tokens):
     token, text = tokens.create("tool", [Permission.INFERENCE])
     _, other = tokens.create("other", [Permission.INFERENCE])

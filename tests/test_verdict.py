@@ -10,6 +10,7 @@ import pytest
 from paceline import plugins
 from paceline.errors import IncompatibleError, UnpinnedError
 from paceline.manager import inventory
+from paceline.preferences import Policy
 from paceline.store import Store
 from paceline.survey import Fact, Libc, take_survey
 from paceline.survey.overrides import PREFIX
@@ -570,7 +571,7 @@ class TestTheShippedReleases:
             for name, value in facts.items():
                 monkeypatch.setenv(PREFIX + name, value)
             store, loaded = Store(tmp_path / "home"), plugins.load()
-            return inventory.chosen(inventory.ranked(store, loaded, query), store, query, **options)
+            return inventory.chosen(inventory.ranked(store, loaded, query), store, query, policy=Policy(**options))
 
         return get
 

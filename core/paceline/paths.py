@@ -29,7 +29,12 @@ def models() -> Path:
 
 def extra_models() -> tuple[Path, ...]:
     value = os.environ.get("PACELINE_EXTRA_MODELS", "")
-    return tuple(Path(p).expanduser().absolute() for p in value.split(os.pathsep) if p)
+    return tuple(given(p) for p in value.split(os.pathsep) if p)
+
+
+def given(path: str | Path) -> Path:
+    """A path as a person gives it, absolute; `~` is a home folder, unless there is no such user."""
+    return Path(os.path.expanduser(path)).absolute()  # noqa: PTH111 - Path's own raises RuntimeError then
 
 
 def samples() -> Path:
@@ -52,7 +57,7 @@ def _package_path(name: str) -> Path:
 
 def _from_environment(variable: str) -> Path | None:
     value = os.environ.get(variable)
-    return Path(value).expanduser().absolute() if value else None
+    return given(value) if value else None
 
 
 def _platform(kind: str) -> Path:

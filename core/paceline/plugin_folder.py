@@ -10,7 +10,6 @@ still use it.
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -19,6 +18,7 @@ from typing import Any
 
 from paceline import refusals
 from paceline.errors import PluginError
+from paceline.untrusted_json import read_object
 
 SCHEMA_VERSION = 1
 
@@ -88,7 +88,7 @@ def read_state(home: Path) -> State:
     """What plugins.json says. Raises PluginError when it cannot be read."""
     file = state_file(home)
     try:
-        data = json.loads(file.read_bytes())
+        data = read_object(file)
     except FileNotFoundError:
         return State()
     except (OSError, ValueError) as error:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from paceline import refusals
 from paceline.errors import AmbiguousError, NotFoundError, StoreError
 from paceline.store import Store, transaction
-from paceline.store.manifest import read_json
+from paceline.untrusted_json import read_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,7 +67,7 @@ class Tokens:
             stat = self.file.stat()
             stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
             if self._read is None or self._read[0] != stamp:
-                self._read = stamp, _from_json(read_json(self.file))
+                self._read = stamp, _from_json(read_object(self.file))
         except FileNotFoundError:
             return ()
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -114,10 +114,11 @@ class Tokens:
         from filelock import FileLock
 
         def change(how: Callable[[tuple[Token, ...]], tuple[Token, ...]]) -> None:
-            transaction.write_json(self.file, _to_json(how(self.all())))
+            transaction.write_json(self.file, _to_json(how(self.all())), private=True)
 
         path = self._store.lock_file("tokens")
         with transaction.explained("changing the tokens", self._store.home), FileLock(path):
+            transaction.sweep_unfinished(self.file)
             yield change
 
 

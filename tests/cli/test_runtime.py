@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from paceline.store import Store
 from paceline.types import Package, Recipe, Requirements
 
 ELSEWHERE = Requirements(os="macos" if sys.platform != "darwin" else "linux")
@@ -108,6 +109,28 @@ def test_channel_and_wheels_as_asked(tiny):
     assert planned("--prefer", "wheel") == planned(PACELINE_PREFER="wheel") == "tiny-any-wheel@1.0"
 
 
+def test_the_first_runtime_is_chosen_by_the_same_policy(tiny):
+    """As `paceline demo` installs it, which needs models besides."""
+    (dependency, _) = tiny.release().recipe.packages
+    wheel = replace(tiny.release("1.0"), platform="any-wheel", rank=-1, recipe=Recipe((dependency,)))
+    tiny.offer(wheel, *(tiny.release(v) for v in ("1.0", "1.1")), replace(tiny.release("2.0"), channel="beta"))
+    Store(tiny.home).hold("tiny-any-cpu@1.1", "it crashes")
+    code = (
+        "import sys; from paceline import paths, plugins; from paceline.cli.runtime import install_best; "
+        "from paceline.preferences import Policy; from paceline.store import Store; "
+        "print(install_best(plugins.load(), Store(paths.home()), 'tiny', eval(sys.argv[1])).id)"
+    )
+
+    first = tiny.python("-c", code, "Policy()")
+    assert ok(first) == "tiny-any-cpu@1.0\n"
+    assert "tiny-any-cpu@1.1 is held and was passed over" in first.stderr
+    assert ok(tiny.python("-c", code, "Policy(channel='beta')")) == "tiny-any-cpu@2.0\n"
+    # The wheel is taken, and has no engine in it.
+    assert "SmokeTestError" in tiny.python("-c", code, "Policy(prefer='wheel')").stderr
+    options = ok(tiny.paceline("demo", "--help"))
+    assert all(option in options for option in ("--channel", "--minimum-age", "--prefer", "--allow-unpinned"))
+
+
 def test_what_is_available_has_a_verdict(tiny):
     tiny.offer(tiny.release("1.0"), replace(tiny.release("2.0"), requires=ELSEWHERE))
     ok(tiny.paceline("runtime", "get"))
@@ -156,6 +179,13 @@ def test_unpinned_packages_are_asked_for(tiny):
     assert "--allow-unpinned" in refused.stderr
     assert "needs --allow-unpinned" in ok(tiny.paceline("runtime", "get", "--list"))
     assert "Installed" in ok(tiny.paceline("runtime", "get", "--allow-unpinned", PIP_NO_INDEX="0"))
+
+
+def test_what_is_held_is_installed_by_its_name_and_not_selected(tiny):
+    Store(tiny.home).hold("tiny-any-cpu@1.0.0", "it crashes")
+    assert "Would select it for no format" in ok(tiny.paceline("runtime", "get", "tiny@1.0.0", "--dry-run"))
+    out = ok(tiny.paceline("runtime", "get", "tiny@1.0.0"))
+    assert "Not selected for TINY, as it is held: paceline runtime select tiny-any-cpu@1.0.0\n" in out
 
 
 def test_the_survey_shows_facts_with_sources_and_a_verdict_per_release(tiny):

@@ -18,6 +18,7 @@ from paceline.doctor import CHECKS, Patient, Status, examine, mend
 from paceline.engine import Engine
 from paceline.packages.index import ASKED_FOR
 from paceline.plugins import Plugin, Plugins, PluginState
+from paceline.registry.trust import make_trusted, remember_trust
 from paceline.store import Store
 from paceline.types import GpuRequirement, Requirements, WorkerSpec
 
@@ -198,6 +199,25 @@ def test_a_newer_version_is_known(patient, tiny, store_world):
     patient.plugins.engines["engine"].known = (replace(tiny.release("1.10"), engine="engine"),)
     (line,) = told(patient, "updates", NOTE)
     assert line.startswith("engine-any-cpu is installed as 1.0, and 1.10 is known -> paceline runtime update")
+
+    beta = replace(tiny.release("1.11"), engine="engine", channel="beta")
+    patient.plugins.engines["engine"].known += (beta,)
+    patient.store.hold("engine-any-cpu@1.10", "it crashes")
+    assert told(patient, "updates", NOTE) == []  # what an update would not take
+    (line,) = told(replace(patient, environ={"PACELINE_UPDATE_CHANNEL": "beta"}), "updates", NOTE)
+    assert "and 1.11 is known" in line
+
+
+def test_each_remark_on_where_releases_come_from_has_its_own_way_out(patient):
+    home = patient.store.home
+    remember_trust(make_trusted(home, "https://example.org/registry", {}, "acme"))
+    (home / "upstream.json").write_text("{")
+    unverified, damaged = told(patient, "updates", NOTE)
+    assert unverified == (
+        "nothing of the registry acme was verified yet -> `paceline registry refresh acme` asks it again"
+    )
+    assert damaged.startswith(f"the registry {home / 'upstream.json'} is no JSON: ")
+    assert damaged.endswith(" -> `paceline runtime update --check` asks the package index and writes it anew")
 
 
 def test_leftovers_are_told_and_deleted_on_demand(patient, store_world):

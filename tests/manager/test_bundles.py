@@ -325,6 +325,30 @@ class TestTheCommand:
         assert done.returncode == 3
         assert f"is for Python 3.9; runtimes are built on Python {PYTHON} here" in done.stderr
 
+    def test_it_is_chosen_by_the_policy_of_every_installation(self, tiny, index, web, tmp_path):
+        """Channel, holds and wheels as asked, for this machine and for another platform; a version by its name."""
+        file = str(tmp_path / "chosen.bundle")
+        (dependency, _) = tiny.release().recipe.packages
+        wheel = replace(tiny.release("1.0"), platform="any-wheel", rank=-1, recipe=Recipe((dependency,)))
+        built = [tiny.release("1.0"), tiny.release("1.1"), replace(tiny.release("2.0"), channel="beta", rank=9)]
+        far = [replace(r, platform="far", requires=Requirements(os="windows"), recipe=wheel.recipe) for r in built]
+        tiny.offer(wheel, *built, *far)
+        Store(tiny.home).hold("tiny-any-cpu@1.1", "it crashes")
+        Store(tiny.home).hold("tiny-far@1.1", "it crashes")
+
+        def chosen(*arguments, **variables):
+            done = tiny.paceline("bundle", "create", *arguments, "-o", file, "--json", **web, **variables)
+            assert done.returncode == 0, done.stderr
+            return [r["id"] for r in json.loads(done.stdout)["releases"]], done.stderr
+
+        ids, said = chosen("tiny")
+        assert (ids, "tiny-any-cpu@1.1 is held and was passed over" in said) == (["tiny-any-cpu@1.0"], True)
+        assert chosen("tiny", "--channel", "beta")[0] == ["tiny-any-cpu@2.0"]
+        assert chosen("tiny@1.1")[0] == ["tiny-any-cpu@1.1"]
+        assert chosen("tiny", PACELINE_PREFER="wheel")[0] == ["tiny-any-wheel@1.0"]
+        assert chosen("tiny-far")[0] == chosen("tiny", "--platform", "far")[0] == ["tiny-far@1.0"]
+        assert chosen("tiny", "--platform", "far", PACELINE_UPDATE_CHANNEL="nightly")[0] == ["tiny-far@2.0"]
+
     def test_wrong_wishes(self, tiny, tmp_path):
         file = str(tmp_path / "b")
         for arguments, status, said in [

@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from paceline.manager.cleanup import KEPT_LOGS, clean_cache, clean_up, plan_cleanup
+from paceline.packages.builds import build_folder
 from paceline.packages.depot import BUNDLES, Depot
 from paceline.progress import Phase, silent
 from paceline.store import Store
@@ -145,6 +146,34 @@ def test_what_indexes_answered_and_broken_off_bundles_left_goes_too(tmp_path):
     assert said.startswith("0.4 MB of fetched packages deleted; 2.0 MB of what indexes answered deleted")
     assert not any(file.exists() for file in (*parts, answer))
     assert clean_cache(tmp_path) == "the cache is empty"
+
+
+def test_what_broken_off_builds_left_goes_too(tmp_path):
+    left = tmp_path / "builds" / "tmpabc" / "wheel" / "a-1-py3-none-any.whl"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(bytes(1_500_000))
+
+    assert clean_cache(tmp_path) == "1.5 MB of what broken-off builds left deleted; the cache is empty"
+    assert not left.exists()
+    assert clean_cache(tmp_path) == "the cache is empty"
+
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"x")
+    with build_folder(tmp_path, silent) as folder:
+        assert list(folder.iterdir()) == []
+        assert not left.exists()
+
+
+def test_a_build_that_is_under_way_is_waited_for(tmp_path):
+    cleaning = threading.Thread(target=clean_cache, args=(tmp_path,))
+    with build_folder(tmp_path, silent) as folder:
+        (folder / "wheel").write_text("")
+        cleaning.start()
+        cleaning.join(1)
+        assert cleaning.is_alive()
+        assert (folder / "wheel").exists()
+    cleaning.join(60)
+    assert not folder.exists()
 
 
 def test_a_bundle_that_is_being_made_is_waited_for(tmp_path):

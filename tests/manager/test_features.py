@@ -42,6 +42,8 @@ def test_the_command_that_brings_it(tiny, tmp_path):
     assert way_to("grammar", runtime, store, loaded) == (
         "tiny-any-cpu@2.0 can: `paceline runtime get tiny-any-cpu@2.0`, then `paceline runtime select tiny-any-cpu@2.0`"
     )
+    store.hold("tiny-any-cpu@2.0", "it crashes")
+    assert way_to("grammar", runtime, store, loaded) is None
 
 
 @pytest.mark.runtime

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from uv import find_uv_bin
@@ -89,6 +90,8 @@ def test_the_same_name_again_leads_to_the_new_place(tiny, store, by_hand):
 
 class TestWhatIsRefused:
     def test_no_place(self, tiny, store, tmp_path):
+        with pytest.raises(UsageError, match="~nobody-of-this-name/env does not exist"):
+            link("mine", Path("~nobody-of-this-name/env"), store, {"tiny": tiny.engine})
         with pytest.raises(UsageError, match="does not exist"):
             link("mine", tmp_path / "nowhere", store, {"tiny": tiny.engine})
         with pytest.raises(UsageError, match="is no environment: it has no bin/python"):
@@ -101,6 +104,9 @@ class TestWhatIsRefused:
             link("mine", program, store, {"tiny": tiny.engine})
         program.chmod(0o755)
         with pytest.raises(UsageError, match="is no Python that runs: I am a shell"):
+            link("mine", program, store, {"tiny": tiny.engine})
+        program.write_text("#!/bin/sh\nprintf '\\377' && printf 'no UTF-8 \\377' >&2\n")
+        with pytest.raises(UsageError, match="is no Python that runs: no UTF-8 \N{REPLACEMENT CHARACTER}"):
             link("mine", program, store, {"tiny": tiny.engine})
 
     def test_no_engine(self, tiny, store, by_hand):

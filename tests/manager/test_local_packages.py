@@ -148,6 +148,8 @@ class TestWhatIsRefused:
             package_at(other)
         with pytest.raises(ArchiveError, match="characters that no wheel's name has"):
             package_at(wheel().rename(tmp_path / "tinyengine-1.0.0-py3-none-any ; x.whl"))
+        with pytest.raises(ArchiveError, match="its metadata cannot be read: Invalid specifier: 'some snake'"):
+            package_at(wheel(metadata="Requires-Python: some snake\n"))
         renamed = wheel().rename(tmp_path / "tinydep-1.0.0-py3-none-any.whl")
         with pytest.raises(ArchiveError, match=r"its metadata is of tinyengine 1\.0\.0"):
             package_at(renamed)
@@ -157,9 +159,10 @@ class TestWhatIsRefused:
             package_at(tmp_path)
         with pytest.raises(UsageError, match="does not exist"):
             package_at(tmp_path / "nowhere")
-        (tmp_path / "pyproject.toml").write_text("[tool.x]\n")
-        with pytest.raises(UsageError, match="names no project"):
-            package_at(tmp_path)
+        for text in ("[tool.x]\n", f"a = {'[' * 5000}", "project = 7\n"):
+            (tmp_path / "pyproject.toml").write_text(text)
+            with pytest.raises(UsageError, match="names no project"):
+                package_at(tmp_path)
 
     def test_a_wheel_that_changes_between_the_look_and_the_installation(self, tiny, wheel):
         path = wheel()
@@ -230,7 +233,7 @@ class TestTheCommand:
         assert is_local(runtime.version)
         (settings,) = runtime.directory.glob("env/lib/python*/site-packages/tinyengine/settings.json")
         assert json.loads(settings.read_text()) == {"flavour": "sweet"}
-        assert list((tiny.cache / "builds").iterdir()) == []
+        assert [left.name for left in (tiny.cache / "builds").iterdir()] == ["held.lock"]
 
     def test_a_folder_that_does_not_build(self, tiny, source):
         tiny.offer(tiny.release(fail="yes"))

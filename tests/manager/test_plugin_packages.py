@@ -251,6 +251,7 @@ class TestTheHostIsUnharmed:
         for source, reason in {
             "raise RuntimeError('no wings')": "import of parrot failed: RuntimeError: no wings",
             "import os; os._exit(3)": "the process that loaded it ended with exit status 3",
+            r"import os; os.write(2, b'a \xff'); os._exit(3)": "ended with exit status 3: a \N{REPLACEMENT CHARACTER}",
             "import os; os.kill(os.getpid(), 9)": "the process that loaded it ended with signal 9",
             "PACELINE_API = 77": "was built for plugin API 77",
             PLUGIN.format(engine="mlx"): "claims the engine name 'mlx', already taken by the plugin mlx",

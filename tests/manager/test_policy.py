@@ -10,6 +10,7 @@ from paceline.errors import IncompatibleError, InstallError, NotFoundError
 from paceline.manager.plan import make_plan
 from paceline.manager.policy import choose
 from paceline.store import Selection
+from paceline.store.selection import Hold
 from paceline.types import Compatibility, Package, Recipe, Release, Requirements, Verdict
 
 PINNED = Recipe((Package("wheel", "1", ("aa",)), Package("built", "2", ("bb",), source=True)), expected_build_s=60)
@@ -27,7 +28,7 @@ def test_the_first_compatible_one_is_taken_and_said():
     choice = choose([(release("2"), YES), (release("1"), YES)])
 
     assert choice.release.version == "2"
-    assert choice.remarks == ("engine-any@2 is the best of 2 matching releases for this machine",)
+    assert choice.remarks == ("engine-any@2 is the best of 2 matching releases",)
     assert choose([(release("2"), YES)]).remarks == ()
 
 
@@ -109,13 +110,13 @@ def test_a_wheel_goes_first_where_it_is_preferred():
     assert choose(ranked).release is built
     choice = choose(ranked, prefer="wheel")
     assert choice.release is wheel
-    assert "engine-any@2 would rank higher, but is compiled here, and a wheel is preferred" in choice.remarks
+    assert "engine-any@2 would rank higher, but is built from source, and a wheel is preferred" in choice.remarks
 
     unpinned = [(built, YES), (release("1", UNPINNED), YES)]
     choice = choose(unpinned, prefer="wheel")
     assert choice.release is built
     assert choice.remarks[0] == (
-        "a wheel is preferred, but engine-any@1 needs --allow-unpinned, so engine-any@2 is compiled here"
+        "a wheel is preferred, but engine-any@1 needs --allow-unpinned, so engine-any@2 is built from source"
     )
     assert choose(unpinned, prefer="wheel", allow_unpinned=True).release.version == "1"
     assert choose([(built, YES), (wheel, NO)], prefer="wheel").release is built
@@ -139,6 +140,8 @@ def test_a_plan_says_what_would_happen():
     assert plan.unpinned == ()
     assert plan.selects == ("mlx",)
     assert make_plan(release("1"), Path("/home"), ["engine-any@1"], selection).already_installed
+    held = selection.with_hold("engine-any@2", Hold("it crashes"))
+    assert make_plan(release("2"), Path("/home"), ["engine-any@1"], held).selects == ()
     assert make_plan(release("2", UNPINNED), Path("/home"), [], Selection()).unpinned == ("somewhere",)
 
 

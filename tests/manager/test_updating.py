@@ -12,6 +12,7 @@ from paceline.errors import SmokeTestError
 from paceline.manager import updating
 from paceline.manager.installation import install
 from paceline.plugins import Plugins
+from paceline.preferences import Policy
 from paceline.store import Store, transaction
 
 
@@ -44,7 +45,7 @@ def installed(tiny, store):
 
 def find(store, plugins, *sources, **policy):
     selected = updating.selected_runtimes(store)
-    return updating.find_updates(selected, store, plugins, sources, updating.Policy(**policy))
+    return updating.find_updates(selected, store, plugins, sources, Policy(**policy))
 
 
 def test_what_sources_say_is_told_and_the_registry_counts_all_the_same(tiny, store, plugins, installed):

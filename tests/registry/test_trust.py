@@ -104,7 +104,9 @@ def test_a_known_release_is_not_redefined(brings, load):
 
     assert found.releases == (release("1.0", A),)
     assert found.releases[0].source == "paceline"
-    assert found.remarks == ("the registry acme says otherwise what tiny-any-cpu@1.0 is, and is not followed",)
+    assert [r.message for r in found.remarks] == [
+        "the registry acme says otherwise what tiny-any-cpu@1.0 is, and is not followed"
+    ]
 
 
 def test_of_two_registries_the_first_that_was_trusted_is_right(brings, load):
@@ -113,7 +115,7 @@ def test_of_two_registries_the_first_that_was_trusted_is_right(brings, load):
     found = load()
 
     assert [r.recipe for r in found.releases] == [release("1.0", A).recipe]
-    assert "the registry later says otherwise" in found.remarks[0]
+    assert "the registry later says otherwise" in found.remarks[0].message
 
 
 def test_missing_hashes_are_added_and_nothing_else(brings, load):
@@ -128,7 +130,7 @@ def test_missing_hashes_are_added_and_nothing_else(brings, load):
     brings("acme", replace(theirs, recipe=replace(theirs.recipe, prune=("lib",))))
     found = load(unpinned)
     assert found.releases == (unpinned,)
-    assert "not followed" in found.remarks[0]
+    assert "not followed" in found.remarks[0].message
 
 
 def test_hashes_come_with_their_sizes_and_sizes_alone_are_no_difference(brings, load):
@@ -147,10 +149,10 @@ def test_what_has_expired_is_left_out_and_said(brings, load):
     found = load(release("1.0", A))
 
     assert [r.version for r in found.releases] == ["1.0"]
-    assert found.remarks == (
+    assert list(map(str, found.remarks)) == [
         "the registry acme was verified 9 days ago and has expired, so its releases are left out: "
-        "paceline registry refresh",
-    )
+        "`paceline registry refresh acme` asks it again"
+    ]
 
 
 def test_what_is_old_counts_and_is_said(brings, load):
@@ -158,7 +160,7 @@ def test_what_is_old_counts_and_is_said(brings, load):
     found = load()
 
     assert [r.version for r in found.releases] == ["2.0"]
-    assert found.remarks == ("the registry acme was verified 3 days ago",)
+    assert [r.message for r in found.remarks] == ["the registry acme was verified 3 days ago"]
 
 
 def test_what_was_damaged_here_is_left_out_and_said(brings, load):
@@ -170,7 +172,8 @@ def test_what_was_damaged_here_is_left_out_and_said(brings, load):
     found = load(release("1.0", A))
 
     assert [r.version for r in found.releases] == ["1.0"]
-    assert "is wrong at $.releases[0].version" in found.remarks[0]
+    assert "is wrong at $.releases[0].version" in found.remarks[0].message
+    assert found.remarks[0].help == "`paceline registry refresh acme` asks it again"
 
 
 def test_another_root_or_address_starts_anew(registry, repository, home):
@@ -209,7 +212,9 @@ def test_forgetting(registry, home):
         trust.forget(home, "acme")
 
 
-@pytest.mark.parametrize("url", ["ftp://x.example", "example.org", "https://", "https://x.example/?a", "file:///srv"])
+@pytest.mark.parametrize(
+    "url", ["ftp://x.example", "https://[x", "example.org", "https://", "https://x.example/?a", "file:///srv"]
+)
 def test_what_is_no_address(home, repository, url):
     with pytest.raises(UsageError, match="is no address of a registry"):
         trust.make_trusted(home, url, repository.root())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -211,6 +212,14 @@ def test_only_releases_that_were_resolved_can_be_asked_for(release):
     assert not upstream.can_be_asked(release, Upstream("another", ">=1"))
     by_page = replace(release.recipe, unhashed={"tinyengine": "https://example.org/whl"})
     assert not upstream.can_be_asked(replace(release, recipe=by_page), SOURCE)
+
+
+def test_what_several_find_at_once_is_all_remembered(tiny):
+    file, versions = found_file(tiny.home), [f"1.{n}" for n in range(16)]
+    with ThreadPoolExecutor(len(versions)) as pool:
+        list(pool.map(lambda version: upstream.remember(file, [tiny.release(version)]), versions))
+    assert {r.version for r in read_registry(file)} == set(versions)
+    assert [path.name for path in tiny.home.iterdir() if path.name.startswith(".")] == []
 
 
 def test_what_was_found_is_remembered(tiny, index, newest):

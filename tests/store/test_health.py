@@ -50,7 +50,7 @@ def test_a_home_that_moved_is_whole(store, runtime, tmp_path):
         ("module added", None, "env/new.py does not belong to it"),
         ("link turned", None, "env/bin/python leads elsewhere"),
         ("list changed", None, f"{FILES} was changed"),
-        ("list gone", f"{FILES} is missing", "its records cannot be read"),
+        ("list gone", f"{FILES} is missing", f"{FILES} cannot be read: No such file or directory"),
     ],
 )
 def test_damage_is_named(runtime, damage, quick, full, tmp_path):

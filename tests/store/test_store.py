@@ -11,6 +11,7 @@ from functools import partial
 import pytest
 
 from paceline.errors import AmbiguousError, InUseError, NotFoundError, StoreError
+from paceline.manager.cleanup import clean_up
 from paceline.store import Selection, Store, selection
 from paceline.store.manifest import MANIFEST
 from paceline.store.reading import Fallback
@@ -150,6 +151,25 @@ def test_removing_deletes_and_leaves_nothing(store, add):
     assert list(store.staging.iterdir()) == []
     with pytest.raises(NotFoundError, match="another process"):
         store.remove(runtime)
+
+
+def test_what_a_link_leads_to_is_never_deleted(store, add, tmp_path):
+    """A runtime that somebody moved to a larger disk, an environment that he linked by himself, and a leftover."""
+    moved, elsewhere = add("1.0"), tmp_path / "elsewhere"
+    for name in ("moved", "own", "left"):
+        (elsewhere / name).mkdir(parents=True)
+        (elsewhere / name / "file").write_text(name)
+    for path in moved.directory.iterdir():
+        path.rename(elsewhere / "moved" / path.name)
+    moved.directory.rmdir()
+    moved.directory.symlink_to(elsewhere / "moved")
+    (store.folder / "own").symlink_to(elsewhere / "own")
+    (store.staging / "left").symlink_to(elsewhere / "left")
+
+    assert clean_up(store, 0).runtimes == (moved,)
+    assert list(store.folder.iterdir()) == list(store.staging.iterdir()) == []
+    assert [(elsewhere / name / "file").read_text() for name in ("moved", "own", "left")] == ["moved", "own", "left"]
+    assert (elsewhere / "moved" / "manifest.json").exists()
 
 
 def test_what_is_selected_is_removed_by_force_only(store, add):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any, TypeVar
 
@@ -10,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from paceline.api.errors import ApiError
+from paceline.untrusted_json import TooDeep, parse
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
 MAX_DEPTH = 64
@@ -35,8 +35,8 @@ async def read_object(request: Request, limit: int = MAX_BODY_BYTES) -> dict[str
         )
     data = await _read(request, limit)
     try:
-        value = json.loads(data)
-    except RecursionError:
+        value = parse(data)
+    except TooDeep:
         raise _bad_json(f"nested deeper than {MAX_DEPTH} levels") from None
     except ValueError as error:
         # Besides syntax: bytes that are no UTF-8, and integers longer than Python converts.

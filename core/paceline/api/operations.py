@@ -21,6 +21,7 @@ from uuid import uuid4
 
 from paceline import child
 from paceline.errors import NotFoundError, OverloadedError
+from paceline.untrusted_json import parse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -231,7 +232,7 @@ class Operations:
 
 def _message(line: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(line)
+        value = parse(line)
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}

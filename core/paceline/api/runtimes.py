@@ -23,7 +23,7 @@ from paceline.errors import NotFoundError, RequestError
 from paceline.manager import inventory
 from paceline.manager.exact import ranked_or_found
 from paceline.manager.preview import preview
-from paceline.preferences import preferred
+from paceline.preferences import Policy, preferred
 from paceline.store import Store
 
 if TYPE_CHECKING:
@@ -361,11 +361,11 @@ def _selection(store: Store) -> dict[str, Any]:
 
 
 def _preview(
-    admin: Administration, query: str | None, *, channel: str, minimum_age_days: float, **policy: Any
+    admin: Administration, query: str | None, *, allow_incompatible: bool, minimum_age_days: float, **wishes: Any
 ) -> dict[str, Any]:
-    ranked = ranked_or_found(admin.store, admin.plugins, query, channel=channel)
-    age = timedelta(days=minimum_age_days)
-    choice = inventory.chosen(ranked, admin.store, query, channel=channel, minimum_age=age, **policy)
+    policy = Policy(minimum_age=timedelta(days=minimum_age_days), **wishes)
+    ranked = ranked_or_found(admin.store, admin.plugins, query, channel=policy.channel)
+    choice = inventory.chosen(ranked, admin.store, query, policy=policy, allow_incompatible=allow_incompatible)
     return {**jsonable_encoder(preview(choice.release, admin.store)), "remarks": list(choice.remarks)}
 
 

@@ -10,6 +10,7 @@ import click
 
 import paceline
 from paceline import network, refusals
+from paceline.cli.group import Group
 from paceline.errors import PacelineError
 
 # name -> (module, attribute, help line). The help line is repeated here so that `--help` imports no command.
@@ -31,7 +32,7 @@ COMMANDS = {
 }
 
 
-class _LazyGroup(click.Group):
+class _LazyGroup(Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 

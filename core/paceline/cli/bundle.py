@@ -11,14 +11,19 @@ import click
 from paceline import network, paths
 from paceline.cli import output
 from paceline.cli.group import Group
-from paceline.errors import AmbiguousError, IncompatibleError, NotFoundError, UsageError
+from paceline.cli.policy import policy_options
+from paceline.errors import AmbiguousError, IncompatibleError, NotFoundError, UnpinnedError, UsageError
+from paceline.manager import inventory
 from paceline.store import Store
+from paceline.types import Compatibility, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from paceline.manager.bundles import Bundle
-    from paceline.types import Release, Runtime, Verdict
+    from paceline.preferences import Policy
+    from paceline.registry import Registry
+    from paceline.types import Release, Runtime
 
 _FILE = click.argument("file", type=click.Path(path_type=Path))
 
@@ -35,18 +40,26 @@ def bundle() -> None:
 @click.option("-o", "--output", "file", type=click.Path(path_type=Path), required=True, help="The file to write.")
 @click.option("--platform", "for_platform", help="Choose among the releases of this platform: `mac-arm64-metal`.")
 @click.option("--python", "pythons", multiple=True, help="Versions of Python it is for (`3.12`); by default this one.")
+@policy_options(without=("allow_unpinned",))
 @output.json_option
 def create(
-    queries: Sequence[str], file: Path, for_platform: str | None, pythons: tuple[str, ...], as_json: bool
+    queries: Sequence[str],
+    file: Path,
+    for_platform: str | None,
+    pythons: tuple[str, ...],
+    policy: Policy,
+    as_json: bool,
 ) -> None:
     """Write a bundle of the releases that each RELEASE means: the best for this machine, or those of --platform.
 
+    As with `runtime get`, what is held, or younger than the minimum age, is taken where its version is named.
     A RELEASE that only an installed runtime has the name of, such as one made with a wheel of this machine, is bundled
     as it was installed, with that wheel.
 
     What is fetched for it is checked by the hashes of the registry. A bundle may be made on another kind of machine
     than the one it is for. What is built from source is built there, which takes a compiler, and no network.
     """
+    from paceline import plugins
     from paceline.cli.progress import shown
     from paceline.manager.bundles import create as write
 
@@ -55,8 +68,12 @@ def create(
             raise UsageError(f"{python!r} is no version of Python", help="give it as `--python 3.12`")
     releases: dict[str, Release] = {}
     wheels: dict[str, Path] = {}
+    store = Store(paths.home())
+    known = inventory.known(store, plugins.load())
+    for remark in known.remarks:
+        output.note(str(remark))
     for query in queries:
-        release, kept = _release(query, for_platform)
+        release, kept = _release(query, for_platform, policy, known, store)
         releases[release.id], wheels = release, wheels | kept
     with shown() as progress:
         made = write([*releases.values()], file, pythons or (_python(),), paths.cache(), progress, wheels=wheels)
@@ -117,34 +134,45 @@ def install(file: Path, allow_incompatible: bool, as_json: bool) -> None:
         click.echo(f"Installed {runtime.id}{f', selected for {formats}' if formats else ''}")
 
 
-def _release(query: str, for_platform: str | None) -> tuple[Release, dict[str, Path]]:
+def _release(
+    query: str, for_platform: str | None, policy: Policy, known: Registry, store: Store
+) -> tuple[Release, dict[str, Path]]:
     """The one release that a query means, of a platform or for this machine, and its wheels that no index has."""
-    from paceline import plugins
     from paceline.manager.local_packages import carried
-    from paceline.manager.policy import choose
-    from paceline.registry import load_registry
     from paceline.survey import known_survey
     from paceline.verdict import rank
 
-    known = load_registry(plugins.load(), home=paths.home())
     matching = [r for r in known.match(query) if for_platform in (None, r.platform)]
-    if not matching and (installed := _installed(query, for_platform)):
+    if not matching and (installed := _installed(query, for_platform, store)):
         return carried(installed, known.releases)
     if not matching:
         where = f" for {for_platform}" if for_platform else ""
         raise NotFoundError(f"no release matches {query!r}{where}", help="`paceline runtime get --list` shows them all")
-    if len({r.name for r in matching}) == 1:
-        return matching[0], {}
-    if for_platform is not None:
-        names = ", ".join(sorted({r.name for r in matching}))
-        raise AmbiguousError(f"{query!r} means several releases for {for_platform}: {names}", help="name one of them")
-    return choose(rank(matching, known_survey())).release, {}
+    names = sorted({r.name for r in matching})
+    if for_platform is not None and len(names) > 1:
+        raise AmbiguousError(
+            f"{query!r} means several releases for {for_platform}: {', '.join(names)}", help="name one of them"
+        )
+    ranked = rank(matching, known_survey(), channel=policy.channel)
+    if for_platform is not None or (len(names) == 1 and not any(verdict.ok for _, verdict in ranked)):
+        ranked = [(release, _NOT_ASKED) for release in matching]
+    try:
+        choice = inventory.chosen(ranked, store, query, policy=policy)
+    except UnpinnedError as error:
+        error.help = "a bundle holds only what is pinned by hash: name another release"
+        raise
+    for remark in choice.remarks:
+        output.say(remark)
+    return choice.release, {}
 
 
-def _installed(query: str, for_platform: str | None) -> Runtime | None:
+_NOT_ASKED = Verdict(Compatibility.COMPATIBLE, "it is for another machine, which cannot be asked")
+
+
+def _installed(query: str, for_platform: str | None, store: Store) -> Runtime | None:
     """The one installed runtime that a query means; None when there is none."""
     try:
-        found = [r for r in Store(paths.home()).match(query) if for_platform in (None, r.platform)]
+        found = [r for r in store.match(query) if for_platform in (None, r.platform)]
     except NotFoundError:
         return None
     if len(found) > 1:

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 import click
 
 from paceline import paths
+from paceline.cli.policy import policy_options
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
     from paceline.host import Host
+    from paceline.preferences import Policy
     from paceline.serving.generation import Completion, GenerateParams, TokenBatch
     from paceline.serving.pool import Serving
     from paceline.types import Model, Runtime
@@ -39,8 +41,18 @@ _FIXED = 4
 )
 @click.option("--temperature", default=0.0, show_default=True, type=click.FloatRange(min=0), help="0 is greedy.")
 @click.option("--seed", default=1, show_default=True, type=int, help="Seed of every run.")
-def demo(prompt: str, main_id: str, draft_id: str, max_tokens: int, runs: int, temperature: float, seed: int) -> None:
-    """Install the best runtime for this machine and generate with a pair of models.
+@policy_options()
+def demo(
+    prompt: str,
+    main_id: str,
+    draft_id: str,
+    max_tokens: int,
+    runs: int,
+    temperature: float,
+    seed: int,
+    policy: Policy,
+) -> None:
+    """Install the best runtime for this machine, where none is selected, and generate with a pair of models.
 
     The answer is generated without and with the draft model; tokens that the draft proposed are marked.
     """
@@ -52,7 +64,7 @@ def demo(prompt: str, main_id: str, draft_id: str, max_tokens: int, runs: int, t
     console = Console(highlight=False, soft_wrap=True)
     host = open_host()
     main, draft = host.library.get(main_id), host.library.get(draft_id)
-    runtime = _runtime(console, host, main)
+    runtime = _runtime(console, host, main, policy)
     _index(console, host, main, draft)
     plain = GenerateParams(prompt, max_tokens=max_tokens, sampling=Sampling(temperature=temperature, seed=seed))
     ways = {
@@ -63,13 +75,13 @@ def demo(prompt: str, main_id: str, draft_id: str, max_tokens: int, runs: int, t
     asyncio.run(_ride(console, host, runtime, main, ways, runs))
 
 
-def _runtime(console: Console, host: Host, main: Model) -> Runtime:
+def _runtime(console: Console, host: Host, main: Model, policy: Policy) -> Runtime:
     """The selected runtime for the main model's format, installed if there is none."""
     runtime = host.store.selected(main.format, main.id)
     if runtime is None:
         from paceline.cli.runtime import install_best
 
-        runtime = install_best(host.plugins, host.store, main.format)
+        runtime = install_best(host.plugins, host.store, main.format, policy)
     console.print(f"[bold]Runtime[/bold]   {runtime.id}")
     return runtime
 

@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from paceline.preferences import Policy
     from paceline.types import Release, Verdict
 
     Ranked = list[tuple[Release, Verdict]]
 
 
 @contextmanager
-def taken_from(source: Path, ranked: Ranked) -> Iterator[tuple[Ranked, Path]]:
+def taken_from(source: Path, ranked: Ranked, policy: Policy) -> Iterator[tuple[Ranked, Path]]:
     """The releases of `ranked` made with the package at `source`, ranked anew, and the wheel; a folder is built first.
 
     Of a folder, one release is left: the best that says how the package is built.
@@ -32,13 +33,16 @@ def taken_from(source: Path, ranked: Ranked) -> Iterator[tuple[Ranked, Path]]:
     from paceline.survey import take_survey
     from paceline.verdict import rank
 
-    source = source.expanduser().absolute()
+    source = paths.given(source)
     is_folder = not source.is_file()
     releases = with_package([r for r, _ in ranked], package_at(source), built=is_folder)
     if not is_folder:
-        yield rank(from_wheel(releases, read_wheel(source), platform.python_version()), take_survey()), source
+        fitting = from_wheel(releases, read_wheel(source), platform.python_version())
+        yield rank(fitting, take_survey(), channel=policy.channel), source
         return
-    template = choose(rank(releases, take_survey()), allow_unpinned=True).release
+    template = choose(
+        rank(releases, take_survey(), channel=policy.channel), allow_unpinned=True, channel=policy.channel
+    ).release
     click.echo(f"building {source} as {template.id} builds it", err=True)
     with ExitStack() as kept:
         with shown() as progress:

@@ -39,6 +39,16 @@ def notes(releases: Iterable[Release]) -> None:
             click.echo(f"\n{release.id}: {release.notes}")
 
 
+def note(remark: str) -> None:
+    """Say on stderr what explains what may surprise."""
+    say(f"note: {remark}")
+
+
+def say(sentence: str) -> None:
+    """Say on stderr what is going on."""
+    click.echo(sentence, err=True)
+
+
 def as_json_text(value: object) -> None:
     """Print dataclasses, mappings, sequences and paths as indented JSON."""
     click.echo(json.dumps(plain(value), indent=2, ensure_ascii=False))

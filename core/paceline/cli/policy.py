@@ -2,31 +2,58 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Collection
+from datetime import timedelta
 from typing import Any
 
 import click
 
-from paceline.preferences import CHANNELS
+from paceline.preferences import CHANNEL, CHANNELS, PREFER, WHEEL, Policy
 
 
-def channel_option(command: Any) -> Any:
-    """`--channel`; the command receives it as `channel`."""
-    return click.option(
-        "--channel",
-        type=click.Choice(CHANNELS),
-        default="stable",
-        envvar="PACELINE_UPDATE_CHANNEL",
-        help="beta, or nightly, takes pre-releases too.",
-    )(command)
+def policy_options(*, without: Collection[str] = (), prefix: str = "") -> Callable[[Any], Any]:
+    """`--channel`, `--minimum-age`, `--prefer` and `--allow-unpinned`; the command gets them together, as `policy`.
+
+    `without`: fields of the policy that mean nothing for the command. `prefix`: what comes before each name, `update-`.
+    """
+    names = [name for name in _OPTIONS if name not in without]
+
+    def decorate(command: Any) -> Any:
+        @functools.wraps(command)
+        def with_policy(**given: Any) -> Any:
+            wishes = {name: given.pop(name) for name in names}
+            if "minimum_age" in wishes:
+                wishes["minimum_age"] = timedelta(days=wishes["minimum_age"])
+            return command(policy=Policy(**wishes), **given)
+
+        for name in reversed(names):
+            flag = f"--{prefix}{name.replace('_', '-')}"
+            with_policy = click.option(flag, name, **_OPTIONS[name])(with_policy)
+        return with_policy
+
+    return decorate
 
 
-def minimum_age_option(command: Any) -> Any:
-    """`--minimum-age`; the command receives it as `minimum_age`, in days."""
-    return click.option(
-        "--minimum-age",
-        type=click.FloatRange(0, 100_000),
-        default=0.0,
-        envvar="PACELINE_MINIMUM_RELEASE_AGE",
-        metavar="DAYS",
-        help="Leave out what was published later than this.",
-    )(command)
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "channel": {
+        "type": click.Choice(CHANNELS),
+        "default": "stable",
+        "envvar": CHANNEL,
+        "help": "beta, or nightly, takes pre-releases too.",
+    },
+    "minimum_age": {
+        "type": click.FloatRange(0, 100_000),
+        "default": 0.0,
+        "envvar": "PACELINE_MINIMUM_RELEASE_AGE",
+        "metavar": "DAYS",
+        "help": "Leave out what was published later than this.",
+    },
+    "prefer": {
+        "type": click.Choice([WHEEL]),
+        "envvar": PREFER,
+        "help": "wheel: rather take what is prebuilt than what is compiled here.",
+    },
+    "allow_unpinned": {"is_flag": True, "help": "Take packages whose index publishes no hashes, too."},
+}
+"""The flag of each field of a policy."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import ExitStack
-from datetime import timedelta
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,14 +17,13 @@ from paceline.cli import output
 from paceline.cli.group import Group
 from paceline.cli.linking import link
 from paceline.cli.plans import print_cost, print_plan
-from paceline.cli.policy import channel_option, minimum_age_option
+from paceline.cli.policy import policy_options
 from paceline.cli.selecting import hold, pin, rollback, select, unhold, unpin, unselect
 from paceline.cli.survey import survey
 from paceline.cli.update import update
 from paceline.cli.upkeep import prune, remove, repair, verify
 from paceline.errors import UnpinnedError
 from paceline.manager import inventory
-from paceline.preferences import PREFER, WHEEL
 from paceline.store import Store, health
 
 if TYPE_CHECKING:
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 
     from paceline.manager.plan import InstallPlan
     from paceline.plugins import Plugins
+    from paceline.preferences import Policy
     from paceline.store import Selection
     from paceline.types import Release, Runtime, Verdict
 
@@ -99,15 +99,7 @@ def _print_reasons(selection: Selection) -> None:
 @click.option("-v", "--verbose", is_flag=True, help="With --list, print each release's features and notes too.")
 @click.option("--from", "source", type=click.Path(path_type=Path), help="A wheel or folder to take its package from.")
 @click.option("--allow-incompatible", is_flag=True, help="Install what this machine is said not to run.")
-@click.option("--allow-unpinned", is_flag=True, help="Install packages whose index publishes no hashes.")
-@click.option(
-    "--prefer",
-    type=click.Choice([WHEEL]),
-    envvar=PREFER,
-    help="wheel: rather take what is prebuilt than what is compiled here.",
-)
-@channel_option
-@minimum_age_option
+@policy_options()
 @click.option("--dry-run", is_flag=True, help="Print the plan and change nothing.")
 @output.json_option
 def get(
@@ -116,11 +108,8 @@ def get(
     as_list: bool,
     verbose: bool,
     allow_incompatible: bool,
-    allow_unpinned: bool,
-    prefer: str | None,
-    channel: str,
-    minimum_age: float,
     dry_run: bool,
+    policy: Policy,
     as_json: bool,
 ) -> None:
     """Install the release that QUERY means: of several, the best for this machine; without QUERY, the best of all.
@@ -146,34 +135,25 @@ def get(
     with ExitStack() as kept:
         wheel = None
         if source is not None or as_list:
-            ranked = inventory.ranked(store, loaded, query, channel=channel, tell=_note)
+            ranked = inventory.ranked(store, loaded, query, channel=policy.channel, tell=output.note)
         else:
-            ranked = ranked_or_found(store, loaded, query, channel=channel, tell=_note, asking=_say)
+            ranked = ranked_or_found(store, loaded, query, channel=policy.channel, tell=output.note, asking=output.say)
         if source is not None:
-            ranked, wheel = kept.enter_context(taken_from(source, ranked))
+            ranked, wheel = kept.enter_context(taken_from(source, ranked, policy))
         if as_list:
             _print_list(ranked, store, verbose, as_json)
             return
-        choose = partial(
-            inventory.chosen,
-            ranked,
-            store,
-            query,
-            allow_incompatible=allow_incompatible,
-            channel=channel,
-            minimum_age=timedelta(days=minimum_age),
-            prefer=prefer,
-        )
+        choose = partial(inventory.chosen, ranked, store, query, allow_incompatible=allow_incompatible)
         try:
-            choice = choose(allow_unpinned=allow_unpinned)
+            choice = choose(policy=policy)
         except UnpinnedError as error:
             if dry_run or as_json or not _accepts(error):
                 raise
-            allow_unpinned = True
-            choice = choose(allow_unpinned=True)
+            policy = replace(policy, allow_unpinned=True)
+            choice = choose(policy=policy)
         release = choice.release
         for remark in choice.remarks:
-            click.echo(remark, err=True)
+            output.say(remark)
         if dry_run:
             would = preview(release, store)
             if as_json:
@@ -181,27 +161,19 @@ def get(
             else:
                 print_plan(would)
             return
-        _install(release, plan_here(release, store), store, loaded, allow_unpinned, as_json, wheel)
+        _install(release, plan_here(release, store), store, loaded, policy.allow_unpinned, as_json, wheel)
 
 
-def install_best(loaded: Plugins, store: Store, model_format: str) -> Runtime:
+def install_best(loaded: Plugins, store: Store, model_format: str, policy: Policy) -> Runtime:
     """Install the best release for this machine that serves `model_format`, showing its progress."""
     from paceline.manager.preview import plan_here
 
-    ranked = [(r, v) for r, v in inventory.ranked(store, loaded, tell=_note) if model_format in r.formats]
-    choice = inventory.chosen(ranked, store, None)
+    known = inventory.ranked(store, loaded, channel=policy.channel, tell=output.note)
+    choice = inventory.chosen([(r, v) for r, v in known if model_format in r.formats], store, None, policy=policy)
     for remark in choice.remarks:
-        click.echo(remark, err=True)
+        output.say(remark)
     plan = plan_here(choice.release, store)
-    return _run_install(choice.release, plan, store, loaded, allow_unpinned=False)
-
-
-def _note(remark: str) -> None:
-    click.echo(f"note: {remark}", err=True)
-
-
-def _say(sentence: str) -> None:
-    click.echo(sentence, err=True)
+    return _run_install(choice.release, plan, store, loaded, allow_unpinned=policy.allow_unpinned)
 
 
 def _accepts(error: UnpinnedError) -> bool:
@@ -257,6 +229,8 @@ def _install(
         chosen = selection.formats.get(name)
         if chosen == installed.id:
             click.echo(f"Selected for {name.upper()}")
+        elif chosen is None:
+            click.echo(f"Not selected for {name.upper()}, as it is held: paceline runtime select {installed.id}")
         else:
             click.echo(f"{name.upper()} is served by {chosen}; select this one: paceline runtime select {installed.id}")
 

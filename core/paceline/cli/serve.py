@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import click
 
 from paceline.cli.loading import load_options
-from paceline.preferences import CHANNELS
+from paceline.cli.policy import policy_options
 
 if TYPE_CHECKING:
     from paceline.loading import LoadConfig
+    from paceline.preferences import Policy
 
 
 @click.command()
@@ -46,21 +47,7 @@ if TYPE_CHECKING:
     help="Once, when nothing runs: look for newer releases of the selected runtimes, or install them, too; or install"
     " them before anything is answered.",
 )
-@click.option(
-    "--update-channel",
-    type=click.Choice(CHANNELS),
-    default="stable",
-    envvar="PACELINE_UPDATE_CHANNEL",
-    help="beta, or nightly, takes pre-releases too.",
-)
-@click.option(
-    "--update-minimum-age",
-    type=click.FloatRange(0, 100_000),
-    default=0.0,
-    envvar="PACELINE_MINIMUM_RELEASE_AGE",
-    metavar="DAYS",
-    help="Leave out what was published later than this.",
-)
+@policy_options(without=("prefer", "allow_unpinned"), prefix="update-")
 @click.option(
     "--update-delay",
     type=click.FloatRange(0),
@@ -78,9 +65,8 @@ def serve(
     no_memory_check: bool,
     require_token: bool,
     update: str,
-    update_channel: str,
-    update_minimum_age: float,
     update_delay: float,
+    policy: Policy,
     config: LoadConfig,
 ) -> None:
     """Serve the models of the library through the local API.
@@ -89,6 +75,7 @@ def serve(
     options given here as far as the model and its engine can have them.
     """
     import logging
+    from datetime import timedelta
 
     from paceline.api.administration import UpdateAtStart, UpdateMode
     from paceline.api.server import run
@@ -99,7 +86,7 @@ def serve(
     logging.getLogger("paceline.api.administration").setLevel(logging.INFO)
     host = open_host()
     if update == UpdateMode.BEFORE:
-        update_before_serving(host.store, host.plugins, channel=update_channel, minimum_age=update_minimum_age)
+        update_before_serving(host.store, host.plugins, policy)
     for runtime_id, problems in host.store.damage().items():
         click.echo(f"warning: the selected runtime {runtime_id} is damaged: {'; '.join(problems)}", err=True)
         click.echo(f"help: paceline runtime repair {runtime_id}, or paceline runtime rollback", err=True)
@@ -113,5 +100,5 @@ def serve(
         check_memory=not no_memory_check,
         patience_s=patience,
         require_token=require_token,
-        update=UpdateAtStart(UpdateMode(update), update_channel, update_minimum_age, update_delay),
+        update=UpdateAtStart(UpdateMode(update), policy.channel, policy.minimum_age / timedelta(days=1), update_delay),
     )

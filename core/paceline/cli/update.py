@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,7 +9,7 @@ import click
 from paceline import paths
 from paceline.cli import output
 from paceline.cli.plans import cost, print_cost
-from paceline.cli.policy import channel_option, minimum_age_option
+from paceline.cli.policy import policy_options
 from paceline.errors import PacelineError
 from paceline.store import Store
 from paceline.types import Runtime
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from paceline.manager.updates import Update
     from paceline.manager.updating import Failed, Findings
     from paceline.plugins import Plugins
+    from paceline.preferences import Policy
 
 UPDATES_EXIST = 100
 """Exit status of `--check` when there is something to update."""
@@ -31,19 +31,15 @@ UPDATES_EXIST = 100
 @click.argument("query", required=False)
 @click.option("--check", is_flag=True, help="Only say what could be updated; exit code 100 when something could.")
 @click.option("--dry-run", is_flag=True, help="Say what would be updated and change nothing.")
-@channel_option
-@minimum_age_option
+@policy_options(without=("prefer",))
 @click.option("--registry-only", is_flag=True, help="Look at registries alone, not at the package index.")
-@click.option("--allow-unpinned", is_flag=True, help="Take releases with packages whose index publishes no hashes.")
 @output.json_option
 def update(
     query: str | None,
     check: bool,
     dry_run: bool,
-    channel: str,
-    minimum_age: float,
     registry_only: bool,
-    allow_unpinned: bool,
+    policy: Policy,
     as_json: bool,
 ) -> int:
     """Update the selected runtimes, or those that QUERY means, to the newest release that runs here.
@@ -61,10 +57,7 @@ def update(
     from paceline.manager.preview import plan_here
 
     store, loaded = Store(paths.home()), plugins.load()
-    policy = updating.Policy(channel, timedelta(days=minimum_age), allow_unpinned)
-    asked = updating.sources(
-        store, loaded, policy, lambda said: click.echo(said, err=True), package_index=not registry_only
-    )
+    asked = updating.sources(store, loaded, policy, output.say, package_index=not registry_only)
     selected = updating.selected_runtimes(store, query)
     findings = updating.find_updates(selected, store, loaded, asked, policy)
     would = {step.release.id: plan_here(step.release, store) for step in findings.updates}
@@ -73,7 +66,7 @@ def update(
         click.echo(f"updating {step.runtime.id} to {step.release.version}", err=True)
         print_cost(would[step.release.id])
         with shown() as progress:
-            done = updating.attempt(step, store, loaded, progress, allow_unpinned=allow_unpinned)
+            done = updating.attempt(step, store, loaded, progress, allow_unpinned=policy.allow_unpinned)
         made[step.release.id] = done
         if isinstance(done, updating.Failed):
             _say_failed(done)
@@ -89,10 +82,10 @@ def update(
     return 1 if findings.problems and not findings.updates else 0
 
 
-def update_before_serving(store: Store, loaded: Plugins, *, channel: str, minimum_age: float) -> None:
+def update_before_serving(store: Store, loaded: Plugins, policy: Policy) -> None:
     """Install and select newer releases of what is selected. Whatever fails is said, and what was selected serves."""
     try:
-        _update_all(store, loaded, channel=channel, minimum_age=minimum_age)
+        _update_all(store, loaded, policy)
     except PacelineError as error:
         click.echo(f"warning: runtimes were not updated: {error.message}", err=True)
         if error.help:
@@ -101,16 +94,15 @@ def update_before_serving(store: Store, loaded: Plugins, *, channel: str, minimu
         click.echo(f"warning: runtimes were not updated: {type(error).__name__}: {error}", err=True)
 
 
-def _update_all(store: Store, loaded: Plugins, *, channel: str, minimum_age: float) -> None:
+def _update_all(store: Store, loaded: Plugins, policy: Policy) -> None:
     from paceline.cli.progress import shown
     from paceline.manager import updating
     from paceline.manager.preview import plan_here
 
-    policy = updating.Policy(channel, timedelta(days=minimum_age))
-    asked = updating.sources(store, loaded, policy, lambda said: click.echo(said, err=True))
+    asked = updating.sources(store, loaded, policy, output.say)
     findings = updating.find_updates(updating.selected_runtimes(store), store, loaded, asked, policy)
     for remark in findings.remarks:
-        click.echo(f"note: {remark}", err=True)
+        output.note(remark)
     for problem in findings.problems:
         what = "warning" if problem.failure is updating.Failure.UNTRUSTED else "looking for newer runtimes"
         click.echo(f"{what}: {problem.message}", err=True)
@@ -139,7 +131,7 @@ def _print(found: Findings, would: Mapping[str, InstallPlan], made: Mapping[str,
     else:
         click.echo("no runtime is selected: `paceline runtime get` installs the best for this machine")
     for remark in found.remarks:
-        click.echo(f"note: {remark}", err=True)
+        output.note(remark)
     for problem in found.problems:
         click.echo(f"warning: {problem.message}", err=True)
 

@@ -108,11 +108,13 @@ def prune(keep: int, cache: bool, dry_run: bool, as_json: bool) -> None:
     A runtime that is selected, pinned, what `rollback` would return to or in use by a process always stays; `--keep`
     counts the others.
     """
+    from paceline.cli.progress import shown
     from paceline.manager.cleanup import clean_cache, clean_up, plan_cleanup
 
     store = Store(paths.home())
-    done = plan_cleanup(store, keep) if dry_run or not store.home.exists() else clean_up(store, keep)
-    said = clean_cache(paths.cache()) if cache and not dry_run else None
+    with shown() as progress:
+        done = plan_cleanup(store, keep) if dry_run or not store.home.exists() else clean_up(store, keep, progress)
+        said = clean_cache(paths.cache(), progress) if cache and not dry_run else None
     if as_json:
         output.as_json_text(done.describe(said, dry_run=dry_run))
         return

@@ -10,8 +10,10 @@ from paceline.doctor.finding import Finding, Patient, Status
 from paceline.errors import PacelineError
 from paceline.manager import inventory
 from paceline.plugins import PluginState
+from paceline.preferences import CHANNEL, is_of
 from paceline.store import health
-from paceline.store.manifest import MANIFEST, read_json
+from paceline.store.manifest import MANIFEST
+from paceline.untrusted_json import read_object
 from paceline.versions import order
 
 if TYPE_CHECKING:
@@ -84,12 +86,14 @@ def updates(patient: Patient) -> Iterator[Finding]:
     registry = load_registry(patient.plugins, home=patient.store.home)
     releases = registry.releases
     for remark in registry.remarks:
-        yield Finding("updates", Status.NOTE, remark, "`paceline registry refresh` asks again")
+        yield Finding("updates", Status.NOTE, remark.message, remark.help)
     newest: dict[str, str] = {}
     for runtime in patient.store.runtimes():
         newest[runtime.name] = max(newest.get(runtime.name, runtime.version), runtime.version, key=order)
+    channel, holds = patient.environ.get(CHANNEL) or "stable", patient.store.selection().holds
+    takable = [r for r in releases if is_of(channel, r) and r.id not in holds]
     for name, version in newest.items():
-        later = [r.version for r in releases if r.name == name and order(r.version) > order(version)]
+        later = [r.version for r in takable if r.name == name and order(r.version) > order(version)]
         if later:
             text = f"{name} is installed as {version}, and {max(later, key=order)} is known"
             yield Finding("updates", Status.NOTE, text, f"paceline runtime update {name}")
@@ -160,6 +164,6 @@ def models(patient: Patient) -> Iterator[Finding]:
 
 def _installed_at(manifest: Path) -> datetime | None:
     try:
-        return datetime.fromisoformat(read_json(manifest)["installed_at"]).astimezone(UTC)
+        return datetime.fromisoformat(read_object(manifest)["installed_at"]).astimezone(UTC)
     except (OSError, KeyError, TypeError, ValueError, PacelineError):
         return None

@@ -27,8 +27,8 @@ def releases(patient: Patient) -> Iterator[Finding]:
     from paceline.verdict import rank
 
     facts = take_survey(patient.environ, cache=patient.cache)
-    known = load_registry(patient.plugins, home=patient.store.home).releases
-    ranked = rank(known, facts)
+    known, holds = load_registry(patient.plugins, home=patient.store.home).releases, patient.store.selection().holds
+    ranked = rank([r for r in known if r.id not in holds], facts)
     best = next((release for release, verdict in ranked if verdict.ok), None)
     if best is None:
         reason = _nearest(ranked)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import stat
 from pathlib import Path
 from typing import Any
 
 from paceline.errors import ModelFileError
+from paceline.untrusted_json import TooDeep, parse
 
 _HELP = "the file is damaged or was not downloaded completely; download it again"
 
@@ -35,8 +35,8 @@ def read_bytes(path: Path, limit: int) -> bytes:
 def parse_json(data: bytes, name: str) -> dict[str, Any]:
     """The object `data` holds, UTF-8. Raises `ModelFileError` that calls it `name`."""
     try:
-        value = json.loads(data.decode("utf-8"))
-    except RecursionError:
+        value = parse(data.decode("utf-8"))
+    except TooDeep:
         raise ModelFileError(f"{name} is nested too deeply", help=_HELP) from None
     except ValueError as error:
         raise ModelFileError(f"{name} is not JSON: {error}", help=_HELP) from None

@@ -6,7 +6,6 @@ Face ones look alike and mlx-lm runs both.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from paceline.engine import ModelFormat
 from paceline.errors import ModelFileError
 from paceline.types import ModelFacts, ModelKind
+from paceline.untrusted_json import parse
 
 if TYPE_CHECKING:
     from paceline.formats.safetensors import SafeTensor
@@ -115,8 +115,8 @@ def _pools(folder: Path) -> bool:
     if not file.is_file():
         return False
     try:
-        modules = json.loads(read_bytes(file, _CONFIG_BYTES))
-    except (ValueError, RecursionError) as error:
+        modules = parse(read_bytes(file, _CONFIG_BYTES))
+    except ValueError as error:
         raise ModelFileError(f"{folder.name}/{file.name} is not JSON: {error}") from None
     kinds = [m.get("type") for m in modules if isinstance(m, dict)] if isinstance(modules, list) else []
     return any(isinstance(kind, str) and kind.rpartition(".")[2] == "Pooling" for kind in kinds)

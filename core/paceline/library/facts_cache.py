@@ -12,6 +12,7 @@ from typing import Any
 from paceline.errors import ModelFileError
 from paceline.library.database import Database
 from paceline.types import ModelFacts, ModelKind
+from paceline.untrusted_json import parse
 
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS facts "
@@ -46,7 +47,7 @@ class FactsCache:
         if row.facts is None:
             return ModelFileError(row.error, help=row.help) if isinstance(row.error, str) else None
         try:
-            return _facts(json.loads(row.facts))
+            return _facts(parse(row.facts))
         except (ValueError, TypeError, KeyError):
             return None
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from paceline.errors import UsageError
 from paceline.library.database import Database
 from paceline.types import Model, ModelKind, PairStatus, PairVerdict
+from paceline.untrusted_json import parse
 
 if TYPE_CHECKING:
     from paceline.engine import Engine
@@ -235,5 +236,5 @@ def _encode(verdict: PairVerdict) -> str:
 
 
 def _decode(answer: str) -> PairVerdict:
-    status, message, help, warnings = json.loads(answer)
+    status, message, help, warnings = parse(answer)
     return PairVerdict(PairStatus(status), message, help, tuple(warnings))

@@ -34,8 +34,9 @@ from paceline.packages.locked import applies
 from paceline.packages.source_archives import admit
 from paceline.packages.wheels import read_wheel
 from paceline.registry import registry_value
-from paceline.registry.reading import parse_registry
+from paceline.registry.reading import parse_registry_value
 from paceline.store import transaction
+from paceline.untrusted_json import parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -153,22 +154,22 @@ def read_bundle(path: Path) -> Bundle:
         if contents is None or contents.file_size > _MOST_CONTENTS:
             raise _refused(path, f"it has no {CONTENTS} that could be read")
         try:
-            value = json.loads(archive.read(contents))
+            value = parse(archive.read(contents))
             found = value["format"]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise _refused(path, f"its {CONTENTS} cannot be read: {error}") from None
         if found != FORMAT:
             raise ArchiveError(f"{path} has format {found!r}; this Paceline reads {FORMAT}", help="update Paceline")
         try:
             pythons = tuple(text for text in map(str, value["pythons"]) if re.fullmatch(r"3\.\d+", text))
             files = tuple(_file(item) for item in value["files"])
-            registry = json.dumps(value["registry"]).encode()
+            registry = value["registry"]
         except (ValueError, KeyError, TypeError) as error:
             raise _refused(path, f"its {CONTENTS} is wrong: {error}") from None
     sizes = {name: entry.file_size for name, entry in by_name.items()}
     if sizes != {_name(file): file.size for file in files} or len({f.sha256 for f in files}) != len(files):
         raise _refused(path, f"it has other files than its {CONTENTS} lists")
-    releases = parse_registry(registry, f"the registry in {path}", way_out=_AGAIN, remote=True)
+    releases = parse_registry_value(registry, f"the registry in {path}", way_out=_AGAIN, remote=True)
     return Bundle(path, pythons, releases, files, {file.sha256: _name(file) for file in files})
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from paceline.errors import InUseError, NotFoundError
+from paceline.errors import InUseError, NotFoundError, StoreError
 from paceline.packages.environment import prune_cache
 from paceline.progress import silent
 from paceline.store import transaction
@@ -100,9 +100,9 @@ def clean_up(store: Store, keep: int, progress: Progress = silent) -> Cleanup:
     return replace(plan, runtimes=tuple(removed), incomplete=tuple(incomplete), leftovers=leftovers)
 
 
-def clean_cache(cache: Path) -> str:
+def clean_cache(cache: Path, progress: Progress = silent) -> str:
     """Delete from the cache what nothing refers to, uv's part with uv; returns what was deleted, in words."""
-    return prune_cache(cache)
+    return prune_cache(cache, progress)
 
 
 def _last_needed(store: Store, runtime: Runtime) -> datetime:
@@ -111,7 +111,7 @@ def _last_needed(store: Store, runtime: Runtime) -> datetime:
         return used
     try:
         return datetime.fromisoformat(store.manifest(runtime)["installed_at"]).astimezone(UTC)
-    except (NotFoundError, KeyError, TypeError, ValueError):
+    except (NotFoundError, StoreError, KeyError, TypeError, ValueError):
         return datetime.min.replace(tzinfo=UTC)
 
 

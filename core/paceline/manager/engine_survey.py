@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from paceline.errors import PacelineError
+from paceline.manager.installation import worker_of
 from paceline.survey.answers import Answers
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def ask_engine(
             problems.append("it was not asked yet which devices it sees")
             return None
         try:
-            devices = smoke_test(engine.worker(runtime), timeout_s=TIMEOUT_S).devices
+            devices = smoke_test(worker_of(runtime, engine), timeout_s=TIMEOUT_S).devices
         except PacelineError as error:
             problems.append(error.message)
             return None

@@ -29,6 +29,7 @@ from paceline.manager.exact import ranked_or_found
 from paceline.manager.installation import install
 from paceline.manager.mending import mend, to_mend
 from paceline.manager.preview import plan_here
+from paceline.preferences import Policy
 from paceline.progress import Phase
 from paceline.store import Store, health
 
@@ -89,17 +90,9 @@ def _install(
     channel: str,
     minimum_age_days: float,
 ) -> dict[str, Any]:
+    policy = Policy(channel, timedelta(days=minimum_age_days), prefer, allow_unpinned)
     ranked = ranked_or_found(store, loaded, query, channel=channel)
-    choice = inventory.chosen(
-        ranked,
-        store,
-        query,
-        allow_incompatible=allow_incompatible,
-        allow_unpinned=allow_unpinned,
-        channel=channel,
-        minimum_age=timedelta(days=minimum_age_days),
-        prefer=prefer,
-    )
+    choice = inventory.chosen(ranked, store, query, policy=policy, allow_incompatible=allow_incompatible)
     release, before = choice.release, {r.id for r in store.runtimes()}
     runtime = install(release, store, loaded.engine(release.engine), teller(release.id), allow_unpinned=allow_unpinned)
     return {
@@ -123,7 +116,7 @@ def _update(
     hold_failed: bool,
 ) -> dict[str, Any]:
     """`hold_failed`: as `updating.attempt` has it."""
-    policy = updating.Policy(channel, timedelta(days=minimum_age_days), allow_unpinned)
+    policy = Policy(channel, timedelta(days=minimum_age_days), allow_unpinned=allow_unpinned)
     tell, selected = teller(None), updating.selected_runtimes(store, query)
     asked = updating.sources(
         store, loaded, policy, lambda said: tell(Phase.SEARCH, message=said), package_index=not registry_only
@@ -178,8 +171,9 @@ def _repair(store: Store, loaded: Plugins, teller: Teller, *, query: str | None)
 
 
 def _prune(store: Store, loaded: Plugins, teller: Teller, *, keep: int, cache: bool, dry_run: bool) -> dict[str, Any]:
-    done = plan_cleanup(store, keep) if dry_run else clean_up(store, keep, teller(None))
-    said = clean_cache(paths.cache()) if cache and not dry_run else None
+    progress = teller(None)
+    done = plan_cleanup(store, keep) if dry_run else clean_up(store, keep, progress)
+    said = clean_cache(paths.cache(), progress) if cache and not dry_run else None
     return done.describe(said, dry_run=dry_run)
 
 

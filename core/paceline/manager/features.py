@@ -20,7 +20,8 @@ def way_to(feature: str, runtime: Runtime, store: Store, plugins: Plugins) -> st
     from paceline.survey import known_survey
     from paceline.verdict import rank
 
-    releases = load_registry(plugins, home=store.home).releases
+    holds = store.selection().holds
+    releases = [r for r in load_registry(plugins, home=store.home).releases if r.id not in holds]
     release = release_with(feature, runtime, rank(releases, known_survey()))
     if release is None:
         return None

@@ -27,8 +27,9 @@ from paceline.packages.indexes import Indexes
 from paceline.packages.uv import base_interpreter
 from paceline.progress import Phase, silent
 from paceline.store import health, transaction
-from paceline.store.manifest import FILES, MANIFEST, SCHEMA_VERSION, python_of, read_json
+from paceline.store.manifest import FILES, MANIFEST, SCHEMA_VERSION, python_of
 from paceline.types import GpuRequirement, Package, Recipe, Release, Requirements, Runtime
+from paceline.untrusted_json import read_object
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from paceline.packages.gathering import Supply
     from paceline.progress import Progress
     from paceline.store import Store
+    from paceline.types import WorkerSpec
 
 SMOKE_TIMEOUT_S = 300.0
 """Some engines compile their GPU kernels when they are first used."""
@@ -88,15 +90,19 @@ def start_once(runtime: Runtime, engine: Engine, gpu: GpuRequirement | None = No
     from paceline.serving.samples import sample_for
     from paceline.serving.smoke import smoke_test
 
+    spec, sample = worker_of(runtime, engine), sample_for(runtime.formats)
+    return asdict(smoke_test(spec, sample=sample, gpu=gpu, timeout_s=SMOKE_TIMEOUT_S))
+
+
+def worker_of(runtime: Runtime, engine: Engine) -> WorkerSpec:
+    """How `engine` starts a worker of `runtime`. Raises SmokeTestError when it cannot say."""
     try:
-        spec = engine.worker(runtime)
+        return engine.worker(runtime)
     except Exception as error:
         raise SmokeTestError(
             f"engine {engine.name} could not say how its worker starts: {type(error).__name__}: {error}",
             help="report it to the author of the plugin; `paceline plugins` names it",
         ) from error
-    sample = sample_for(runtime.formats)
-    return asdict(smoke_test(spec, sample=sample, gpu=gpu, timeout_s=SMOKE_TIMEOUT_S))
 
 
 def repair(
@@ -144,7 +150,7 @@ def repair(
 def recorded(folder: Path, known: Release | None) -> Release | None:
     """The release that the manifest in `folder` records; None when it cannot be read."""
     try:
-        data = read_json(folder / MANIFEST)
+        data = read_object(folder / MANIFEST)
         recipe = Recipe(
             packages=tuple(_package(p) for p in data["lock"]),
             build_packages=tuple(_package(p) for p in data["build_lock"]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from paceline.errors import AmbiguousError, NotFoundError, UsageError
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from paceline.plugins import Plugins
+    from paceline.preferences import Policy
     from paceline.registry import Registry
     from paceline.store import Selection, Store
     from paceline.store.selection import Hold, StandIn
@@ -48,7 +49,7 @@ def ranked(
 
     registry = known(store, plugins)
     for remark in registry.remarks:
-        tell(remark)
+        tell(str(remark))
     matching = {r.id for r in (registry.match(query) if query else registry.releases)}
     if not matching:
         what = f"no release matches {query!r}" if query else "no release is known"
@@ -64,25 +65,22 @@ def chosen(
     store: Store,
     query: str | None,
     *,
+    policy: Policy,
     allow_incompatible: bool = False,
-    allow_unpinned: bool = False,
-    channel: str = "stable",
-    minimum_age: timedelta = timedelta(0),
-    prefer: str | None = None,
 ) -> Choice:
     """What `policy.choose` takes of the releases that `query` means.
 
-    One that is held, or younger than `minimum_age`, only where the query names a version.
+    One that is held, or too recent for `policy`, only where the query names a version.
     """
     named = query is not None and "@" in query
     return choose(
         ranked,
         allow_incompatible=allow_incompatible,
-        allow_unpinned=allow_unpinned,
+        allow_unpinned=policy.allow_unpinned,
         held=() if named else store.selection().holds,
-        channel=channel,
-        published_until=datetime.now(UTC) - minimum_age if minimum_age and not named else None,
-        prefer=prefer,
+        channel=policy.channel,
+        published_until=None if named else policy.published_until(datetime.now(UTC)),
+        prefer=policy.prefer,
     )
 
 

@@ -16,12 +16,14 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import paceline
+from paceline import paths
 from paceline.errors import NotFoundError, SmokeTestError, UsageError
 from paceline.manager.installation import start_once
 from paceline.progress import Phase, silent
 from paceline.store import transaction
 from paceline.store.manifest import MANIFEST, SCHEMA_VERSION
 from paceline.types import Runtime
+from paceline.untrusted_json import parse
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -56,7 +58,7 @@ def link(
         raise UsageError(
             f"{name!r} is no name for a runtime", help="use letters, digits, dots, dashes and underscores: `my-build`"
         )
-    path = path.expanduser().absolute()
+    path = paths.given(path)
     python = _interpreter(path)
     if store.folder.resolve() in path.resolve().parents:
         raise UsageError(f"{path} is a runtime that Paceline installed", help="`paceline runtime select` chooses it")
@@ -126,8 +128,15 @@ def _interpreter(path: Path) -> Path:
 def _ask(python: Path, packages: Sequence[str]) -> _Held:
     argv = [str(python), "-I", "-B", "-c", _ASK, json.dumps(sorted(set(packages)))]
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=_ASK_TIMEOUT_S, stdin=subprocess.DEVNULL)
-        told = json.loads(done.stdout)
+        done = subprocess.run(
+            argv,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_ASK_TIMEOUT_S,
+            stdin=subprocess.DEVNULL,
+        )
+        told = parse(done.stdout)
         return _Held(told["python"], told["packages"])
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UsageError(f"{python} does not start: {error}", help="give an environment whose Python runs") from None

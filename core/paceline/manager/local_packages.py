@@ -7,19 +7,18 @@ says what it is: `0.3.36+local.1a2b3c4d` is 0.3.36 from a wheel whose sha256 beg
 from __future__ import annotations
 
 import os
-import tempfile
 import tomllib
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from paceline import query
 from paceline.errors import IncompatibleError, InstallError, NotFoundError, UsageError
 from paceline.manager.installation import recorded
+from paceline.packages.builds import build_folder
 from paceline.packages.environment import PACKAGES, build_wheel
 from paceline.packages.locked import applies
 from paceline.packages.wheels import read_wheel
@@ -50,7 +49,7 @@ def package_at(path: Path) -> str:
     except FileNotFoundError:
         what = "has no pyproject.toml" if path.is_dir() else "does not exist"
         raise UsageError(f"{path} {what}", help="give a wheel, or the folder of a package's source") from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UsageError(
             f"{path / 'pyproject.toml'} names no project: {error}", help="build a wheel of it and give that"
         ) from None
@@ -115,10 +114,9 @@ def carried(runtime: Runtime, known: Iterable[Release]) -> tuple[Release, dict[s
 @contextmanager
 def built_wheel(folder: Path, release: Release, *, cache: Path, progress: Progress) -> Iterator[Path]:
     """A wheel of the source in `folder`, built as `release` builds that package. Raises BuildError."""
-    made = cache / "builds"
-    made.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=made) as name:
-        yield build_wheel(folder, package_at(folder), release.recipe, Path(name), cache=cache, progress=progress)
+    name = package_at(folder)
+    with build_folder(cache, progress) as into:
+        yield build_wheel(folder, name, release.recipe, into, cache=cache, progress=progress)
 
 
 def from_wheel(releases: Sequence[Release], wheel: Wheel, python: str) -> list[Release]:
@@ -127,7 +125,7 @@ def from_wheel(releases: Sequence[Release], wheel: Wheel, python: str) -> list[R
     Where some are of the wheel's own version, those alone. Raises IncompatibleError when the wheel is made for other
     machines or another Python, and InstallError when it needs what none of the releases brings.
     """
-    if not wheel.fits_here or not SpecifierSet(wheel.requires_python or "").contains(python):
+    if not wheel.fits_here or not wheel.requires_python.contains(python):
         raise IncompatibleError(
             f"{wheel.path.name} does not fit this machine and Python {python}, which runtimes are built on here",
             help="build the wheel here, or give the folder of its source",

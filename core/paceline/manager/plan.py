@@ -63,7 +63,9 @@ def make_plan(
         expected_build_s=build_s if build_s is not None else _scaled(recipe.expected_build_s, cores),
         download_bytes=download_bytes(recipe),
         unpinned=tuple(p.name for p in recipe.unpinned),
-        selects=tuple(f for f in release.formats if selection.formats.get(f) not in installed),
+        selects=()
+        if release.id in selection.holds
+        else tuple(f for f in release.formats if selection.formats.get(f) not in installed),
         notes=release.notes,
     )
 

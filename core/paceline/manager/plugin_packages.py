@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
+from paceline import paths
 from paceline.errors import InstallError, NotFoundError, PluginError, UsageError
 from paceline.manager.local_packages import is_path, package_at
 from paceline.manager.plugin_trial import Trial, try_plugins
@@ -190,7 +191,7 @@ def _request(text: str, staged: Path, cache: Path) -> tuple[str, Request]:
                 help="fetch the wheel, check it, and give its path",
             )
         return str(canonicalize_name(requirement.name)), Request(text)
-    path = Path(text).expanduser().absolute()
+    path = paths.given(text)
     name = package_at(path)
     built = staged / "built"
     if path.is_dir():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from paceline.errors import PluginError
+from paceline.untrusted_json import parse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,12 +89,18 @@ def _load(folder: Path | None) -> dict[str, Any]:
     argv = [sys.executable, "-P", "-B", "-c", _CODE, str(folder or "")]
     try:
         done = subprocess.run(
-            argv, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL
+            argv,
+            env=environment,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=TIMEOUT_S,
+            stdin=subprocess.DEVNULL,
         )
     except subprocess.TimeoutExpired:
         raise _refused(f"loading it was not done within {TIMEOUT_S:.0f} s") from None
     try:
-        told: dict[str, Any] = json.loads(done.stdout)
+        told: dict[str, Any] = parse(done.stdout)
     except ValueError:
         ended = f"signal {-done.returncode}" if done.returncode < 0 else f"exit status {done.returncode}"
         said = f": {tail}" if (tail := done.stderr.strip()[-500:]) else ""

@@ -68,12 +68,12 @@ def choose(
     if prefer == WHEEL and _is_built(release):
         prebuilt = [(r, v) for r, v in pinned if r.engine == release.engine and not _is_built(r)]
         if prebuilt:
-            remarks.append(f"{release.id} would rank higher, but is compiled here, and a wheel is preferred")
+            remarks.append(f"{release.id} would rank higher, but is built from source, and a wheel is preferred")
             release, verdict = prebuilt[0]
         else:
             remarks.append(_why_no_wheel(release, usable))
     if len(ranked) > 1:
-        remarks.append(f"{release.id} is the best of {len(ranked)} matching releases for this machine")
+        remarks.append(f"{release.id} is the best of {len(ranked)} matching releases")
     if not verdict.ok:
         remarks.append(f"installed although {verdict.message}")
     passed_over = usable[0][0]
@@ -122,8 +122,8 @@ def _is_built(release: Release) -> bool:
 
 def _why_no_wheel(release: Release, usable: Ranked) -> str:
     unpinned = [r.id for r, _ in usable if r.engine == release.engine and not _is_built(r)]
-    reason = f"{unpinned[0]} needs --allow-unpinned" if unpinned else f"none of {release.engine} runs here"
-    return f"a wheel is preferred, but {reason}, so {release.id} is compiled here"
+    reason = f"{unpinned[0]} needs --allow-unpinned" if unpinned else f"{release.engine} has none that can be taken"
+    return f"a wheel is preferred, but {reason}, so {release.id} is built from source"
 
 
 def _none_runs_here(ranked: Ranked) -> IncompatibleError:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,7 +16,7 @@ from paceline.errors import PacelineError, SmokeTestError, StoreError
 from paceline.manager import inventory
 from paceline.manager.installation import install
 from paceline.manager.updates import Kept, Update, plan_updates
-from paceline.preferences import holds_all
+from paceline.preferences import Policy, holds_all
 from paceline.progress import silent
 from paceline.registry import found_file, upstream
 from paceline.store import transaction
@@ -68,17 +68,6 @@ class Source(Protocol):
         Never raises PacelineError: what fails is a Problem. Remembers what it found, so that `load_registry` lists it
         from then on.
         """
-
-
-@dataclass(frozen=True)
-class Policy:
-    """Which releases may replace a runtime."""
-
-    channel: str = "stable"
-    """`beta`, or `nightly`, takes pre-releases too."""
-    minimum_age: timedelta = timedelta(0)
-    """What was published later than this is left out, by sources that know when."""
-    allow_unpinned: bool = False
 
 
 @dataclass(frozen=True)
@@ -230,9 +219,9 @@ def find_updates(
         pinned=chosen.pins,
         held=chosen.holds,
         allow_unpinned=policy.allow_unpinned,
-        published_until=datetime.now(UTC) - policy.minimum_age if policy.minimum_age else None,
+        published_until=policy.published_until(datetime.now(UTC)),
     )
-    return Findings(updates, kept, tuple(problems), catalogue.remarks)
+    return Findings(updates, kept, tuple(problems), tuple(map(str, catalogue.remarks)))
 
 
 def apply(
@@ -276,7 +265,10 @@ def attempt(
     except PacelineError as error:
         held = hold_failed and isinstance(error, SmokeTestError)
         if held:
-            store.hold(update.release.id, f"did not pass its smoke test: {error.message}")
+            try:
+                store.hold(update.release.id, f"did not pass its smoke test: {error.message}")
+            except StoreError:  # such as a full disk; then the next start tries it again
+                held = False
         return Failed(update, error, held)
     except OSError as error:
         return Failed(update, refusals.refusal(error) or StoreError(str(error)), held=False)

@@ -48,7 +48,10 @@ class Credentials(httpx.Auth):
         return (found[0] or "", found[2] or "") if found is not None else None
 
     def _learn(self, environ: Mapping[str, str], name: str | None, address: str) -> None:
-        parts = urlsplit(address)
+        try:
+            parts = urlsplit(address)
+        except ValueError:  # uv says so, when it is asked
+            return
         user, password = parts.username, parts.password
         if name is not None:
             prefix = f"UV_INDEX_{re.sub(r'[^A-Z0-9]', '_', name.upper())}"

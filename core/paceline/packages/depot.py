@@ -21,7 +21,8 @@ from urllib.parse import quote
 from packaging.tags import sys_tags
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_sdist_filename, parse_wheel_filename
 
-from paceline.progress import Phase, silent
+from paceline.packages.held import held
+from paceline.progress import silent
 from paceline.store import transaction
 
 if TYPE_CHECKING:
@@ -67,20 +68,8 @@ class Depot:
     @contextmanager
     def held(self, progress: Progress) -> Iterator[bool]:
         """Keep others from bringing and dropping files meanwhile; yields whether that had to be waited for."""
-        from filelock import FileLock, Timeout
-
-        lock, waited = FileLock(transaction.make_folder(self.folder) / "held.lock"), False
-        while True:
-            try:
-                lock.acquire(timeout=0.5 if waited else 0)
-                break
-            except Timeout:
-                waited = True
-                progress(Phase.WAIT, message="another installation fetches packages into the same cache")
-        try:
+        with held(self.folder, progress, "another installation fetches packages into the same cache") as waited:
             yield waited
-        finally:
-            lock.release()
 
     def path(self, file: PackageFile) -> Path:
         """Where the file is, or would be."""
@@ -113,12 +102,12 @@ class Depot:
         for file in files:
             transaction.discard(self.path(file))
 
-    def clear(self) -> int:
+    def clear(self, progress: Progress = silent) -> int:
         """Delete what was fetched, whole or not; builds fetch theirs again. Returns its bytes."""
         freed = 0
         if not self.folder.is_dir():
             return freed
-        with self.held(silent):
+        with self.held(progress):
             for file in self.folder.glob("files/*/*"):
                 if not file.name.endswith(".lock"):
                     freed += file.stat().st_size

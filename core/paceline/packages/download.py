@@ -12,14 +12,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import json
 import random
 import re
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import httpx
 
@@ -27,6 +26,7 @@ from paceline import network
 from paceline.errors import DownloadError
 from paceline.packages.watch import ENDED_BY_WATCH, Watch
 from paceline.store import transaction
+from paceline.untrusted_json import read_object
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -187,7 +187,7 @@ class _Transfer:
     def _take_up(self) -> None:
         """Go on from what an earlier call left, when that is the beginning of the same file."""
         try:
-            notes: dict[str, Any] = json.loads(self._notes.read_text(encoding="utf-8"))
+            notes = read_object(self._notes)
             known = notes["sha256"] == self._sha256 and notes["size"] == self._size
             # Under a hash, another address may have the rest; without one only the same file of the same server does.
             if not known or (notes["url"] != self._url and self._sha256 is None):
@@ -199,7 +199,7 @@ class _Transfer:
             self._validator = notes["validator"] if notes["url"] == self._url else None
             if self._have > self._limit or (self._validator is None and self._sha256 is None):
                 raise ValueError("nothing would say that the rest belongs to it")
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError):
             self._forget()
 
     def _attempt(self) -> Digest:

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 from paceline import child
 from paceline.errors import BuildError
-from paceline.packages import byte_code, native_builds, wheel_records
+from paceline.packages import builds, byte_code, native_builds, wheel_records
 from paceline.packages.depot import BUNDLES, Depot
 from paceline.packages.gathering import gather
 from paceline.packages.locked import applies
 from paceline.packages.uv import base_interpreter, uv_command, uv_environment, waited_in_vain, way_out
-from paceline.progress import Phase
+from paceline.progress import Phase, silent
 from paceline.store import transaction
 from paceline.store.digests import Digests
 from paceline.store.manifest import python_of
@@ -99,14 +99,15 @@ def build_wheel(folder: Path, name: str, recipe: Recipe, into: Path, *, cache: P
     return next((into / "wheel").glob("*.whl"))
 
 
-def prune_cache(cache: Path) -> str:
+def prune_cache(cache: Path, progress: Progress = silent) -> str:
     """Delete from `cache` what nothing refers to; returns what was done. Raises BuildError when uv cannot.
 
-    Waits for those who use it: an installation, a bundle that is made, uv itself.
+    Waits for those who use it: an installation, a build, a bundle that is made, uv itself.
     """
     resolution = cache / "resolution"
     freed = {
-        "fetched packages": Depot(cache).clear() + Depot(cache / BUNDLES).clear(),
+        "fetched packages": Depot(cache).clear(progress) + Depot(cache / BUNDLES).clear(progress),
+        "what broken-off builds left": builds.clear(cache, progress),
         "unused byte code": byte_code.clear(cache),
         "what indexes answered": _size_of(resolution),
     }

@@ -6,7 +6,6 @@ installed. A recipe with them filled in is pinned like any other: uv refuses ano
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import tempfile
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from paceline import child, refusals
 from paceline.errors import BuildError, StoreError
 from paceline.store import transaction
+from paceline.untrusted_json import read_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -61,6 +61,7 @@ def record(home: Path, packages: Iterable[Package]) -> None:
     packages = list(packages)
     if not packages:
         return
+    transaction.sweep_unfinished(record_file(home))
     now = datetime.now(UTC).isoformat(timespec="seconds")
     known = _read(record_file(home))
     known.update((_key(p), {"sha256": list(p.sha256), "first_used": now}) for p in packages)
@@ -91,7 +92,7 @@ def _key(package: Package) -> str:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        data = json.loads(file.read_bytes())
+        data = read_object(file)
         if data["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"schema_version {data['schema_version']!r} is not {SCHEMA_VERSION}")
         for entry in data["packages"].values():
@@ -101,7 +102,7 @@ def _read(file: Path) -> dict[str, Any]:
         return found
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(
             f"the hashes that were seen on first use cannot be read from {file}: {error!r}",
             help=refusals.way_out(error, file) or "mend the file; deleting it accepts whatever is published now",

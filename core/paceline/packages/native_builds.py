@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from paceline import processor
 from paceline.errors import StoreError
 from paceline.store import transaction
-from paceline.store.manifest import read_json
+from paceline.untrusted_json import read_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -66,7 +66,7 @@ def _key(package: Package) -> str:
 
 def _read(cache: Path) -> dict[str, list[str]]:
     try:
-        data = read_json(cache / _FILE)
+        data = read_object(cache / _FILE)
     except (OSError, ValueError):
         return {}
     return {k: v for k, v in data.items() if isinstance(v, list) and all(isinstance(f, str) for f in v)}

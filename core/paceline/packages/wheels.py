@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from packaging.metadata import parse_email
 from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.tags import sys_tags
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
@@ -42,7 +43,7 @@ class Wheel:
     """Of its files."""
     tags: frozenset[Tag]
     requires: tuple[Requirement, ...]
-    requires_python: str | None
+    requires_python: SpecifierSet
     entry_points: Mapping[str, Mapping[str, str]]
     """By group: name -> `module` or `module:attribute`."""
 
@@ -102,10 +103,10 @@ def read_wheel(path: Path) -> Wheel:
             names=contents.names,
             tags=tags,
             requires=requires,
-            requires_python=raw.get("requires_python"),
+            requires_python=SpecifierSet(raw.get("requires_python", "")),
             entry_points=_entry_points(entry_points.decode()),
         )
-    except (InvalidRequirement, InvalidVersion, configparser.Error, UnicodeDecodeError) as error:
+    except (InvalidRequirement, InvalidSpecifier, InvalidVersion, configparser.Error, UnicodeDecodeError) as error:
         raise _wrong(path, f"its metadata cannot be read: {' '.join(str(error).split())}") from None
 
 

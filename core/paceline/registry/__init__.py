@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Registry",
+    "Remark",
     "found_file",
     "found_upstream",
     "load_registry",
@@ -47,12 +48,23 @@ _FRESH = timedelta(days=1)
 
 
 @dataclass(frozen=True)
+class Remark:
+    """What a person should know about where releases come from."""
+
+    message: str
+    help: str | None = None
+    """The way out."""
+
+    def __str__(self) -> str:
+        return f"{self.message}: {self.help}" if self.help else self.message
+
+
+@dataclass(frozen=True)
 class Registry:
     """Every release that an active plugin's engine could run."""
 
     releases: tuple[Release, ...]
-    remarks: tuple[str, ...] = ()
-    """What a person should know about where they come from."""
+    remarks: tuple[Remark, ...] = ()
 
     def match(self, text: str) -> list[Release]:
         """The releases a query means, newest first; empty when there is none. Raises UsageError for no query."""
@@ -69,7 +81,7 @@ def load_registry(plugins: Plugins, file: Path | None = None, *, home: Path | No
     by_id = {release.id: _come_along(release, SHIPPED) for release in shipped}
     for name, engine in sorted(plugins.engines.items()):
         by_id.update((r.id, _come_along(r, f"engine {name}")) for r in _of_engine(name, engine.releases))
-    remarks: list[str] = []
+    remarks: list[Remark] = []
     if home is not None:
         _add_signed(by_id, home, remarks)
         _add_found(by_id, home, plugins, remarks)
@@ -83,47 +95,49 @@ def _come_along(release: Release, source: str) -> Release:
     return replace(release, source=source, published=None)
 
 
-def _add_signed(by_id: dict[str, Release], home: Path, remarks: list[str]) -> None:
+def _add_signed(by_id: dict[str, Release], home: Path, remarks: list[Remark]) -> None:
     """Add what signed registries bring, and say what of them does not count."""
     from paceline.registry import trust
 
     now = datetime.now(UTC)
     for registry in trust.trusted(home):
+        refresh = f"`paceline registry refresh {registry.name}` asks it again"
         try:
             known = trust.verified(registry)
         except RegistryError as error:
-            remarks.append(f"{error.message}: {error.help}")
+            remarks.append(Remark(error.message, error.help))
             continue
         if known is None:
-            remarks.append(f"nothing of the registry {registry.name} was verified yet: paceline registry refresh")
+            remarks.append(Remark(f"nothing of the registry {registry.name} was verified yet", refresh))
             continue
         how_old = f"the registry {registry.name} was verified {trust.age(known.verified_at, now)} ago"
         if known.expired(now):
-            remarks.append(f"{how_old} and has expired, so its releases are left out: paceline registry refresh")
+            remarks.append(Remark(f"{how_old} and has expired, so its releases are left out", refresh))
             continue
         if known.verified_at < now - _FRESH:
-            remarks.append(how_old)
+            remarks.append(Remark(how_old, refresh))
         for release in known.dated():
             release = replace(release, source=f"registry {registry.name}")
             ours = by_id.setdefault(release.id, release)
             by_id[release.id] = chosen = _with_hashes_of(release, ours)
             if not _same(chosen, release):
-                remarks.append(f"the registry {registry.name} says otherwise what {release.id} is, and is not followed")
+                said = f"the registry {registry.name} says otherwise what {release.id} is, and is not followed"
+                remarks.append(Remark(said, f"ask its publisher about it: {registry.url}"))
 
 
-def _add_found(by_id: dict[str, Release], home: Path, plugins: Plugins, remarks: list[str]) -> None:
+def _add_found(by_id: dict[str, Release], home: Path, plugins: Plugins, remarks: list[Remark]) -> None:
     """Add what was found in package indexes and can still be driven."""
     try:
         found = found_upstream(found_file(home))
     except RegistryError as error:
-        remarks.append(f"{error.message}: {error.help}")
+        remarks.append(Remark(error.message, error.help))
         return
     for release in found:
         if _is_driven(release, plugins):
             by_id.setdefault(release.id, replace(release, source=FOUND))
 
 
-def _pin_by_first_use(by_id: dict[str, Release], home: Path, remarks: list[str]) -> None:
+def _pin_by_first_use(by_id: dict[str, Release], home: Path, remarks: list[Remark]) -> None:
     """Pin packages without published hashes as they were seen here before."""
     from paceline.packages import first_use
 
@@ -131,7 +145,7 @@ def _pin_by_first_use(by_id: dict[str, Release], home: Path, remarks: list[str])
         for release in [r for r in by_id.values() if r.recipe.unpinned]:
             by_id[release.id] = replace(release, recipe=first_use.pinned(release.recipe, home))
     except StoreError as error:
-        remarks.append(error.message)
+        remarks.append(Remark(error.message, error.help))
 
 
 def _with_hashes_of(theirs: Release, ours: Release) -> Release:

@@ -153,7 +153,7 @@ class _Repository:
         targets = self._roles.setdefault("targets", Metadata(Targets()))
         if targets.signed.targets != {TARGET: entry}:
             name = f"{entry.hashes['sha256']}.{TARGET}"
-            transaction.replace_file(self._targets / name, data, public=True)
+            transaction.replace_file(self._targets / name, data)
             targets.signed.targets = {TARGET: entry}
             self._sign("targets")
 
@@ -258,9 +258,9 @@ class _Repository:
     def _write(self, role: str, metadata: Metadata[Any]) -> None:
         data = metadata.to_bytes()
         name = f"{role}.json" if role == "timestamp" else f"{metadata.signed.version}.{role}.json"
-        transaction.replace_file(self._metadata / name, data, public=True)
+        transaction.replace_file(self._metadata / name, data)
         if role == "root":
-            transaction.replace_file(self._metadata / "root.json", data, public=True)
+            transaction.replace_file(self._metadata / "root.json", data)
 
     def _read(self) -> dict[str, Metadata[Any]]:
         """What is published: the newest root, and what the timestamp leads to."""

@@ -24,6 +24,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from paceline import refusals
 from paceline.errors import RegistryError
 from paceline.types import GpuRequirement, Package, Recipe, Release, Requirements
+from paceline.untrusted_json import TooDeep, parse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,11 +56,18 @@ def parse_registry(
     connection that anybody can change when no hash is pinned.
     """
     try:
-        value = json.loads(data)
+        value = parse(data)
+    except TooDeep:
+        raise RegistryError(f"{name} is nested too deeply", help=way_out) from None
     except ValueError as error:
         raise RegistryError(f"{name} is no JSON: {error}", help=way_out) from None
-    except RecursionError:
-        raise RegistryError(f"{name} is nested too deeply", help=way_out) from None
+    return parse_registry_value(value, name, way_out=way_out, mend=mend, remote=remote)
+
+
+def parse_registry_value(
+    value: object, name: str, *, way_out: str, mend: str | None = None, remote: bool = False
+) -> tuple[Release, ...]:
+    """As `parse_registry`, of what was JSON."""
     try:
         releases = _registry(_Node(value, "$"))
         if remote:

@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from paceline import refusals
+from paceline import paths, refusals
 from paceline.errors import NotFoundError, RegistryError, UsageError
-from paceline.registry.reading import parse_registry
+from paceline.registry.reading import parse_registry, parse_registry_value
 from paceline.registry.writing import registry_value
 from paceline.store import transaction
+from paceline.untrusted_json import read_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -83,7 +84,7 @@ def trusted(home: Path) -> tuple[TrustedRegistry, ...]:
     Raises RegistryError for a file that is none.
     """
     own = home / "registries"
-    brought = [Path(p).expanduser() for p in os.environ.get(FOLDERS, "").split(os.pathsep) if p]
+    brought = [paths.given(p) for p in os.environ.get(FOLDERS, "").split(os.pathsep) if p]
     found: dict[str, TrustedRegistry] = {}
     for folder in (*brought, own):
         here = [_read(file, own) for file in _files(folder)]
@@ -105,7 +106,12 @@ def get_trusted(home: Path, name: str) -> TrustedRegistry:
 
 def make_trusted(home: Path, url: str, root: Mapping[str, Any], name: str | None = None) -> TrustedRegistry:
     """A registry as it would be trusted, nothing written yet. Raises UsageError for what is no address or no name."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise UsageError(
+            f"{url!r} is no address of a registry: {error}", help="give one such as https://example.org/registry"
+        ) from None
     if parts.scheme not in ("https", "http") or not parts.hostname or parts.query or parts.fragment:
         raise UsageError(f"{url!r} is no address of a registry", help="give one such as https://example.org/registry")
     if parts.username or parts.password:
@@ -151,10 +157,10 @@ def forget(home: Path, name: str) -> None:
 
 def verified(registry: TrustedRegistry) -> VerifiedRegistry | None:
     """What was verified last; None when nothing was yet. Raises RegistryError when it cannot be read."""
-    file = registry.folder / "verified.json"
+    file, way_out = registry.folder / "verified.json", f"`paceline registry refresh {registry.name}` asks it again"
     try:
-        data = json.loads(file.read_bytes())
-        releases = _releases(registry, json.dumps(data["registry"]).encode())
+        data = read_object(file)
+        releases = parse_registry_value(data["registry"], _named(registry), way_out=way_out, remote=True)
         verified_at = datetime.fromisoformat(data["verified_at"])
         seen = {digest: datetime.fromisoformat(at) for digest, at in data.get("first_seen", {}).items()}
         return VerifiedRegistry(
@@ -169,7 +175,7 @@ def verified(registry: TrustedRegistry) -> VerifiedRegistry | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RegistryError(
             f"what was verified of the registry {registry.name} cannot be read from {file}: {refusals.words(error)}",
-            help=refusals.way_out(error, file) or f"paceline registry refresh {registry.name}",
+            help=refusals.way_out(error, file) or way_out,
         ) from None
 
 
@@ -213,7 +219,7 @@ def _essence(release: Release) -> str:
 
 def read_releases(registry: TrustedRegistry, data: bytes) -> tuple[Release, ...]:
     """The releases in a registry's text as it was published. Raises RegistryError."""
-    return _releases(registry, data)
+    return parse_registry(data, _named(registry), way_out=f"report it to who publishes {registry.url}", remote=True)
 
 
 def age(then: datetime, now: datetime) -> str:
@@ -226,10 +232,8 @@ def age(then: datetime, now: datetime) -> str:
     raise AssertionError
 
 
-def _releases(registry: TrustedRegistry, data: bytes) -> tuple[Release, ...]:
-    return parse_registry(
-        data, f"the registry {registry.name}", way_out=f"report it to who publishes {registry.url}", remote=True
-    )
+def _named(registry: TrustedRegistry) -> str:
+    return f"the registry {registry.name}"
 
 
 def _files(folder: Path) -> list[Path]:
@@ -250,14 +254,14 @@ def _folders(file: Path) -> list[Path]:
 
 def _read(file: Path, own: Path) -> TrustedRegistry:
     try:
-        data = json.loads(file.read_bytes())
+        data = read_object(file)
         if data["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"schema_version {data['schema_version']!r} is not {SCHEMA_VERSION}")
         if not _NAME.fullmatch(file.stem) or not isinstance(data["root"], dict):
             raise ValueError("its name or its root is none")
         at = datetime.fromisoformat(data["trusted_at"]) if "trusted_at" in data else datetime.min.replace(tzinfo=UTC)
         return _registry(file, own, str(data["url"]).rstrip("/"), data["root"], at)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RegistryError(
             f"{file} does not say which registry is trusted: {error!r}",
             help=refusals.way_out(error, file)

@@ -153,6 +153,19 @@ def remember(file: Path, releases: Iterable[Release]) -> None:
 
     Nothing is written where nothing changes. Raises OSError for a file that cannot be written.
     """
+    from filelock import FileLock
+
+    releases = list(releases)
+    if _with(file, releases) is None:
+        return
+    with FileLock(transaction.make_folder(file.parent / "locks") / "upstream.lock"):
+        transaction.sweep_unfinished(file)
+        if (known := _with(file, releases)) is not None:  # another process may have remembered them meanwhile
+            transaction.write_json(file, registry_value(known[id] for id in sorted(known)))
+
+
+def _with(file: Path, releases: Iterable[Release]) -> dict[str, Release] | None:
+    """By id, what `file` should hold, `releases` included; None when it does."""
     try:
         found = found_upstream(file)
     except RegistryError:
@@ -163,8 +176,7 @@ def remember(file: Path, releases: Iterable[Release]) -> None:
         before = known.get(release.id)
         if before is None or replace(before, notes=release.notes, published=release.published) != release:
             known[release.id] = release
-    if found is None or known != as_read:
-        transaction.write_json(file, registry_value(known[id] for id in sorted(known)))
+    return known if found is None or known != as_read else None
 
 
 def template(releases: Iterable[Release], name: str) -> Release | None:

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from paceline.child import ended
 from paceline.errors import WorkerError
 from paceline.types import WorkerSpec
+from paceline.untrusted_json import parse
 
 MAX_FRAME = 64 * 1024 * 1024
 """Bytes of the longest frame (docs/worker-protocol.md)."""
@@ -135,7 +136,7 @@ class _ProcessChannel:
             if not line:
                 return
             try:
-                frame = json.loads(line)
+                frame = parse(line)
             except ValueError:
                 frame = None
             if not isinstance(frame, dict):

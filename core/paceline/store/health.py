@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from paceline import processor
 from paceline.store.digests import Digests, files_below
-from paceline.store.manifest import FILES, MANIFEST, python_of, read_json, read_runtime
+from paceline.store.manifest import FILES, MANIFEST, python_of, read_runtime
+from paceline.untrusted_json import read_object
 from paceline.versions import numbers
 
 if TYPE_CHECKING:
@@ -109,13 +110,15 @@ def _check(folder: Path, files: Callable[[Path, Mapping[str, Any]], Iterable[str
     if runtime is None:
         return Health(State.INCOMPLETE, (_why_incomplete(folder),))
     try:
-        manifest = read_json(folder / MANIFEST)
+        manifest = read_object(folder / MANIFEST)
         if runtime.linked is not None:
             problems = _link(runtime.linked, runtime.python, manifest)
             problems += _starts(runtime.python, manifest) if files is _all_files and not problems else []
         else:
             problems = [*_surroundings(folder, manifest), *files(folder, manifest)]
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        problems = [f"{error.filename or 'something of it'} cannot be read: {error.strerror or error}"]
+    except ValueError as error:
         problems = [f"its records cannot be read: {error}"]
     except (KeyError, TypeError, AttributeError) as error:
         problems = [f"its records are damaged: {type(error).__name__}: {error}"]
@@ -126,7 +129,7 @@ def _check(folder: Path, files: Callable[[Path, Mapping[str, Any]], Iterable[str
 def _why_incomplete(folder: Path) -> str:
     manifest = folder / MANIFEST
     try:
-        version = read_json(manifest).get("schema_version")
+        version = read_object(manifest).get("schema_version")
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
     except OSError as error:
@@ -180,7 +183,7 @@ def _link(target: Path, python: Path, manifest: Mapping[str, Any]) -> list[str]:
 def _quick_files(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     expected = manifest.get("quick_check")
     if expected is None:  # a runtime installed by an older Paceline
-        expected = quick_part(read_json(folder / FILES))
+        expected = quick_part(read_object(folder / FILES))
     root, problems = os.fspath(folder), []
     for name, size in expected.items():
         try:
@@ -199,7 +202,7 @@ def _all_files(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     listed = (folder / FILES).read_bytes()
     if hashlib.sha256(listed).hexdigest() != manifest["files_sha256"]:
         return [f"{FILES} was changed"]
-    expected, found = read_json(folder / FILES), describe_files(folder)
+    expected, found = read_object(folder / FILES), describe_files(folder)
     problems = []
     for name, entry in expected.items():
         if name not in found:
@@ -231,7 +234,9 @@ def _starts(python: Path, manifest: Mapping[str, Any]) -> list[str]:
     code = "import sys; print('.'.join(map(str, sys.version_info[:3])))"
     try:
         argv = [str(python), "-I", "-S", "-B", "-c", code]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            argv, capture_output=True, encoding="utf-8", errors="replace", timeout=60, stdin=subprocess.DEVNULL
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         return [f"its Python does not start: {error}"]
     if done.returncode:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from paceline.types import Runtime
+from paceline.untrusted_json import read_object
 
 MANIFEST = "manifest.json"
 FILES = "files.json"
@@ -17,7 +16,7 @@ SCHEMA_VERSION = 1
 def read_runtime(folder: Path) -> Runtime | None:
     """The runtime in `folder`; None when its manifest is absent, unreadable, of a newer host or of another name."""
     try:
-        data = read_json(folder / MANIFEST)
+        data = read_object(folder / MANIFEST)
         linked = data.get("linked")
         runtime = Runtime(
             engine=str(data["engine"]),
@@ -32,17 +31,6 @@ def read_runtime(folder: Path) -> Runtime | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return runtime if data.get("schema_version") == SCHEMA_VERSION and runtime.id == folder.name else None
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object. Raises OSError, or ValueError for anything else."""
-    try:
-        data = json.loads(file.read_bytes())
-    except RecursionError:
-        raise ValueError(f"{file} is nested too deeply") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{file} holds no JSON object")
-    return data
 
 
 def python_of(environment: Path) -> Path:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from paceline import query, refusals
 from paceline.errors import AmbiguousError, InUseError, NotFoundError, StoreError
 from paceline.store import health, selection, transaction, uses
-from paceline.store.manifest import MANIFEST, read_json, read_runtime
+from paceline.store.manifest import MANIFEST, read_runtime
 from paceline.store.selection import Selection
 from paceline.types import Runtime
+from paceline.untrusted_json import read_object
 from paceline.versions import order
 
 if TYPE_CHECKING:
@@ -77,14 +78,18 @@ class StoreReader:
     def manifest(self, runtime: Runtime) -> dict[str, Any]:
         """Everything the manifest says: versions, the lock, the smoke test's answer, when it was installed.
 
-        Raises NotFoundError when the runtime was removed since it was listed.
+        Raises NotFoundError when the runtime was removed since it was listed, StoreError when it was damaged.
         """
         with transaction.explained(f"reading {runtime.id}", self.home):
             try:
-                return read_json(runtime.directory / MANIFEST)
+                return read_object(runtime.directory / MANIFEST)
             except FileNotFoundError:
                 raise NotFoundError(
                     f"{runtime.id} is no longer installed", help="`paceline runtime ls` lists what is"
+                ) from None
+            except ValueError as error:
+                raise StoreError(
+                    f"the manifest of {runtime.id} is damaged: {error}", help=f"`paceline runtime repair {runtime.id}`"
                 ) from None
 
     def size(self, runtime: Runtime) -> int | None:
@@ -106,7 +111,7 @@ class StoreReader:
         """What its manifest says under `key`; None where it says nothing, is damaged or was removed meanwhile."""
         try:
             return self.manifest(runtime).get(key)
-        except (NotFoundError, StoreError, ValueError):
+        except (NotFoundError, StoreError):
             return None
 
     def last_used(self, runtime: Runtime) -> datetime | None:
@@ -128,7 +133,7 @@ class StoreReader:
     def selection(self) -> Selection:
         """What is selected, installed or not. Raises StoreError for a file that is damaged."""
         try:
-            return selection.from_json(read_json(self._selection_file))
+            return selection.from_json(read_object(self._selection_file))
         except FileNotFoundError:
             return Selection()
         except (OSError, ValueError, KeyError) as error:

@@ -13,7 +13,6 @@ import json
 import os
 import secrets
 import sys
-import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -65,26 +64,27 @@ def write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: object) -> None:
-    """Replace `path` with `value` as JSON: after a crash the file holds the old or the new text, whole."""
-    replace_file(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+def write_json(path: Path, value: object, *, private: bool = False) -> None:
+    """Replace `path` with `value` as JSON: after a crash the file holds the old or the new text, whole.
+
+    `private`: as `replace_file` has it.
+    """
+    replace_file(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode(), private=private)
 
 
-def replace_file(path: Path, data: bytes, *, public: bool = False) -> None:
+def replace_file(path: Path, data: bytes, *, private: bool = False) -> None:
     """Replace `path` with `data`: after a crash the file holds the old or the new bytes, all of them.
 
-    Only its owner can read it; with `public` everyone.
+    Who may read it is what the user's umask says; with `private` its owner alone.
     """
     make_folder(path.parent)
     step("make file", path)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    mode = 0o600 if private else 0o666  # less the umask, which the system takes off
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             step("write", temporary)
             file.write(data)
-            if public:
-                temporary.chmod(0o644)
             file.flush()
             step("sync", temporary)
             os.fsync(file.fileno())
@@ -169,7 +169,13 @@ def discard(path: Path) -> None:
 
 
 def delete(path: Path) -> None:
-    """Delete a file, a link or a folder with everything in it; what is already gone is fine."""
+    """Delete a file, a link or a folder with everything in it; what is already gone is fine.
+
+    What a link leads to stays.
+    """
+    if path.is_symlink():  # which os.walk would follow
+        _unlink(path)
+        return
     for folder, folders, files in os.walk(path, topdown=False):
         for name in files:
             _unlink(Path(folder, name))
@@ -179,7 +185,7 @@ def delete(path: Path) -> None:
                 _unlink(child)
             else:
                 _rmdir(child)
-    if path.is_dir() and not path.is_symlink():
+    if path.is_dir():
         _rmdir(path)
     else:
         _unlink(path)

@@ -124,5 +124,10 @@ def _touch(folder: Path) -> None:
         file = folder / _LAST
         stamps = [seconds for uses in folder.parent.iterdir() if (seconds := last_used(uses)) is not None]
         stamp = max([time.time(), *(seconds + _AFTER_S for seconds in stamps)])
-        file.touch()
-        os.utime(file, (stamp, stamp))
+        try:
+            file.touch()
+            os.utime(file, (stamp, stamp))
+        except PermissionError:  # another user's, whose times he alone can set
+            file.unlink()
+            file.touch()
+            os.utime(file, (stamp, stamp))

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from paceline.untrusted_json import read_object
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,23 +52,23 @@ class Answers:
         if self._file is None:
             return {}
         try:
-            data = json.loads(self._file.read_bytes())
+            data = read_object(self._file)
         except (OSError, ValueError):
             return {}
-        return data if isinstance(data, dict) and data.get("schema_version") == _SCHEMA_VERSION else {}
+        return data if data.get("schema_version") == _SCHEMA_VERSION else {}
 
     def _write(self, name: str, entry: dict[str, Any]) -> None:
         if self._file is None:
             return
         with suppress(OSError):
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(prefix=f".{FILE}.", dir=self._file.parent)
+            temporary = self._file.with_name(f".{FILE}.{secrets.token_hex(4)}")
             try:
-                with os.fdopen(handle, "w", encoding="utf-8") as file:
+                with temporary.open("x", encoding="utf-8") as file:
                     json.dump({**self._read(), "schema_version": _SCHEMA_VERSION, name: entry}, file, indent=1)
-                Path(temporary).replace(self._file)
+                temporary.replace(self._file)
             except BaseException:
-                Path(temporary).unlink(missing_ok=True)
+                temporary.unlink(missing_ok=True)
                 raise
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import sys
@@ -15,6 +14,7 @@ from paceline.survey import probe
 from paceline.survey.answers import Answers, stamp
 from paceline.survey.facts import Fact, Gpu
 from paceline.survey.pci import display_controllers
+from paceline.untrusted_json import parse
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -151,7 +151,7 @@ def parse_smi(text: str, fields: tuple[str, ...]) -> tuple[tuple[Gpu, ...], str 
 def parse_library(text: str) -> tuple[tuple[Gpu, ...] | None, str | None, int | None, str | None]:
     """GPUs, driver, CUDA version and error from what `cuda_probe.py` printed. Raises ValueError for anything else."""
     try:
-        answer: Any = json.loads(text)
+        answer = parse(text)
         devices = answer.get("devices")
         gpus = devices and tuple(
             Gpu("nvidia", str(d["name"]), _integer(d.get("memory")), _text(d.get("capability"))) for d in devices

@@ -1,0 +1,48 @@
+"""Where wheels are built of folders of this machine: `builds` in the cache, empty but for the build under way."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from paceline.packages.held import LOCK, held
+from paceline.store import transaction
+from paceline.store.digests import files_below
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from paceline.progress import Progress
+
+
+@contextmanager
+def build_folder(cache: Path, progress: Progress) -> Iterator[Path]:
+    """An empty folder until the block ends. What builds left that broke off is deleted before."""
+    with held(cache / "builds", progress, _WAITING):
+        _clear(cache / "builds")
+        with tempfile.TemporaryDirectory(dir=cache / "builds", ignore_cleanup_errors=True) as name:
+            yield Path(name)
+
+
+def clear(cache: Path, progress: Progress) -> int:
+    """Delete what builds left that broke off; returns its bytes. Waits for a build that is under way."""
+    folder = cache / "builds"
+    if not folder.is_dir():
+        return 0
+    with held(folder, progress, _WAITING):
+        return _clear(folder)
+
+
+_WAITING = "another process builds a wheel in the same cache, waiting for it"
+
+
+def _clear(folder: Path) -> int:
+    freed = 0
+    for left in folder.iterdir():
+        if left.name != LOCK:
+            is_folder = left.is_dir() and not left.is_symlink()
+            freed += sum(s.st_size for s in files_below(left).values()) if is_folder else left.lstat().st_size
+            transaction.discard(left)
+    return freed
