@@ -84,10 +84,15 @@ class Sketch:
     def last_good(self, among):
         return next((v for v in self.history if v in self.worked & among - self.holds), None)
 
+    @property
+    def needed(self):
+        """What rollback returns to included, or would once it is repaired."""
+        last_good = {self.last_good(self.installed), self.last_good(self.whole)}
+        return self.installed & (self.selected | self.pins | last_good)
+
     def idle(self):
         """What nobody needs, least recently used first; what never was used before that, the oldest first."""
-        last_good = {self.last_good(self.installed), self.last_good(self.whole)}
-        idle = self.installed - self.selected - self.pins - self.in_use - last_good
+        idle = self.installed - self.needed - self.in_use
         return sorted(idle, key=lambda v: (self.used.index(v) if v in self.used else -1, v))
 
     def is_new(self, version):
@@ -176,11 +181,13 @@ class StoreMachine(RuleBasedStateMachine):
         found = {r.version: WHOLE if health.quick(r.directory).ok else BROKEN for r in store.runtimes()}
         assert found | {_version(name): INCOMPLETE for name in store.incomplete()} == should.state
         assert {r.version for r in store.runtimes() if store.in_use_by(r)} == should.in_use & should.installed
+        assert {r.version for r in store.runtimes() if store.protection(r)} == should.needed
         chosen = store.selection()
         assert _version(chosen.formats.get("gguf")) == should.current
         assert [_version(i) for i in chosen.previous.get("gguf", ())] == should.history
         assert {m: _version(i) for m, i in chosen.models.items()} == should.own
-        assert {m: _version(found.runtime) for m, found in chosen.stand_ins_in_force().items()} == should.in_force()
+        stand_ins = {m: (_version(s.runtime), _version(s.instead_of)) for m, s in chosen.stand_ins.items()}
+        assert stand_ins == should.stand_ins
         assert {_version(i) for i in chosen.pins} == should.pins
         assert {_version(i) for i in chosen.holds} == should.holds
         for model in ("m", "n"):
