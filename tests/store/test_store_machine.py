@@ -61,8 +61,12 @@ class Sketch:
         return {v for v, state in self.state.items() if state == WHOLE}
 
     @property
+    def missing(self):
+        return set(ALL) - self.whole
+
+    @property
     def damaged(self):
-        return self.state.keys() - self.whole
+        return self.state.keys() & self.missing
 
     @property
     def installed(self):
@@ -178,11 +182,13 @@ class StoreMachine(RuleBasedStateMachine):
     @invariant()
     def the_store_is_as_it_should_be(self):
         store, should = Store(self.folder), self.should
-        found = {r.version: WHOLE if health.quick(r.directory).ok else BROKEN for r in store.runtimes()}
+        there, chosen = {r.version: r for r in store.runtimes()}, store.selection()
+        found = {v: WHOLE if health.quick(r.directory).ok else BROKEN for v, r in there.items()}
         assert found | {_version(name): INCOMPLETE for name in store.incomplete()} == should.state
-        assert {r.version for r in store.runtimes() if store.in_use_by(r)} == should.in_use & should.installed
-        assert {r.version for r in store.runtimes() if store.protection(r)} == should.needed
-        chosen = store.selection()
+        assert {v for v, r in there.items() if store.in_use_by(r)} == should.in_use & should.installed
+        assert {v for v, r in there.items() if store.protection(r, chosen)} == should.needed
+        last_used = {v: moment for v, r in there.items() if (moment := store.last_used(r))}
+        assert sorted(last_used, key=last_used.get) == [v for v in should.used if v in should.installed]
         assert _version(chosen.formats.get("gguf")) == should.current
         assert [_version(i) for i in chosen.previous.get("gguf", ())] == should.history
         assert {m: _version(i) for m, i in chosen.models.items()} == should.own
@@ -194,18 +200,18 @@ class StoreMachine(RuleBasedStateMachine):
             serving = store.selected("gguf", model)
             assert (serving and serving.version) == should.serving(model)
 
-    @initialize(story=st.tuples(*[st.tuples(VERSIONS, MODELS)] * 3))
-    def begin(self, story):
-        """All are installed, and some were selected and used."""
+    @initialize(order=st.permutations(ALL))
+    def begin(self, order):
+        """All are installed; the first was selected and loaded one model, the next two another one."""
         for version in ALL:
             self.install(version)
-        for version, model in story:
+        for version, model in zip(order, ("m", "n", "n"), strict=False):
             self.select(version, None)
             self._serve(model, unable=set())
 
     # --- what is there ---
 
-    @rule(version=VERSIONS)
+    @rule_for(lambda should: should.missing or ALL)
     def install(self, version):
         should = self.should
         if should.state.get(version) != WHOLE:
