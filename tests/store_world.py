@@ -15,10 +15,7 @@ from paceline.types import Runtime
 
 def stage(folder: Path, version: str, *, formats: tuple[str, ...] = ("gguf",), platform: str = "linux-cpu") -> str:
     """Write a whole runtime into `folder`; returns its id."""
-    (folder / "env" / "bin").mkdir(parents=True)
-    (folder / "env" / "bin" / "python").symlink_to(sys.executable)
-    (folder / "env" / "engine.so").write_text(f"the library of {version}")
-    (folder / "env" / "engine.py").write_text(f"VERSION = {version!r}\n")
+    make_environment(folder, version)
     files = health.describe_files(folder)
     (folder / FILES).write_text(json.dumps(files))
     manifest: dict[str, Any] = {
@@ -42,6 +39,14 @@ def stage(folder: Path, version: str, *, formats: tuple[str, ...] = ("gguf",), p
     }
     (folder / MANIFEST).write_text(json.dumps(manifest))
     return str(manifest["id"])
+
+
+def make_environment(folder: Path, version: str) -> None:
+    """What stands for `folder`/env of a runtime with packages."""
+    (folder / "env" / "bin").mkdir(parents=True)
+    (folder / "env" / "bin" / "python").symlink_to(sys.executable)
+    (folder / "env" / "engine.so").write_text(f"the library of {version}")
+    (folder / "env" / "engine.py").write_text(f"VERSION = {version!r}\n")
 
 
 def add(store: Store, version: str = "1.0", **options: Any) -> Runtime:

@@ -2,6 +2,8 @@
 
 import inspect
 import re
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -79,3 +81,15 @@ def test_every_plugin_state_is_explained(state):
 def test_links_between_pages_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_there_are_as_many_tests_as_the_page_on_reliability_says():
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    said = {
+        tuple(re.findall(r"`(tests/.*?)`", files)): int(n)
+        for files, n in re.findall(r"\(([^()]+), (\d+) tests\)", page)
+    }
+    assert len(said) == 3
+    argv = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-n0", "-p", "no:cacheprovider", *sum(said, ())]
+    found = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=120).stdout.splitlines()
+    assert said == {files: sum(line.startswith(tuple(f"{f}::" for f in files)) for line in found) for files in said}

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -370,20 +371,24 @@ class TestRefusals:
         assert ("~/.netrc" in caught.value.help) == (status in (401, 403))
         assert len(site.asked) == 1
 
+    @pytest.mark.parametrize("status", [429, 500])
     @pytest.mark.parametrize(
         "ask",
         ["0", "3600", "date", "past", "nonsense", "9" * 400, "9" * 5000, f"Mon, 1 Jan {'9' * 30} 00:00:00 GMT"],
         ids=lambda ask: ask[:20],
     )
-    def test_that_say_how_long(self, site, fetch, ask):
+    def test_that_say_how_long(self, site, fetch, ask, status):
         """An hour, as a number or as a date, is too long: the cap is waited, and then asked again."""
         hour = timedelta(hours=1)
         dates = {"date": datetime.now(UTC) + hour, "past": datetime.now(UTC) - hour}
         value = format_datetime(dates[ask], usegmt=True) if ask in dates else ask
-        site.misbehave(status=429, retry_after=value)
+        site.misbehave(status=status, retry_after=value)
+        began = time.monotonic()
         fetch()
         assert_whole(fetch)
         assert len(site.asked) == 2
+        assert (fetch.said == []) == (ask in ("0", "past"))  # it is asked again at once
+        assert ask not in ("3600", "date") or time.monotonic() - began >= QUICK.longest_wait_s
 
     def test_offline(self, site, fetch, monkeypatch):
         monkeypatch.setenv("PACELINE_OFFLINE", "1")

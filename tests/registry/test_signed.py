@@ -44,6 +44,7 @@ def refused(verified):
         assert (outcome.state, outcome.reason) == (State.REFUSED, reason), outcome.message
         assert "stays in use until" in outcome.message
         assert outcome.help
+        assert ("this machine's clock says" in outcome.message) == (reason is Reason.EXPIRED)
         assert versions(verified) == ["1.0"]
 
     return check

@@ -714,7 +714,7 @@ def test_unloading_waits_for_what_runs_even_when_it_has_not_begun(cage, line, tm
 
 
 def test_an_idle_model_is_unloaded_after_its_time_to_live(cage, line):
-    parrot = cage.add("parrot")
+    parrot, finch = cage.add("parrot"), cage.add("finch")
 
     async def scenario():
         async with cage.serving(ttl_s=0.05) as serving:
@@ -722,7 +722,8 @@ def test_an_idle_model_is_unloaded_after_its_time_to_live(cage, line):
             await until(lambda: serving.loaded() == ())
             async with serving.lease(cage.model(parrot), ttl_s=3600) as lease:
                 await collect(lease, ask(line))
-            await asyncio.sleep(0.1)
+            await answer(serving, cage.model(finch), ask(line))
+            await until(lambda: finch not in [m.model.id for m in serving.loaded()])
             assert [m.model.id for m in serving.loaded()] == [parrot]
 
     run(scenario())

@@ -96,6 +96,27 @@ def test_what_runs_finishes_on_the_old_runtime(cage, runtimes):
     run(scenario())
 
 
+def test_what_is_removed_before_it_is_used_is_not_blamed(cage, runtimes, monkeypatch):
+    model = cage.model(cage.add("parrot"))
+    first, second, _ = runtimes
+    use = cage.store.use
+
+    def late(runtime):
+        if runtime.id == first.id:
+            cage.store.select(second)
+            cage.store.remove(first)
+        return use(runtime)
+
+    async def scenario():
+        async with cage.serving() as serving:
+            assert await used(serving, model) == second.id
+            assert serving.returned == ()
+
+    monkeypatch.setattr(cage.store, "use", late)
+    run(scenario())
+    assert (cage.store.selection().holds, cage.store.selection().stand_ins) == ({}, {})
+
+
 def test_a_runtime_that_never_worked_and_fails_is_given_back_and_held(cage, runtimes, caplog):
     model = cage.model(cage.add("parrot"))
     first, second, _ = runtimes

@@ -287,6 +287,18 @@ def test_a_stand_in_serves_its_model_while_what_it_stands_in_for_is_selected(sto
     assert store.selected("gguf", "m") == new
 
 
+def test_what_takes_the_place_of_a_stand_in_stands_in_for_what_is_selected(store, add):
+    first, selected, second = add("1.0"), add("2.0"), add("3.0")
+    store.select(selected)
+    store.stand_in(first, selected, "gguf", "m", "a new quantization")
+
+    assert store.stand_in(second, first, "gguf", "m", "a library is gone").instead_of == selected.id
+
+    assert store.selected("gguf", "m") == second
+    store.select(first)
+    assert store.selected("gguf", "m") == first
+
+
 @pytest.mark.parametrize("removed", ["1.0", "2.0"])
 def test_a_stand_in_goes_with_the_runtimes_it_is_about(store, add, removed):
     old, new = add("1.0"), add("2.0")

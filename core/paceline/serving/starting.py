@@ -113,6 +113,8 @@ class Starter:
         except (RequestError, DoesNotFitError):
             raise
         except PacelineError as error:
+            if await asyncio.to_thread(self._store.find, runtime.id) is None:  # it was removed meanwhile
+                return await self.start(model, config, force=force, others=others)
             for fallback in await asyncio.to_thread(self._store.fallbacks, runtime, model.format, model.id):
                 try:
                     worker = await self.start_with(fallback.runtime, model, config, force=force, others=others)
@@ -135,9 +137,9 @@ class Starter:
                 await asyncio.to_thread(self._store.give_back, runtime, good, model.format, why)
                 what = f"Returned to {good.id}; {runtime.id} is held until `paceline runtime unhold`."
             else:
-                await asyncio.to_thread(self._store.stand_in, good, runtime, model.format, model.id, reason)
+                noted = await asyncio.to_thread(self._store.stand_in, good, runtime, model.format, model.id, reason)
                 what = (
-                    f"{good.id}, which loads it, serves this model as long as {runtime.id} is selected; "
+                    f"{good.id}, which loads it, serves this model as long as {noted.instead_of} is selected; "
                     f"`paceline runtime unselect --model {model.id}` tries that again."
                 )
         except StoreError as unwritten:  # the model is served all the same

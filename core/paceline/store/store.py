@@ -96,10 +96,18 @@ class Store(StoreReader):
 
         self._change(f"returning to {good.id}", change)
 
-    def stand_in(self, good: Runtime, runtime: Runtime, model_format: str, model_id: str, reason: str) -> None:
-        """Let `good` serve one model for as long as `runtime`, which did not load it, is selected for that model."""
-        found = StandIn(good.id, runtime.id, model_format, reason, _now())
-        self._change(f"serving {model_id} with {good.id}", lambda s: s.with_stand_in(model_id, found))
+    def stand_in(self, good: Runtime, runtime: Runtime, model_format: str, model_id: str, reason: str) -> StandIn:
+        """Let `good` serve one model for as long as `runtime`, which did not load it, is selected for that model.
+
+        Where `runtime` itself stood in for another one, `good` does now. Returns what was noted.
+        """
+        with self._changing(f"serving {model_id} with {good.id}"):
+            chosen = self.selection()
+            before = chosen.stand_in(model_id)
+            instead_of = before.instead_of if before is not None and before.runtime == runtime.id else runtime.id
+            found = StandIn(good.id, instead_of, model_format, reason, _now())
+            self._write(chosen.with_stand_in(model_id, found))
+            return found
 
     def note_loaded(self, runtime: Runtime, model_format: str, model_id: str | None = None) -> None:
         """Remember that `runtime` loaded a model, so that `rollback` and `fallbacks` may return to it.
