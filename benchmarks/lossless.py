@@ -5,10 +5,11 @@
     python benchmarks/lossless.py --tables proof.json              the tables of an earlier run
 
 Each setting is asked at every temperature; those with more than a temperature take turns with it from prompt to prompt.
-Every request has a seed, and its answer without a draft is what the others are held to; the first of them is again
-without a draft, so that an engine that does not repeat itself is not taken for a draft that changes something. One
-worker serves all of an engine's requests, several at a time where it has the slots. Then distribution.py's test of the
-sampled tokens against the main model's own probabilities.
+Every request has a seed, and its answer without a draft is what the others are held to. Without a draft it is asked
+twice, and the second answer is the one that counts, so that an engine that does not repeat itself, or reads a prompt in
+another way than it remembers it, is not taken for a draft that changes something. One worker serves all of an engine's
+requests, several at a time where it has the slots. Then distribution.py's test of the sampled tokens against the main
+model's own probabilities.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def _spread(
 
 
 DRAFTERS = (
-    Drafter("none, again", None),
+    Drafter("none, before", None),
     Drafter("draft, 4 tokens", {"exact_tokens": 4}),
     Drafter("draft, automatic", {}),
     Drafter("lookup, 4 tokens", {"model": False, "lookup": True, "exact_tokens": 4}, "lookup"),
@@ -265,9 +266,11 @@ def _compare(
         ]
         return worker.generate_all(requests, at_a_time)
 
-    plain = answers(None)
+    # A long prompt that is remembered may go on with other bits than one that was read just now.
+    before, plain = answers(None), answers(None)
     for drafter in drafters:
-        for (kind, place, _), without, drafted in zip(asked, plain, answers(drafter.knobs), strict=True):
+        answered = before if drafter.knobs is None else answers(drafter.knobs)
+        for (kind, place, _), without, drafted in zip(asked, plain, answered, strict=True):
             at = first_difference(without.tokens, drafted.tokens)
             record = drafted.result["acceptance"] or {"drafted": 0, "accepted": 0}
             yield Comparison(
