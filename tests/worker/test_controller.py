@@ -22,6 +22,8 @@ from paceline_worker.speculation.account import ALLOWANCE, LEAST_CREDIT, MOST_CR
 sys.path.insert(0, str(Path(__file__).parent))
 
 from speculation_simulator import (
+    FIXED_LENGTHS,
+    MACHINES,
     WRONG,
     Machine,
     Ride,
@@ -30,31 +32,13 @@ from speculation_simulator import (
     make_trace,
     read_traces,
     ride,
-    ride_fixed,
     ride_together,
     ride_waves,
 )
 
 WARM_UP_TOKENS = 256
 """Committed tokens after which the promises hold; a worker warms up once, not per request."""
-FIXED_LENGTHS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16)
 NOISE = 0.3
-
-MACHINES = {
-    machine.name: machine
-    for machine in (
-        # Measured: a model of 1 B parameters on two CPU cores.
-        Machine("1b-f16", curve({1: 1, 2: 1.99, 4: 2.76, 8: 2.89, 16: 4.48}), 0.02),
-        Machine("1b-f16-quiet", curve({1: 1, 3: 1.52, 4: 1.62, 5: 1.72, 6: 1.8, 8: 2.3, 16: 4.0}), 0.02),
-        Machine("1b-q8_0", curve({1: 1, 4: 1.86, 8: 2.85, 16: 4.73}), 0.03),
-        Machine("1b-q4_k_m", curve({1: 1, 4: 2.94, 8: 6.17, 16: 12.6}), 0.04),
-        # Measured: the sample main model, hardly dearer than its draft.
-        Machine("7m", curve({1: 1, 2: 1.5, 3: 1.55, 4: 1.9, 5: 3.6, 8: 5.4, 16: 11.0}), 0.3),
-        # Invented: a GPU, and a curve of plateaus.
-        Machine("flat", curve({1: 1, 16: 1.1, 64: 1.6}), 0.1),
-        Machine("steps", lambda n: 1.0 if n <= 1 else 1.25 if n <= 4 else 1.5 if n <= 8 else 2.4, 0.05),
-    )
-}
 
 RATES = {
     "good": lambda x: 0.85,
@@ -90,7 +74,7 @@ def speed_after_warm_up(done: Ride) -> float:
 
 def assert_keeps_its_promises(traces: list[Trace], machine: Machine) -> None:
     done = ride(traces, replace(machine, noise=NOISE))
-    best = min(ride_fixed(traces, machine, k).seconds for k in FIXED_LENGTHS)
+    best = min(ride(traces, machine, k).seconds for k in FIXED_LENGTHS)
     assert done.tokens == sum(len(trace.output) for trace in traces)
     assert best / done.seconds > 0.95, "regret against the best fixed length, the warm-up included"
     assert speed_after_warm_up(done) > 0.98
@@ -117,7 +101,7 @@ def test_a_confidence_that_says_nothing(machine):
 
 def test_the_confidence_beats_every_fixed_length_where_verifying_is_dear():
     traces, machine = recorded("weak", 0.0), MACHINES["1b-q8_0"]
-    best = min(ride_fixed(traces, machine, k).seconds for k in FIXED_LENGTHS)
+    best = min(ride(traces, machine, k).seconds for k in FIXED_LENGTHS)
     assert ride(traces, replace(machine, noise=NOISE)).seconds < 0.97 * best
 
 
@@ -257,7 +241,7 @@ def test_reading_what_a_draft_has_missed_is_paid_for():
 def test_an_exact_length_overrules_price_and_probability():
     knobs = DraftKnobs(max_tokens=2, min_tokens=9, min_probability=1.0, exact_tokens=5)
     done = ride(recorded("bad", 0.0)[:4], MACHINES["7m"], knobs=knobs)
-    assert done.verified == ride_fixed(recorded("bad", 0.0)[:4], MACHINES["7m"], 5).verified
+    assert done.verified == ride(recorded("bad", 0.0)[:4], MACHINES["7m"], 5).verified
 
 
 def test_the_same_calls_give_the_same_decisions():
