@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from paceline_worker.request import DraftKnobs
-from paceline_worker.speculation import AUTOMATIC, Controller, Round, Stream
+from paceline_worker.speculation import AUTOMATIC, READ_AT_ONCE, Controller, Round, Stream
 
 TRACES = Path(__file__).parent / "data" / "acceptance-traces.json.gz"
 WRONG = -1
 """Stands for a drafted token that the main model refuses."""
-_CHUNK, _BATCH = 128, 512
-"""Tokens that the draft model reads in a pass while it catches up: of one sequence, and of all."""
+_BATCH = 512
+"""Tokens that the draft model reads in a pass."""
 
 
 @dataclass(frozen=True)
@@ -117,15 +117,15 @@ MACHINES = {
     machine.name: machine
     for machine in (
         # Measured: a model of 1 B parameters on two CPU cores.
-        Machine("1b-f16", curve({1: 1, 2: 1.99, 4: 2.76, 8: 2.89, 16: 4.48}), 0.02),
-        Machine("1b-f16-quiet", curve({1: 1, 3: 1.52, 4: 1.62, 5: 1.72, 6: 1.8, 8: 2.3, 16: 4.0}), 0.02),
-        Machine("1b-q8_0", curve({1: 1, 4: 1.86, 8: 2.85, 16: 4.73}), 0.03),
-        Machine("1b-q4_k_m", curve({1: 1, 4: 2.94, 8: 6.17, 16: 12.6}), 0.04),
+        Machine("1b-f16", curve({1: 1, 2: 1.99, 4: 2.76, 8: 2.89, 16: 4.48}), 0.02, 0.0007),
+        Machine("1b-f16-quiet", curve({1: 1, 3: 1.52, 4: 1.62, 5: 1.72, 6: 1.8, 8: 2.3, 16: 4.0}), 0.02, 0.0007),
+        Machine("1b-q8_0", curve({1: 1, 4: 1.86, 8: 2.85, 16: 4.73}), 0.03, 0.0008),
+        Machine("1b-q4_k_m", curve({1: 1, 4: 2.94, 8: 6.17, 16: 12.6}), 0.04, 0.0016),
         # Measured: the sample main model, hardly dearer than its draft.
-        Machine("7m", curve({1: 1, 2: 1.5, 3: 1.55, 4: 1.9, 5: 3.6, 8: 5.4, 16: 11.0}), 0.3),
+        Machine("7m", curve({1: 1, 2: 1.5, 3: 1.55, 4: 1.9, 5: 3.6, 8: 5.4, 16: 11.0}), 0.3, 0.01),
         # Invented: a GPU, and a curve of plateaus.
-        Machine("flat", curve({1: 1, 16: 1.1, 64: 1.6}), 0.1),
-        Machine("steps", lambda n: 1.0 if n <= 1 else 1.25 if n <= 4 else 1.5 if n <= 8 else 2.4, 0.05),
+        Machine("flat", curve({1: 1, 16: 1.1, 64: 1.6}), 0.1, 0.002),
+        Machine("steps", lambda n: 1.0 if n <= 1 else 1.25 if n <= 4 else 1.5 if n <= 8 else 2.4, 0.05, 0.005),
     )
 }
 
@@ -193,13 +193,15 @@ def ride_together(
     lookup: bool = False,
     seed: int = 0,
     scale: float = 0.05,
+    max_tokens: int | None = None,
     to_the_end: bool = False,
 ) -> Ride:
     """Several sequences in one batch, each lane its traces one after the other, until the first lane is done.
 
     The controller decides and sees noisy times, `scale` seconds per plain step, or each sequence drafts `fixed` tokens.
-    A draft model first reads what it has missed, as `paceline_worker.drafting` does. `to_the_end`: until all lanes are
-    done, in an ever smaller batch.
+    A draft model first reads what it has missed, as `paceline_worker.drafting` does. `max_tokens`: what every request
+    asks for, though its answer ends earlier; the answer's length, if not given. `to_the_end`: until all lanes are done,
+    in an ever smaller batch.
     """
     controller, rng, done = controller or Controller(), random.Random(seed), Ride()
 
@@ -208,7 +210,7 @@ def ride_together(
 
     now = [opened(lane[0], lane[1:]) for lane in lanes]
     while now:
-        seats = [(p.stream, len(p.trace.output) - 1 - p.at, p.lag) for p in now]
+        seats = [(p.stream, (max_tokens or len(p.trace.output)) - 1 - p.at, p.lag) for p in now]
         round_ = controller.plan(seats) if fixed is None else _Fixed([min(fixed, room) for _, room, _ in seats])
         draft = _draft(round_, now, machine, done)
         proposals = round_.proposals()
@@ -237,7 +239,7 @@ def _draft(round_: Round | _Fixed, places: Sequence[_Place], machine: Machine, d
         left, read = _BATCH, 0
         for seat in wanting:
             place = places[seat]
-            count = min(place.unread, _CHUNK, left)
+            count = min(place.unread, READ_AT_ONCE, left)
             left -= count
             read += max(0, count - 2)
             place.unread -= count
@@ -325,7 +327,9 @@ class _Place:
     def agreeing(self, proposal: Sequence[int]) -> int:
         """How much of a proposal is what the output goes on with."""
         n = 0
-        while n < len(proposal) and proposal[n] == self.trace.output[self.at + n]:
+        for proposed, token in zip(proposal, self.trace.output[self.at :], strict=False):
+            if proposed != token:
+                break
             n += 1
         return n
 

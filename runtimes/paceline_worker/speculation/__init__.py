@@ -7,7 +7,7 @@ may lose. `lookup` is the drafter that needs no model.
 """
 
 from paceline_worker.speculation.controller import AUTOMATIC, Controller
-from paceline_worker.speculation.round import Round
+from paceline_worker.speculation.round import READ_AT_ONCE, Round
 from paceline_worker.speculation.seat import Stream
 
-__all__ = ["AUTOMATIC", "Controller", "Round", "Stream"]
+__all__ = ["AUTOMATIC", "READ_AT_ONCE", "Controller", "Round", "Stream"]
