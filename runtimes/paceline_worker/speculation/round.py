@@ -226,7 +226,8 @@ class Round:
         """Those for which the draft model may read what it has missed: what takes one step, and of what takes more as
         much as can be paid to its end; for one, until the price is known."""
         costs, account = self._known.costs, self._known.account
-        found, price = [], 0.0
+        found: list[Seat] = []
+        price = 0.0
         for seat in seats:
             if seat.lag > READ_AT_ONCE:
                 price += self._reading(seat)
