@@ -4,10 +4,12 @@
     python benchmarks/lossless.py --engines llama.cpp --prompts 40
     python benchmarks/lossless.py --tables proof.json              the tables of an earlier run
 
-Every request has a seed, and its answer without a draft is what the others are held to; the first of them is again
-without a draft, so that an engine that does not repeat itself is not taken for a draft that changes something. One
-worker serves all of an engine's requests, several at a time where it has the slots. Then distribution.py's test of the
-sampled tokens against the main model's own probabilities.
+Each setting is asked at every temperature; those with more than a temperature take turns with it from prompt to prompt.
+Every request has a seed, and its answer without a draft is what the others are held to. Without a draft it is asked
+twice, and the second answer is the one that counts, so that an engine that does not repeat itself, or reads a prompt in
+another way than it remembers it, is not taken for a draft that changes something. One worker serves all of an engine's
+requests, several at a time where it has the slots. Then distribution.py's test of the sampled tokens against the main
+model's own probabilities.
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ FORMATS = {"llama.cpp": "gguf", "mlx": "mlx"}
 """Engine -> the model format whose selected runtime is used."""
 
 _AT_A_TIME = 16
+_LONG = 12
+"""Every so manieth answer goes on for long."""
 _JSON_SCHEMA = {
     "type": "object",
     "properties": {"name": {"type": "string", "maxLength": 24}, "arguments": {"type": "array", "maxItems": 4}},
@@ -56,45 +60,63 @@ class Drafter:
 class Setting:
     """What a request asks for beside its prompt and its draft."""
 
-    name: str
-    request: Mapping[str, Any]
+    asks: str
+    """For what, beside its temperature."""
+    temperature: float
+    request: Mapping[str, Any] = field(default_factory=dict)
     max_tokens: int = 40
     share: int = 1
-    """Every so manieth prompt is asked."""
+    """Every so manieth prompt is asked, ..."""
+    first: int = 0
+    """... from this one on, counted over all kinds."""
     feature: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.asks}, temperature {self.temperature:g}"
+
+
+TEMPERATURES = (0.0, 0.8, 1.5)
+
+
+def _spread(
+    asks: str,
+    request: Mapping[str, Any],
+    *,
+    among: int = 1,
+    place: int = 0,
+    max_tokens: int = 40,
+    feature: str | None = None,
+) -> tuple[Setting, ...]:
+    """A setting at each temperature, which take turns from prompt to prompt; of `among` such settings it has the turns
+    of its `place`."""
+    share = among * len(TEMPERATURES)
+    return tuple(
+        Setting(asks, temperature, request, max_tokens, share, among * turn + place, feature)
+        for turn, temperature in enumerate(TEMPERATURES)
+    )
 
 
 DRAFTERS = (
-    Drafter("none, again", None),
+    Drafter("none, before", None),
     Drafter("draft, 4 tokens", {"exact_tokens": 4}),
     Drafter("draft, automatic", {}),
     Drafter("lookup, 4 tokens", {"model": False, "lookup": True, "exact_tokens": 4}, "lookup"),
+    Drafter("lookup, automatic", {"model": False, "lookup": True}, "lookup"),
     Drafter("draft and lookup, automatic", {"lookup": True}, "lookup"),
 )
-_WARM = {"temperature": 0.8}
+_PENALTIES = {"repeat_penalty": 1.2, "presence_penalty": 0.2, "frequency_penalty": 0.1, "repeat_last_n": -1}
+_BIAS = {str(token): 3.0 - token % 7 for token in range(0, 4096, 13)}
+_JSON = {"json_schema": _JSON_SCHEMA}
+_WORDS = {"regex": r"[a-z]+( [a-z]{1,8}){3,20}\."}
 SETTINGS = (
-    Setting("temperature 0", {"sampling": {"temperature": 0}}),
-    Setting("temperature 0.8", {"sampling": _WARM}),
-    Setting("temperature 1.5", {"sampling": {"temperature": 1.5}}),
-    Setting(
-        "penalties",
-        {
-            "sampling": _WARM
-            | {"repeat_penalty": 1.2, "presence_penalty": 0.2, "frequency_penalty": 0.1, "repeat_last_n": -1}
-        },
-    ),
-    Setting(
-        "logit_bias",
-        {"sampling": _WARM | {"logit_bias": {str(token): 3.0 - token % 7 for token in range(0, 4096, 13)}}},
-    ),
-    Setting("stop strings", {"sampling": _WARM, "stop": ["return", "self.", "\n\n", "the"]}),
-    Setting("json schema", {"sampling": _WARM, "grammar": {"json_schema": _JSON_SCHEMA}}, feature="grammar"),
-    Setting(
-        "regular expression",
-        {"sampling": _WARM, "grammar": {"regex": r"[a-z]+( [a-z]{1,8}){3,20}\."}},
-        feature="grammar",
-    ),
-    Setting("to 450 tokens", {"sampling": _WARM, "ignore_eos": True}, max_tokens=450, share=12),
+    *(Setting("nothing else", temperature) for temperature in TEMPERATURES),
+    *_spread("penalties", {"sampling": _PENALTIES}),
+    *_spread("logit_bias", {"sampling": {"logit_bias": _BIAS}}),
+    *_spread("stop strings", {"stop": ["return", "self.", "\n\n", "the"]}),
+    *_spread("json schema", {"grammar": _JSON}, among=2, feature="grammar"),
+    *_spread("regular expression", {"grammar": _WORDS}, among=2, place=1, feature="grammar"),
+    *_spread("to 450 tokens", {"ignore_eos": True}, among=_LONG, max_tokens=450),
 )
 
 
@@ -167,9 +189,10 @@ def prove(
         able = [d for d in drafters if d.feature is None or d.feature in features]
         found: list[Comparison] = []
         for setting in settings:
-            if setting.feature is None or setting.feature in features:
+            asked = _asked(prompts, setting)
+            if asked and (setting.feature is None or setting.feature in features):
                 at_a_time = min(slots, _AT_A_TIME)
-                found.extend(_compare(worker, engine, setting, able, _asked(prompts, setting.share), at_a_time))
+                found.extend(_compare(worker, engine, setting, able, asked, at_a_time))
                 _say(found)
         fitting = tuple(fits(worker, runtime, engine, main, seeds, at_a_time=slots)) if seeds else ()
     return Proof(engine, runtime.id, tuple(found), fitting)
@@ -219,9 +242,10 @@ def _row(key: tuple[str, str, str], found: Sequence[Comparison]) -> str:
     return f"| {' | '.join([*key, *map(str, figures)])} |\n"
 
 
-def _asked(count: int | None, share: int) -> list[tuple[str, int, str]]:
-    """The kind, place and text of every prompt that is asked."""
-    return [(kind, i, text) for kind, texts in PROOF.items() for i, text in enumerate(texts[:count]) if i % share == 0]
+def _asked(count: int | None, setting: Setting) -> list[tuple[str, int, str]]:
+    """The kind, place and text of every prompt that is asked, of the first `count` of each kind."""
+    prompts = [(kind, i, text) for kind, texts in PROOF.items() for i, text in enumerate(texts[:count])]
+    return prompts[setting.first :: setting.share]
 
 
 def _compare(
@@ -232,17 +256,21 @@ def _compare(
     asked: Sequence[tuple[str, int, str]],
     at_a_time: int,
 ) -> Iterator[Comparison]:
+    sampling = {**setting.request.get("sampling", {}), "temperature": setting.temperature}
+
     def answers(knobs: Mapping[str, Any] | None) -> list[Generated]:
         requests = [
-            {**setting.request, "sampling": {**setting.request["sampling"], "seed": seed}, "prompt": text}
+            {**setting.request, "sampling": {**sampling, "seed": seed}, "prompt": text}
             | {"max_tokens": setting.max_tokens, "draft": knobs}
             for seed, (_, _, text) in enumerate(asked)
         ]
         return worker.generate_all(requests, at_a_time)
 
-    plain = answers(None)
+    # A long prompt that is remembered may go on with other bits than one that was read just now.
+    before, plain = answers(None), answers(None)
     for drafter in drafters:
-        for (kind, place, _), without, drafted in zip(asked, plain, answers(drafter.knobs), strict=True):
+        answered = before if drafter.knobs is None else answers(drafter.knobs)
+        for (kind, place, _), without, drafted in zip(asked, plain, answered, strict=True):
             at = first_difference(without.tokens, drafted.tokens)
             record = drafted.result["acceptance"] or {"drafted": 0, "accepted": 0}
             yield Comparison(
@@ -265,7 +293,8 @@ def _pair(engine: str) -> tuple[Path, Path]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Show that a draft changes no token.")
     parser.add_argument("--engines", nargs="+", choices=[*FORMATS], default=[*FORMATS])
-    parser.add_argument("--settings", nargs="+", choices=[s.name for s in SETTINGS], help="all unless given")
+    asks = dict.fromkeys(s.asks for s in SETTINGS)
+    parser.add_argument("--settings", nargs="+", choices=[*asks], help="at their temperatures; all unless given")
     parser.add_argument("--prompts", type=int, help="of each kind; all of them unless given")
     parser.add_argument("--seeds", type=int, default=2000, help="samples for the test of the distribution; 0: no test")
     parser.add_argument("--json", type=Path, help="keep every comparison in this file")
@@ -293,7 +322,7 @@ def _proofs(options: argparse.Namespace) -> list[Proof]:
     for engine in options.engines:
         started = time.monotonic()
         runtime = selected_runtime(FORMATS[engine])
-        settings = [s for s in SETTINGS if options.settings is None or s.name in options.settings]
+        settings = [s for s in SETTINGS if options.settings is None or s.asks in options.settings]
         asked = {"prompts": options.prompts, "seeds": options.seeds, "settings": settings}
         proofs.append(prove(engine, runtime, *_pair(engine), **asked))
         print(f"{engine} took {time.monotonic() - started:.0f} s", file=sys.stderr)

@@ -67,6 +67,8 @@ class Row:
     first_token_over_peer: float | None
     gap_p50_s: float
     gap_p99_s: float
+    gap_p50_over_peer: float | None
+    gap_p99_over_peer: float | None
     acceptance: float | None
     same_text: tuple[int, int]
     """Answers equal to those of the peer without a draft (of the first contender where it is missing), of how many."""
@@ -195,8 +197,10 @@ def _row(name: str, runs: Mapping[str, Mapping[int, Run]], other_cores: float) -
         over_plain=_ratio(mine, runs.get(server), _speed),
         first_token_s=median(map(_first_token, mine.values())),
         first_token_over_peer=_ratio(mine, runs.get(peer), _first_token),
-        gap_p50_s=median(percentile(run.gaps_s, 0.5) for run in mine.values()),
-        gap_p99_s=median(percentile(run.gaps_s, 0.99) for run in mine.values()),
+        gap_p50_s=median(map(_gap_p50, mine.values())),
+        gap_p99_s=median(map(_gap_p99, mine.values())),
+        gap_p50_over_peer=_ratio(mine, runs.get(peer), _gap_p50),
+        gap_p99_over_peer=_ratio(mine, runs.get(peer), _gap_p99),
         acceptance=accepted / drafted if drafted else None,
         same_text=_same_text(mine, reference),
         spread=max(speeds) / min(speeds),
@@ -210,6 +214,14 @@ def _speed(run: Run) -> float:
 
 def _first_token(run: Run) -> float:
     return median(run.first_token_s) if run.first_token_s else math.nan
+
+
+def _gap_p50(run: Run) -> float:
+    return percentile(run.gaps_s, 0.5)
+
+
+def _gap_p99(run: Run) -> float:
+    return percentile(run.gaps_s, 0.99)
 
 
 def _ratio(mine: Mapping[int, Run], other: Mapping[int, Run] | None, of: Callable[[Run], float]) -> float | None:

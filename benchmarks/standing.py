@@ -82,16 +82,17 @@ def table(standings: Iterable[tuple[str, Standing]]) -> str:
 
 
 def cell_table(records: Sequence[Record]) -> str:
-    """Markdown: one row for each cell; speeds in tokens per second."""
+    """Markdown: one row for each cell; speeds in tokens per second, gaps between the chunks of an answer."""
     found = rows(records)
     peer = peer_of(record.contender for record in records)
     repeats: dict[Cell, set[int]] = defaultdict(set)
     for record in records:
         repeats[record.cell].add(record.repeat)
     head = (
-        f"| weights | kind | streams | temp. | {peer} | paceline | over it | first token over it | best of {peer} |"
-        " which | auto | over own no draft | over that best | accepted | repeats | others' cores |\n"
-        "|" + " --- |" * 16 + "\n"
+        f"| weights | kind | streams | temp. | {peer} | paceline | over it | first token over it |"
+        f" gap p50/p99 ms | over it | best of {peer} | which | auto | over own no draft | over that best |"
+        " its gap p50/p99 ms | accepted | repeats | others' cores |\n"
+        "|" + " --- |" * 19 + "\n"
     )
     return head + "".join(_cell(cell, mine, peer, len(repeats[cell])) for cell, mine in found.items())
 
@@ -111,11 +112,14 @@ def _cell(cell: Cell, found: Sequence[Row], peer: str, repeats: int) -> str:
         _speed(plain),
         _ratio(None if plain is None else plain.over_peer, 1.0),
         _ratio(None if plain is None else plain.first_token_over_peer, most=1.0),
+        _gaps(plain),
+        _gaps_over(plain),
         _speed(best),
         "" if best is None else best.contender.partition("+")[2] or "no draft",
         _speed(auto),
         _ratio(None if auto is None else auto.over_plain, 0.98),
         _ratio(None if auto is None else auto.over_best, 1.0),
+        _gaps(auto),
         "" if auto is None or auto.acceptance is None else f"{auto.acceptance:.2f}",
         str(repeats),
         f"{max(row.other_cores for row in found):.2f}",
@@ -125,6 +129,17 @@ def _cell(cell: Cell, found: Sequence[Row], peer: str, repeats: int) -> str:
 
 def _speed(row: Row | None) -> str:
     return "" if row is None else f"{row.tokens_per_second:.1f}"
+
+
+def _gaps(row: Row | None) -> str:
+    return "" if row is None else f"{row.gap_p50_s * 1e3:.0f}/{row.gap_p99_s * 1e3:.0f}"
+
+
+def _gaps_over(row: Row | None) -> str:
+    """No bar holds Paceline to these, so none is in bold."""
+    if row is None or row.gap_p50_over_peer is None or row.gap_p99_over_peer is None:
+        return ""
+    return f"{row.gap_p50_over_peer:.2f}x/{row.gap_p99_over_peer:.2f}x"
 
 
 def _ratio(ratio: float | None, least: float | None = None, most: float | None = None) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from paceline_worker.request import Sampling
 
 Vector = np.ndarray[Any, np.dtype[Any]]
-Tails = dict[int, list[list[int]]]
-"""Token that begins a breaker -> the tokens that complete it; none where the token holds all of it."""
-
 _LONGEST_BREAKER = 40
 _LONGEST_TAIL = 20
 _MOST_LOG = 88.7228391
@@ -29,7 +26,7 @@ _KEPT = 4
 
 
 class Breakers:
-    """What the sequence breakers are in one model's tokens. Reading them spells the whole vocabulary, so some stay."""
+    """What the sequence breakers are in one model's tokens; the last few sets of them stay known."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
@@ -37,25 +34,33 @@ class Breakers:
 
     def tails(self, breakers: tuple[str, ...]) -> Tails:
         found = self._known.pop(breakers, None)
-        if found is None:
-            found = self._read(breakers)
-        self._known[breakers] = found
+        self._known[breakers] = found = Tails(self._model, breakers) if found is None else found
         if len(self._known) > _KEPT:
             self._known.popitem(last=False)
         return found
 
-    def _read(self, breakers: Iterable[str]) -> Tails:
-        wanted = [breaker.encode("utf-8", errors="replace")[:_LONGEST_BREAKER] for breaker in breakers]
-        tails: Tails = {}
-        for token in range(self._model.n_vocab):
-            word = self._model.spell(token, special=True)
-            for breaker in wanted:
-                for tail in self._tails_after(word, breaker):
-                    if tail not in tails.setdefault(token, []):
-                        tails[token].append(tail)
-        return tails
 
-    def _tails_after(self, word: bytes, breaker: bytes) -> list[list[int]]:
+class Tails(dict[int, list[list[int]]]):
+    """Token -> how a breaker that it begins goes on: lists of tokens, an empty one where the token holds all of it.
+
+    A token is spelled when it is asked for. llama.cpp spells the whole vocabulary beforehand, which takes a second of
+    150,000 tokens here and would stop every stream.
+    """
+
+    def __init__(self, model: Model, breakers: Iterable[str]) -> None:
+        super().__init__()
+        self._model = model
+        self._breakers = [breaker.encode("utf-8", errors="replace")[:_LONGEST_BREAKER] for breaker in breakers]
+
+    def __missing__(self, token: int) -> list[list[int]]:
+        word = self._model.spell(token, special=True)
+        found: list[list[int]] = []
+        for breaker in self._breakers:
+            found.extend(tail for tail in self._after(word, breaker) if tail not in found)
+        self[token] = found
+        return found
+
+    def _after(self, word: bytes, breaker: bytes) -> list[list[int]]:
         """How a breaker goes on after a token that holds it, or ends with its beginning."""
         if not breaker:
             return []
@@ -69,8 +74,11 @@ class Breakers:
 class Dry:
     """The penalties for one output."""
 
-    def __init__(self, sampling: Sampling, n_ctx: int, history: Sequence[int], tails: Tails) -> None:
-        """`history`: the prompt; a `dry_penalty_last_n` of -1 means all of the context."""
+    def __init__(
+        self, sampling: Sampling, n_ctx: int, history: Sequence[int], tails: Mapping[int, list[list[int]]]
+    ) -> None:
+        """`history`: the prompt; a `dry_penalty_last_n` of -1 means all of the context. `tails`: as `Tails`, for any
+        token."""
         self._multiplier, self._base = sampling.dry_multiplier, sampling.dry_base
         self._allowed = sampling.dry_allowed_length
         self._window = min(n_ctx, sampling.dry_penalty_last_n) if sampling.dry_penalty_last_n >= 0 else n_ctx
@@ -90,7 +98,7 @@ class Dry:
     def penalties(self) -> tuple[Vector, Vector]:
         """Tokens that would continue a repetition, and what is to be taken from their logits."""
         lengths = self._lengths() if self._base >= 1 else {}
-        tokens = [token for token in lengths if [] not in self._tails.get(token, ())]
+        tokens = [token for token in lengths if [] not in self._tails[token]]
         excess = np.array([lengths[token] - self._allowed for token in tokens], dtype=np.float64)
         if self._most:
             excess = np.minimum(excess, self._most)
@@ -127,7 +135,7 @@ class Dry:
         for back, token in enumerate(text):
             lengths = [
                 len(tail)
-                for tail in self._tails.get(token, ())
+                for tail in self._tails[token]
                 if len(tail) <= back and tail == text[back - len(tail) : back][::-1]
             ]
             if lengths:

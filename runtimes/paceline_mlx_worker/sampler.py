@@ -33,7 +33,7 @@ _FIRST_LOOK = 256
 
 
 class Samplers(primitives.Samplers["Context"]):
-    """Makes the samplers of one model; keeps what is dear to make, DRY's reading of its vocabulary."""
+    """Makes the samplers of one model; keeps what DRY has read of its vocabulary."""
 
     def __init__(self, model: Model, n_ctx: int) -> None:
         self._model = model

@@ -18,6 +18,7 @@ from paceline_worker.request import GenerateRequest
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+    from paceline_worker.embedding import Embedding
     from paceline_worker.grammar import Matcher
 
 
@@ -101,9 +102,14 @@ class Backend(ABC):
     def detokenize(self, tokens: Sequence[int]) -> bytes:
         """The bytes of the tokens."""
 
-    def embed(self, inputs: Sequence[str], progress: Callable[[float], None]) -> tuple[list[list[float]], int]:
-        """One vector per input, in their order, and the number of tokens read.
-
-        `progress` is called before the first batch and after each, and raises when the request was cancelled.
-        """
+    def open_embedding(self, inputs: Sequence[str]) -> Embedding:
+        """Begin a request for one vector per input: tokenize, check that each can be read. Computes nothing yet."""
         raise Fault("unsupported", f"the {self.engine} worker makes no embeddings")
+
+    def joins(self, embeddings: Sequence[Embedding]) -> bool:
+        """Whether a further request may join these in their next batch."""
+        return not embeddings
+
+    def embed(self, embeddings: Sequence[Embedding]) -> None:
+        """Compute one batch of the texts that these requests have left, those of the first ones first."""
+        raise NotImplementedError

@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Generic
 
 from paceline_worker.passes import usual_seconds
 from paceline_worker.primitives import ContextT, ModelT
+from paceline_worker.speculation import READ_AT_ONCE
 
 if TYPE_CHECKING:
     from paceline_worker.decoding import Decoding
     from paceline_worker.lanes import Lanes
     from paceline_worker.speculation import Round
-
-_CHUNK = 128
-"""Tokens that it reads in a step while it catches up: running generations wait no longer than these take."""
 
 
 class Drafter(Generic[ContextT, ModelT]):
@@ -97,7 +95,7 @@ class Drafter(Generic[ContextT, ModelT]):
         lanes = self._lanes
         lanes.begin()
         for sequence in sequences:
-            if 1 < len(sequence.unread) <= min(_CHUNK, lanes.left):
+            if 1 < len(sequence.unread) <= min(READ_AT_ONCE, lanes.left):
                 lanes.add(sequence.lane, sequence.unread[:-1], outputs=0)
                 sequence.unread = sequence.unread[-1:]
         lanes.decode()
@@ -110,7 +108,7 @@ class Drafter(Generic[ContextT, ModelT]):
         counts = {}
         room = self._lanes.left - len(sequences)
         for sequence in sequences:
-            count = counts[sequence.lane] = min(len(sequence.unread), _CHUNK, 1 + room)
+            count = counts[sequence.lane] = min(len(sequence.unread), READ_AT_ONCE, 1 + room)
             room -= count - 1
         return counts
 

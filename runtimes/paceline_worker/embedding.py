@@ -1,10 +1,11 @@
-"""Requests for embeddings: texts to batches, batches to vectors of length 1, with a look at the request in between."""
+"""Requests for embeddings: texts to batches, which requests share, and batches to vectors of length 1."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Generic
 
 from paceline_worker.primitives import ModelT
@@ -15,6 +16,25 @@ BATCH_TOKENS = 512
 
 Texts = Sequence[Sequence[int]]
 """The tokens of each text."""
+
+
+@dataclass
+class Embedding:
+    """One request on its way."""
+
+    texts: Texts
+    vectors: list[list[float]] = field(default_factory=list)
+    """Of the first so many texts, each of length 1."""
+
+    @property
+    def left(self) -> int:
+        """Texts that have no vector yet."""
+        return len(self.texts) - len(self.vectors)
+
+    @property
+    def tokens(self) -> int:
+        """Of all texts."""
+        return sum(map(len, self.texts))
 
 
 class Embedder(ABC, Generic[ModelT]):
@@ -37,11 +57,8 @@ class Embedder(ABC, Generic[ModelT]):
     def close(self) -> None:
         self.model.close()
 
-    def embed(self, inputs: Sequence[str], progress: Callable[[float], None]) -> tuple[list[list[float]], int]:
-        """One vector of length 1 per input, in their order, and the number of tokens read.
-
-        `progress` is told between batches, and may raise to end it there.
-        """
+    def open(self, inputs: Sequence[str]) -> Embedding:
+        """Begin a request: tokenize its texts and check that each can be read. Computes nothing yet."""
         texts = [self.model.tokenize(text, add_special=True) for text in inputs]
         for i, tokens in enumerate(texts):
             if not tokens:
@@ -53,24 +70,29 @@ class Embedder(ABC, Generic[ModelT]):
                     prompt_tokens=len(tokens),
                     context_length=self.n_ctx,
                 )
-        vectors: list[list[float]] = []
-        progress(0.0)
-        for batch in self._batches(texts):
-            for pooled in self.compute(batch):
-                length = math.hypot(*pooled) or 1.0
-                vectors.append([number / length for number in pooled])
-            progress(len(vectors) / len(texts))
-        return vectors, sum(map(len, texts))
+        return Embedding(texts)
 
-    def _batches(self, texts: Texts) -> Iterator[Texts]:
-        """The texts in their order, as many at a time as are computed together."""
-        batch: list[Sequence[int]] = []
-        for text in texts:
-            grown = [*batch, text]
-            cost = len(grown) * max(map(len, grown)) if self.pads else sum(map(len, grown))
-            if batch and (len(grown) > self.batch_texts or cost > min(BATCH_TOKENS, self.n_ctx)):
-                yield batch
-                grown = [text]
-            batch = grown
-        if batch:
-            yield batch
+    def joins(self, embeddings: Sequence[Embedding]) -> bool:
+        """Whether texts of a further request may join these requests' in their next batch."""
+        return sum(embedding.left for embedding in embeddings) < self.batch_texts
+
+    def step(self, embeddings: Sequence[Embedding]) -> None:
+        """Compute one batch of what is left: the first request's texts, then the next one's, as many as fit."""
+        batch = self._together((e, text) for e in embeddings for text in e.texts[len(e.vectors) :])
+        if not batch:
+            return
+        for (embedding, _), pooled in zip(batch, self.compute([text for _, text in batch]), strict=True):
+            length = math.hypot(*pooled) or 1.0
+            embedding.vectors.append([number / length for number in pooled])
+
+    def _together(self, waiting: Iterator[tuple[Embedding, Sequence[int]]]) -> list[tuple[Embedding, Sequence[int]]]:
+        """The first of them, in their order, as many as are computed together."""
+        batch: list[tuple[Embedding, Sequence[int]]] = []
+        tokens = longest = 0
+        for embedding, text in waiting:
+            tokens, longest = tokens + len(text), max(longest, len(text))
+            cost = (len(batch) + 1) * longest if self.pads else tokens
+            if batch and (len(batch) >= self.batch_texts or cost > min(BATCH_TOKENS, self.n_ctx)):
+                break
+            batch.append((embedding, text))
+        return batch

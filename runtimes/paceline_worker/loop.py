@@ -3,7 +3,8 @@
 A generation is advanced step by step; between two steps the engine's thread looks at what was cancelled and what
 arrived. Loading and unloading wait until the running generations are done, and nothing that came after them starts
 before, so requests take effect in the order they came. A generation whose grammar is still being compiled, on a thread
-of its own, has its slot already, and what came later may begin before it in another.
+of its own, has its slot already, and what came later may begin before it in another. Texts to embed are computed batch
+by batch, those of several requests together where there is room.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from paceline_worker.backend import Backend, Generation, LoadRequest
+from paceline_worker.backend import Backend, Generation
+from paceline_worker.loading import parse_load, parse_role
 from paceline_worker.output import StopReason
 from paceline_worker.protocol import INTERNAL_ERROR, METHOD_NOT_FOUND, VERSION, Fault, Wire
 from paceline_worker.request import GenerateRequest, parse_generate
@@ -26,6 +28,7 @@ from paceline_worker.request import GenerateRequest, parse_generate
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+    from paceline_worker.embedding import Embedding
     from paceline_worker.grammar import Matcher
 
 _BARRIERS = ("load", "unload")
@@ -71,6 +74,13 @@ class _Running:
     reported: int = 0
 
 
+@dataclass
+class _Embedding:
+    job: _Job
+    embedding: Embedding
+    tell: Callable[[float], None]
+
+
 class _Engine:
     def __init__(self, wire: Wire, make_backend: Callable[[], Backend]) -> None:
         self._wire = wire
@@ -79,8 +89,10 @@ class _Engine:
         self._waiting: deque[_Job] = deque()
         self._preparing: list[_Preparing] = []
         self._starting: _Job | None = None
-        """The generation that the engine's thread is about to begin, or the embedding that it computes."""
+        """The generation or embedding that the engine's thread is about to begin."""
         self._running: list[_Running] = []
+        self._embedding: list[_Embedding] = []
+        """Requests whose texts share batches, in the order they came."""
         self._cancelled: set[Any] = set()
         self._slots = 1
         self._queue = _WAITING_PER_SLOT
@@ -91,11 +103,8 @@ class _Engine:
         """Take one request; answers at once what must not wait for the engine."""
         if method == "health":
             with self._wake:
-                running = [r.job.id for r in self._running]
+                running = [r.job.id for r in self._begun()]
                 waiting = [job.id for job in self._pending()]
-                if self._starting is not None and self._starting.method == "embed":
-                    waiting.remove(self._starting.id)
-                    running.append(self._starting.id)
             state = "busy" if running or waiting else "idle"
             self._wire.answer(request_id, {"state": state, "running": running, "waiting": waiting})
         elif method == "cancel":
@@ -118,7 +127,7 @@ class _Engine:
 
     def _overload(self) -> Fault | None:
         """Why no further request may wait; those that find a free slot are not counted."""
-        waiting = sum(job.method in _QUEUED for job in self._pending()) + len(self._running) - self._slots
+        waiting = sum(job.method in _QUEUED for job in self._pending()) + len(self._begun()) - self._slots
         if waiting < self._queue:
             return None
         return Fault(
@@ -133,6 +142,9 @@ class _Engine:
         """What does not run yet, in the order it came."""
         starting = [] if self._starting is None else [self._starting]
         return [*(p.job for p in self._preparing), *starting, *self._waiting]
+
+    def _begun(self) -> list[_Running | _Embedding]:
+        return [*self._running, *self._embedding]
 
     def _cancel(self, target: int) -> None:
         with self._wake:
@@ -149,7 +161,7 @@ class _Engine:
                     self._wake.notify()  # its slot is free
                     return
             starting = self._starting is not None and self._starting.id == target
-            if starting or any(r.job.id == target for r in self._running):
+            if starting or any(r.job.id == target for r in self._begun()):
                 self._cancelled.add(target)
 
     # --- the engine's thread ---------------------------------------------------------------------------------------
@@ -161,6 +173,8 @@ class _Engine:
                 self._admit()
                 if self._running:
                     self._step()
+                if self._embedding:
+                    self._embed_batch()
         except BaseException:
             # Whatever broke the engine's thread leaves its state unknown: the host replaces the process.
             traceback.print_exc()
@@ -174,8 +188,8 @@ class _Engine:
         where none ran, also at what came meanwhile for the other slots.
         """
         with self._wake:
-            idle = not self._running
-            while (found := self._next()) is None and not self._running:
+            idle = not self._begun()
+            while (found := self._next()) is None and not self._begun():
                 self._wake.wait()
             left = len(self._waiting) + len(self._preparing)
             if idle:
@@ -184,11 +198,8 @@ class _Engine:
             job = found.job if isinstance(found, _Preparing) else found
             try:
                 self._start(found)
-            except Fault as fault:
-                self._refuse(job, fault)
             except Exception as error:
-                traceback.print_exc()
-                self._refuse(job, Fault("engine_failed", f"{type(error).__name__}: {error}", code=INTERNAL_ERROR))
+                self._refuse(job, _fault(error))
             with self._wake:
                 found = self._next() if left else None
             left -= 1
@@ -202,15 +213,20 @@ class _Engine:
                 return preparing
         for i, job in enumerate(self._waiting):
             if job.method in _BARRIERS:
-                if self._running or self._preparing or i > 0:
+                if self._begun() or self._preparing or i > 0:
                     return None
-            elif job.method == "generate" and len(self._running) + len(self._preparing) >= self._backend.slots:
+            elif not self._has_place(job):
                 continue
             del self._waiting[i]
             if job.method in _QUEUED:
                 self._starting = job
             return job
         return None
+
+    def _has_place(self, job: _Job) -> bool:
+        if job.method == "generate":
+            return len(self._running) + len(self._preparing) < self._backend.slots
+        return job.method != "embed" or self._backend.joins([e.embedding for e in self._embedding])
 
     def _start(self, found: _Job | _Preparing) -> None:
         if isinstance(found, _Preparing):
@@ -223,6 +239,8 @@ class _Engine:
                 self._open(found, request, None if grammar is None else grammar.result())
             else:
                 self._await(_Preparing(found, request, grammar))
+        elif found.method == "embed":
+            self._open_embedding(found)
         else:
             self._wire.answer(found.id, getattr(self, "_" + found.method)(found))
 
@@ -324,6 +342,45 @@ class _Engine:
             },
         )
 
+    # --- embeddings ------------------------------------------------------------------------------------------------
+
+    def _open_embedding(self, job: _Job) -> None:
+        inputs = job.params.get("inputs")
+        if not isinstance(inputs, list) or not all(isinstance(t, str) for t in inputs):
+            raise Fault.invalid("inputs", "inputs must be an array of strings")
+        opened = _Embedding(job, self._backend.open_embedding(inputs), self._telling(job))
+        with self._wake:
+            self._embedding.append(opened)
+            self._starting = None
+        opened.tell(0.0)
+
+    def _embed_batch(self) -> None:
+        with self._wake:
+            ended = [e for e in self._embedding if e.job.id in self._cancelled]
+            self._cancelled.clear()
+        for each in ended:
+            self._end_embedding(each, Fault("cancelled", "cancelled while it was embedded"))
+        try:
+            self._backend.embed([e.embedding for e in self._embedding])
+        except Exception as error:
+            fault = _fault(error)
+            for each in list(self._embedding):
+                self._end_embedding(each, fault)
+        for each in list(self._embedding):
+            embedding = each.embedding
+            each.tell(1.0 - embedding.left / max(len(embedding.texts), 1))
+            if not embedding.left:
+                self._end_embedding(each)
+
+    def _end_embedding(self, ended: _Embedding, fault: Fault | None = None) -> None:
+        with self._wake:
+            self._embedding.remove(ended)
+        if fault is not None:
+            self._wire.fail(ended.job.id, fault)
+        else:
+            embedding = ended.embedding
+            self._wire.answer(ended.job.id, {"embeddings": embedding.vectors, "prompt_tokens": embedding.tokens})
+
     # --- requests that are answered in one go ----------------------------------------------------------------------
 
     def _initialize(self, job: _Job) -> dict[str, Any]:
@@ -342,20 +399,7 @@ class _Engine:
         }
 
     def _load(self, job: _Job) -> dict[str, Any]:
-        role = _role(job.params)
-        path = job.params.get("path")
-        if not isinstance(path, str):
-            raise Fault.invalid("path", "path must be a string")
-        options = job.params.get("options") or {}
-        if not isinstance(options, dict):
-            raise Fault.invalid("options", f"options must be an object, not {options!r}")
-        queue = _queue(options) if role == "main" else None
-        request = LoadRequest(
-            path=path,
-            context_length=_positive(job.params, "context_length"),
-            threads=_positive(job.params, "threads"),
-            options={name: value for name, value in options.items() if role != "main" or name != "queue"},
-        )
+        role, request, queue = parse_load(job.params)
         started = time.monotonic()
         result = self._backend.load(role, request, self._telling(job))
         if role == "main":
@@ -365,7 +409,7 @@ class _Engine:
         return {**result, "load_s": time.monotonic() - started}
 
     def _unload(self, job: _Job) -> dict[str, Any]:
-        self._backend.unload(_role(job.params))
+        self._backend.unload(parse_role(job.params))
         return {}
 
     def _tokenize(self, job: _Job) -> dict[str, Any]:
@@ -380,25 +424,6 @@ class _Engine:
             raise Fault.invalid("tokens", "tokens must be an array of token ids")
         return {"text": self._backend.detokenize(tokens).decode("utf-8", errors="replace")}
 
-    def _embed(self, job: _Job) -> dict[str, Any]:
-        inputs = job.params.get("inputs")
-        if not isinstance(inputs, list) or not all(isinstance(t, str) for t in inputs):
-            raise Fault.invalid("inputs", "inputs must be an array of strings")
-        tell = self._telling(job)
-
-        def between_batches(fraction: float) -> None:
-            with self._wake:
-                if job.id in self._cancelled:
-                    self._cancelled.remove(job.id)
-                    raise Fault("cancelled", "cancelled while it was embedded")
-            tell(fraction)
-
-        vectors, prompt_tokens = self._backend.embed(inputs, between_batches)
-        with self._wake:
-            self._starting = None
-            self._cancelled.discard(job.id)
-        return {"embeddings": vectors, "prompt_tokens": prompt_tokens}
-
     def _telling(self, job: _Job) -> Callable[[float], None]:
         """What tells the host how much of a request is done, each percent once."""
         told = -1.0
@@ -412,28 +437,13 @@ class _Engine:
         return progress
 
 
+def _fault(error: Exception) -> Fault:
+    """What a request is told of an error."""
+    if isinstance(error, Fault):
+        return error
+    traceback.print_exception(error)
+    return Fault("engine_failed", f"{type(error).__name__}: {error}", code=INTERNAL_ERROR)
+
+
 def _never_began() -> Fault:
     return Fault("cancelled", "cancelled before it began")
-
-
-def _role(params: Mapping[str, Any]) -> str:
-    role = params.get("role")
-    if role not in ("main", "draft"):
-        raise Fault.invalid("role", f"role must be main or draft, not {role!r}")
-    return str(role)
-
-
-def _queue(options: Mapping[str, Any]) -> int | None:
-    value = options.get("queue")
-    if value is not None and (type(value) is not int or value < 0):
-        raise Fault.invalid("options.queue", f"queue must be a whole number from 0, not {value!r}")
-    return value
-
-
-def _positive(params: Mapping[str, Any], name: str) -> int | None:
-    value = params.get(name)
-    if value is None:
-        return None
-    if type(value) is not int or value < 1:
-        raise Fault.invalid(name, f"{name} must be a positive whole number")
-    return value

@@ -14,7 +14,7 @@ from paceline_worker.protocol import Fault
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from paceline_worker.embedding import Embedder
+    from paceline_worker.embedding import Embedder, Embedding
     from paceline_worker.grammar import Matcher
     from paceline_worker.request import GenerateRequest
     from paceline_worker.stepping import Stepper
@@ -85,11 +85,18 @@ class PairBackend(Backend, Generic[ContextT, ModelT]):
         check_tokens(tokens, model.n_vocab, "tokens")
         return b"".join(model.spell(token, special=True) for token in tokens)
 
-    def embed(self, inputs: Sequence[str], progress: Callable[[float], None]) -> tuple[list[list[float]], int]:
+    def open_embedding(self, inputs: Sequence[str]) -> Embedding:
         if self._embedder is None:
             self.loaded()
             raise Fault("unsupported", "the loaded model generates text; load an embedding model")
-        return self._embedder.embed(inputs, progress)
+        return self._embedder.open(inputs)
+
+    def joins(self, embeddings: Sequence[Embedding]) -> bool:
+        return self._embedder is None or self._embedder.joins(embeddings)
+
+    def embed(self, embeddings: Sequence[Embedding]) -> None:
+        assert self._embedder is not None
+        self._embedder.step(embeddings)
 
     def loaded(self) -> Stepper[ContextT, ModelT]:
         """The models that generate. Raises Fault when there are none."""

@@ -86,7 +86,15 @@ RUNTIME = Runtime(
     Path("/runtimes/x"),
     Path("/runtimes/x/python"),
 )
-RECORD = AcceptanceRecord(drafted=7, accepted=4, rejected=2, ignored=1, rounds=2)
+RECORD = AcceptanceRecord(
+    drafted=7,
+    accepted=4,
+    rejected=2,
+    ignored=1,
+    rounds=2,
+    drafted_per_position=(2, 2, 2),
+    accepted_per_position=(2, 1, 1),
+)
 
 
 def batch(*pieces: tuple[str, bool] | str) -> TokenBatch:

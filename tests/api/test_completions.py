@@ -240,6 +240,7 @@ def test_the_acceptance_record(client, serving, events, stream):
     assert stats["rejected_draft_tokens_count"] == 2
     assert stats["ignored_draft_tokens_count"] == 1
     assert stats["mean_accepted_length"] == 2.0
+    assert stats["longest_verified_draft"] == 3
     assert usage["completion_tokens_details"] == {"accepted_prediction_tokens": 4, "rejected_prediction_tokens": 2}
 
 

@@ -1,6 +1,7 @@
 """A short form of the proof runs here; comparing, counting and the test of the distribution on known figures."""
 
 import json
+from collections import defaultdict
 from dataclasses import replace
 
 import numpy as np
@@ -29,18 +30,35 @@ def pair(request, bench, tmp_path):
 
 
 def test_no_drafter_changes_a_token(lossless, pair):
-    # MLX computes 16 bits slowly on a CPU.
-    names = (
-        ["temperature 0.8", "penalties"] if pair[0] == "mlx" else [s.name for s in lossless.SETTINGS if s.share == 1]
-    )
-    short = [replace(s, max_tokens=12) for s in lossless.SETTINGS if s.name in names]
-    drafters = [d for d in lossless.DRAFTERS if "automatic" not in d.name]
-    proof = lossless.prove(*pair, prompts=1, seeds=0, settings=short, drafters=drafters)
+    combinations = [s for s in lossless.SETTINGS if s.asks != "to 450 tokens"]
+    assert {s.temperature for s in combinations if s.asks == "penalties"} == {0.0, 0.8, 1.5}
+    if pair[0] == "mlx":  # it computes 16 bits slowly on a CPU
+        combinations = combinations[1::4]
+    # Of two prompts of each kind every combination gets one.
+    short = [replace(s, max_tokens=12, share=8, first=n % 8) for n, s in enumerate(combinations)]
+    proof = lossless.prove(*pair, prompts=2, seeds=0, settings=short)
+    assert {c.setting for c in proof.comparisons} == {s.name for s in combinations}
     assert [c for c in proof.comparisons if c.first_difference is not None] == []
-    took_part = {c.drafter for c in proof.comparisons} - {"none, again"}
-    assert "draft, 4 tokens" in took_part
-    for name in took_part:
+    drafters = {c.drafter for c in proof.comparisons} - {"none, before"}
+    assert drafters == {d.name for d in lossless.DRAFTERS} - {"none, before"}
+    for name in drafters:
         assert sum(c.accepted for c in proof.comparisons if c.drafter == name) > 0, f"{name} showed nothing"
+
+
+def test_every_setting_is_asked_of_each_prompt_at_one_temperature_or_at_all(lossless):
+    asked = defaultdict(list)
+    for setting in lossless.SETTINGS:
+        asked[setting.asks].append({(kind, place) for kind, place, _ in lossless._asked(None, setting)})
+    everything = set().union(*asked["nothing else"])
+    assert asked.pop("nothing else") == [everything] * 3
+    assert len(everything) >= 200
+    grammars = asked.pop("json schema") + asked.pop("regular expression")
+    long = asked.pop("to 450 tokens")
+    assert sum(map(len, long)) == len(set().union(*long)) >= len(everything) / 12
+    for shares in (grammars, *asked.values()):
+        assert sum(map(len, shares)) == len(set().union(*shares)) == len(everything)
+        assert min(map(len, shares)) >= len(everything) // len(shares)
+        assert all({kind for kind, _ in share} == {kind for kind, _ in everything} for share in shares)
 
 
 @pytest.mark.parametrize("pair", [pytest.param("llama.cpp", marks=pytest.mark.runtime)], indirect=True)

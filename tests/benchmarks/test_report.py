@@ -26,8 +26,10 @@ def client(bench):
 def record(report, client):
     """A run of two equal answers: `record("paceline", repeat, seconds)`."""
 
-    def make(contender, repeat, wall_s, *, tokens=50, first=0.1, drafted=0, accepted=0, text="x", other_cores=0.0):
-        arrivals = tuple(first + 0.01 * i for i in range(5))
+    def make(
+        contender, repeat, wall_s, *, tokens=50, first=0.1, gap=0.01, drafted=0, accepted=0, text="x", other_cores=0.0
+    ):
+        arrivals = tuple(first + gap * i for i in (0, 1, 2, 3, 6))
         answer = client.Answer(arrivals, arrivals[-1], text, tokens, drafted, accepted)
         cell = report.Cell("F16", "code", 1, 0.0)
         return report.Record(cell, contender, repeat, client.Run(wall_s, (answer, answer)), other_cores)
@@ -216,10 +218,19 @@ def test_the_peer_is_built_as_the_runtime_was(bench):
 def test_one_row_says_how_a_cell_stands(bench, record):
     standing = bench("standing")
     walls = {"paceline": 2.02, "llama-server": 2.0, "llama-server+n3p0": 1.0, "paceline+auto": 1.25}
-    records = [record(name, 0, wall) for name, wall in walls.items()]
-    cells = [c.strip() for c in standing.cell_table(records).splitlines()[2].strip("|").split("|")]
+    records = [record(name, 0, wall, gap=0.02 if name == "paceline" else 0.04) for name, wall in walls.items()]
+    head, _, *lines = standing.cell_table(records).splitlines()
+    names, cells = ([c.strip() for c in line.strip("|").split("|")] for line in (head, lines[0]))
+    assert len(names) == len(cells)
     assert cells[4:7] == ["50.0", "49.5", "0.99x"]
-    assert cells[8:13] == ["100.0", "n3p0", "80.0", "1.62x", "**0.80x**"]
+    assert (names[8], *cells[8:10]) == ("gap p50/p99 ms", "20/60", "0.50x/0.50x")
+    assert cells[10:15] == ["100.0", "n3p0", "80.0", "1.62x", "**0.80x**"]
+    assert (names[15], cells[15]) == ("its gap p50/p99 ms", "40/120")
+
+
+def test_gaps_over_the_peer_s_are_left_out_where_it_was_not_measured(bench, record):
+    line = bench("standing").cell_table([record("paceline", 0, 1.0)]).splitlines()[2]
+    assert [c.strip() for c in line.strip("|").split("|")][8:10] == ["10/30", ""]
 
 
 def test_bars_are_counted_and_the_worst_place_is_named(bench, record):

@@ -12,15 +12,18 @@ import json
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from paceline_worker.request import DraftKnobs
-from paceline_worker.speculation import AUTOMATIC, Controller
+from paceline_worker.speculation import AUTOMATIC, READ_AT_ONCE, Controller, Round, Stream
 
 TRACES = Path(__file__).parent / "data" / "acceptance-traces.json.gz"
 WRONG = -1
 """Stands for a drafted token that the main model refuses."""
+_BATCH = 512
+"""Tokens that the draft model reads in a pass."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class Machine:
-    """True costs in units of a plain step: T(n) by size, and a draft step."""
+    """True costs in units of a plain step: T(n) by size, a draft step, and each further token that it reads in one."""
 
     name: str
     verify: Callable[[int], float]
@@ -109,6 +112,24 @@ def curve(points: dict[int, float]) -> Callable[[int], float]:
     return at
 
 
+FIXED_LENGTHS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16)
+MACHINES = {
+    machine.name: machine
+    for machine in (
+        # Measured: a model of 1 B parameters on two CPU cores.
+        Machine("1b-f16", curve({1: 1, 2: 1.99, 4: 2.76, 8: 2.89, 16: 4.48}), 0.02, 0.0007),
+        Machine("1b-f16-quiet", curve({1: 1, 3: 1.52, 4: 1.62, 5: 1.72, 6: 1.8, 8: 2.3, 16: 4.0}), 0.02, 0.0007),
+        Machine("1b-q8_0", curve({1: 1, 4: 1.86, 8: 2.85, 16: 4.73}), 0.03, 0.0008),
+        Machine("1b-q4_k_m", curve({1: 1, 4: 2.94, 8: 6.17, 16: 12.6}), 0.04, 0.0016),
+        # Measured: the sample main model, hardly dearer than its draft.
+        Machine("7m", curve({1: 1, 2: 1.5, 3: 1.55, 4: 1.9, 5: 3.6, 8: 5.4, 16: 11.0}), 0.3, 0.01),
+        # Invented: a GPU, and a curve of plateaus.
+        Machine("flat", curve({1: 1, 16: 1.1, 64: 1.6}), 0.1, 0.002),
+        Machine("steps", lambda n: 1.0 if n <= 1 else 1.25 if n <= 4 else 1.5 if n <= 8 else 2.4, 0.05, 0.005),
+    )
+}
+
+
 def read_traces(draft: str, temperature: float | None = None, kind: str | None = None) -> list[Trace]:
     """The recorded traces of one draft (`good`, `weak`, `bad`)."""
     traces = []
@@ -146,31 +167,25 @@ def make_trace(rng: random.Random, length: int, rate: Callable[[int], float], sh
     return Trace(tuple(range(1000, 1000 + length)), tuple(confidence), tuple(agreed), beyond)
 
 
-def ride_fixed(traces: list[Trace], machine: Machine, k: int, least: float = 0.0) -> Ride:
-    """Always draft k tokens, or until the draft's confidence falls below `least`. True costs, no noise."""
-    ride = Ride()
-    for trace in traces:
-        q = 0
-        while q < len(trace.output):
-            steps = kept = 0
-            while kept < min(k, len(trace.output) - 1 - q):
-                steps += 1
-                found = trace.drafted(q, kept) or (WRONG, 0.5)
-                if found[1] < least:
-                    break
-                kept += 1
-            accepted = trace.accepted(q, kept)
-            ride.book(accepted + 1, steps * machine.draft_step + machine.verify(1 + kept))
-            ride.drafted += steps
-            ride.verified += kept
-            ride.accepted += accepted
-            q += accepted + 1
-    return ride
+def bounded(least: float) -> DraftKnobs:
+    """What a request asks for that sets a least probability alone."""
+    return replace(AUTOMATIC, min_probability=least)
 
 
-def ride(
-    traces: list[Trace],
+def with_prompts(traces: Sequence[Trace], tokens: int) -> list[Trace]:
+    """The same outputs after prompts of so many tokens, at least as many as they have."""
+    return [replace(t, prompt=(-2,) * (tokens - len(t.prompt)) + t.prompt) for t in traces]
+
+
+def ride(traces: Sequence[Trace], machine: Machine, fixed: int | None = None, **how: Any) -> Ride:
+    """One sequence, its traces one request each; otherwise as `ride_together`."""
+    return ride_together([traces], machine, fixed, **how)
+
+
+def ride_together(
+    lanes: Sequence[Sequence[Trace]],
     machine: Machine,
+    fixed: int | None = None,
     *,
     controller: Controller | None = None,
     knobs: DraftKnobs = AUTOMATIC,
@@ -178,84 +193,67 @@ def ride(
     lookup: bool = False,
     seed: int = 0,
     scale: float = 0.05,
-) -> Ride:
-    """The controller over the traces, one request each; it sees noisy times, `scale` seconds per plain step."""
-    controller = controller or Controller()
-    rng = random.Random(seed)
-    done = Ride()
-    for trace in traces:
-        stream = controller.open(knobs, trace.prompt, model=model, lookup=lookup)
-        q, read = 0, -len(trace.prompt)
-        while q < len(trace.output):
-            step = controller.plan([(stream, len(trace.output) - 1 - q, q - read + 1)])
-            steps, on = 0, step.wants()
-            while on:
-                token, confidence = trace.drafted(q, steps) or (WRONG, 0.5)
-                steps += 1
-                on = step.offer(token, confidence)
-            proposal = step.proposals()[0]
-            accepted = 0
-            while accepted < len(proposal) and proposal[accepted] == trace.output[q + accepted]:
-                accepted += 1
-            draft_true = 0.0
-            if steps:
-                draft_true = steps * machine.draft_step + max(0, q - read - 1) * machine.draft_read
-                read = q + trace.accepted(q, min(steps, accepted))
-            verify_true = machine.verify(1 + len(proposal))
-            for token in trace.output[q : q + accepted + 1]:
-                stream.extend(token)
-            step.settle(
-                [trace.output[q : q + accepted + 1]],
-                scale * draft_true * machine.blur(rng),
-                scale * verify_true * machine.blur(rng),
-            )
-            done.book(accepted + 1, draft_true + verify_true)
-            done.drafted += steps
-            done.verified += len(proposal)
-            done.accepted += accepted
-            q += accepted + 1
-    return done
-
-
-def ride_together(
-    lanes: list[list[Trace]],
-    machine: Machine,
-    fixed: int | None = None,
-    *,
-    controller: Controller | None = None,
-    seed: int = 0,
+    max_tokens: int | None = None,
     to_the_end: bool = False,
 ) -> Ride:
     """Several sequences in one batch, each lane its traces one after the other, until the first lane is done.
 
-    The controller decides, or each drafts `fixed` tokens; `to_the_end`: until all are done, in an ever smaller batch.
+    The controller decides and sees noisy times, `scale` seconds per plain step, or each sequence drafts `fixed` tokens.
+    A draft model first reads what it has missed, as `paceline_worker.drafting` does. `max_tokens`: what every request
+    asks for, though its answer ends earlier; the answer's length, if not given. `to_the_end`: until all lanes are done,
+    in an ever smaller batch.
     """
     controller, rng, done = controller or Controller(), random.Random(seed), Ride()
-    now = [_Place(lane[0], controller, lane[1:]) for lane in lanes]
+
+    def opened(trace: Trace, following: Sequence[Trace]) -> _Place:
+        return _Place(trace, controller.open(knobs, trace.prompt, model=model, lookup=lookup), following)
+
+    now = [opened(lane[0], lane[1:]) for lane in lanes]
     while now:
-        rooms = [len(p.trace.output) - 1 - p.at for p in now]
-        step = controller.plan([(p.stream, room, 1) for p, room in zip(now, rooms, strict=True)])
-        steps = 0
-        while wanting := step.wanting() if fixed is None else []:
-            for i in wanting:
-                step.offer(*(now[i].trace.drafted(now[i].at, steps) or (WRONG, 0.5)), i)
-            steps += 1
-        lengths = [len(p) for p in step.proposals()] if fixed is None else [min(fixed, room) for room in rooms]
-        steps = max(steps, *lengths)
-        accepted = [p.trace.accepted(p.at, length) for p, length in zip(now, lengths, strict=True)]
-        draft = steps * machine.draft_step
-        verify = machine.together(lengths, 1 + max(lengths) if fixed is not None else step.rows)
-        if fixed is None:
-            emitted = [p.trace.output[p.at : p.at + n + 1] for p, n in zip(now, accepted, strict=True)]
-            step.settle(emitted, 0.05 * draft * machine.blur(rng), 0.05 * verify * machine.blur(rng))
-        done.book(sum(accepted) + len(now), draft + verify)
+        seats = [(p.stream, (max_tokens or len(p.trace.output)) - 1 - p.at, p.lag) for p in now]
+        round_ = controller.plan(seats) if fixed is None else _Fixed([min(fixed, room) for _, room, _ in seats])
+        draft = _draft(round_, now, machine, done)
+        proposals = round_.proposals()
+        lengths = [len(proposal) for proposal in proposals]
+        accepted = [p.agreeing(proposal) for p, proposal in zip(now, proposals, strict=True)]
+        verify = machine.together(lengths, round_.rows)
+        if isinstance(round_, _Fixed):
+            verify = min(verify, machine.together(lengths, 0))
+        emitted = [p.advance(n) for p, n in zip(now, accepted, strict=True)]
+        if isinstance(round_, Round):
+            round_.settle(emitted, scale * draft * machine.blur(rng), scale * verify * machine.blur(rng))
+        done.book(sum(map(len, emitted)), draft + verify)
         done.verified += sum(lengths)
-        for place, n in zip(now, accepted, strict=True):
-            place.advance(n + 1, controller)
+        done.accepted += sum(accepted)
+        now = [opened(p.following[0], p.following[1:]) if not p.left and p.following else p for p in now]
         if not to_the_end and not all(place.left for place in now):
             break
         now = [place for place in now if place.left]
     return done
+
+
+def _draft(round_: Round | _Fixed, places: Sequence[_Place], machine: Machine, done: Ride) -> float:
+    """Let the draft model propose for all that want it; the time it takes."""
+    seconds = 0.0
+    while wanting := round_.wanting():
+        left, read = _BATCH, 0
+        for seat in wanting:
+            place = places[seat]
+            count = min(place.unread, READ_AT_ONCE, left)
+            left -= count
+            read += max(0, count - 2)
+            place.unread -= count
+            place.held += count
+            if place.unread:
+                round_.stop(seat, behind=True)
+                continue
+            place.unread = 1
+            found = place.trace.drafted(place.at, place.drafted) or (WRONG, 0.5)
+            place.drafted += 1
+            done.drafted += 1
+            round_.offer(*found, seat)
+        seconds += machine.draft_step + read * machine.draft_read
+    return seconds
 
 
 def ride_waves(
@@ -277,25 +275,74 @@ def ride_waves(
     return done
 
 
+class _Fixed:
+    """A round that drafts so many tokens for each sequence and verifies them all."""
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self._left = list(lengths)
+        self._tokens: list[list[int]] = [[] for _ in lengths]
+
+    def wanting(self) -> list[int]:
+        return [seat for seat, left in enumerate(self._left) if left]
+
+    def offer(self, token: int, _: float, seat: int) -> None:
+        self._tokens[seat].append(token)
+        self._left[seat] -= 1
+
+    def stop(self, seat: int, *, behind: bool) -> None:
+        self._left[seat] = 0
+
+    def proposals(self) -> list[list[int]]:
+        return self._tokens
+
+    @property
+    def rows(self) -> int:
+        return 1 + max(map(len, self._tokens))
+
+
 class _Place:
     """Where one lane of a batch is."""
 
-    def __init__(self, trace: Trace, controller: Controller, following: list[Trace]) -> None:
+    def __init__(self, trace: Trace, stream: Stream, following: Sequence[Trace]) -> None:
         self.trace = trace
+        self.stream = stream
+        self.following = following
         self.at = 0
-        self.stream = controller.open()
-        self._following = following
+        """Committed tokens of the output."""
+        self.held = -len(trace.prompt)
+        """How far the draft model has read, counted like `at`."""
+        self.unread = self.lag
+        self.drafted = 0
+        """Tokens of the draft model in this step."""
+
+    @property
+    def lag(self) -> int:
+        """Tokens that the draft model has yet to read, the last one included."""
+        return self.at - self.held + 1
 
     @property
     def left(self) -> bool:
         return self.at < len(self.trace.output)
 
-    def advance(self, tokens: int, controller: Controller) -> None:
-        """So many tokens were committed; the lane's next trace begins when this one is over."""
-        self.at += tokens
-        if not self.left and self._following:
-            self.trace, *self._following = self._following
-            self.at, self.stream = 0, controller.open()
+    def agreeing(self, proposal: Sequence[int]) -> int:
+        """How much of a proposal is what the output goes on with."""
+        n = 0
+        for proposed, token in zip(proposal, self.trace.output[self.at :], strict=False):
+            if proposed != token:
+                break
+            n += 1
+        return n
+
+    def advance(self, accepted: int) -> tuple[int, ...]:
+        """So many proposed tokens were accepted: what this step commits."""
+        emitted = self.trace.output[self.at : self.at + accepted + 1]
+        if self.drafted:
+            self.held = self.at + self.trace.accepted(self.at, min(self.drafted, accepted))
+        self.at += len(emitted)
+        self.unread, self.drafted = self.lag, 0
+        for token in emitted:
+            self.stream.extend(token)
+        return emitted
 
 
 def _confidences(text: str) -> tuple[float, ...]:

@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from itertools import accumulate
 
 import numpy as np
@@ -119,7 +119,7 @@ def literal_dry(sampling, n_ctx, tokens, breakers):
 
 
 def chosen(sampling, n_ctx, history, positions, dry=None):
-    tails = {token: [[]] for token in dry or ()}
+    tails = defaultdict(list, {token: [[]] for token in dry or ()})
     penalty = None if dry is None else Dry(sampling, n_ctx, history, tails)
     sampler = Sampler(sampling, VOCABULARY, n_ctx, history, dry=penalty)
     return [sampler.choose(logits) for logits in positions]
@@ -182,7 +182,7 @@ def test_dry_penalizes_what_the_literal_reading_does(fields, breakers):
 
 def test_dry_of_a_long_repetition_stays_finite_and_quick_to_say():
     sampling = Sampling(dry_multiplier=1.0, dry_base=4.0, temperature=0.0)
-    tokens, amounts = Dry(sampling, 4096, [1, 2] * 1000, {}).penalties()
+    tokens, amounts = Dry(sampling, 4096, [1, 2] * 1000, defaultdict(list)).penalties()
     assert tokens.tolist() == [1]
     assert np.isfinite(amounts).all()
 
@@ -200,12 +200,34 @@ def test_a_breaker_over_several_tokens_ends_a_repetition():
             return {"#": [4]}[text]
 
     tails = Breakers(Model()).tails(("##",))
-    assert tails == {3: [[4]], 4: [[4]], 5: [[]]}
+    assert [tails[token] for token in range(7)] == [[], [], [], [[4]], [[4]], [[]], []]
     sampling = Sampling(dry_multiplier=1.0)
     repeated = [1, 2, 6, 1, 2, 6, 9, 1, 2]
     assert Dry(sampling, 64, repeated, tails).penalties()[0].tolist() == [6]
     assert Dry(sampling, 64, [1, 2, 3, 4, 6, 9, 2, 3, 4], tails).penalties()[0].tolist() == []
     assert Dry(sampling, 64, [1, 2, 3, 6, 9, 2, 3], tails).penalties()[0].tolist() == [6]
+
+
+def test_dry_spells_the_tokens_it_meets_once_and_no_others():
+    """So that the first request with DRY holds up no stream, however large the vocabulary is."""
+    spelled = []
+
+    class Model:
+        n_vocab = 150_000
+
+        def spell(self, token, *, special):
+            spelled.append(token)
+            return b"word"
+
+        def tokenize(self, text, *, add_special):
+            return []
+
+    breakers = Breakers(Model())
+    for _ in range(2):
+        dry = Dry(Sampling(dry_multiplier=1.0), 64, [5, 7, 149_999, 5, 7], breakers.tails(("\n", ":")))
+        dry.remember(149_999)
+        assert dry.penalties()[0].tolist() == [5]
+    assert sorted(spelled) == [5, 7, 149_999]
 
 
 def test_the_logits_are_left_as_they_are():

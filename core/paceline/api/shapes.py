@@ -204,6 +204,7 @@ def _stats(lease: Lease, params: GenerateParams, completion: Completion, first_t
             "rejected_draft_tokens_count": record.rejected,
             "ignored_draft_tokens_count": record.ignored,
             "mean_accepted_length": record.mean_accepted_length,
+            "longest_verified_draft": len(record.drafted_per_position),
         }
         if record.lookup is not None and params.draft is not None and params.draft.lookup:
             stats |= {

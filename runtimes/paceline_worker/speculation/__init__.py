@@ -8,7 +8,7 @@ worth lately); `account` bounds what learning may lose. `lookup` is the drafter 
 
 from paceline_worker.speculation.controller import AUTOMATIC, Controller
 from paceline_worker.speculation.plain import Plain
-from paceline_worker.speculation.round import Round
+from paceline_worker.speculation.round import READ_AT_ONCE, Round
 from paceline_worker.speculation.seat import Stream
 
-__all__ = ["AUTOMATIC", "Controller", "Plain", "Round", "Stream"]
+__all__ = ["AUTOMATIC", "READ_AT_ONCE", "Controller", "Plain", "Round", "Stream"]

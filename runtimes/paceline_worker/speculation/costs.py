@@ -30,6 +30,10 @@ _CONVINCED = 6
 """So many wild observations of a size in a row, all slower or all faster, are the truth."""
 _FORGET_AFTER = 2048
 """Observations of other sizes after which one that was not seen again is unknown: the machine may have changed."""
+_LEAST_READ_AT_ONCE = 4
+"""Tokens that are read in the time of one draft step, at the very least."""
+_TELLING = 16
+"""Tokens that must be read for each draft step beside them, so that their time says something of reading."""
 _READ_EVERY = 16
 """Observations after which the curve is drawn anew, when no point is new."""
 
@@ -221,18 +225,38 @@ class Costs:
             self._draft.observe(max(occupancy, 1), seconds / steps)
             return
         step = self._draft.at(max(occupancy, 1))
-        read = seconds / (lag + 4 * steps) if step == 0.0 else (seconds - steps * step) / lag
-        read = min(max(read, 0.0), 1e6)
-        if self._read == 0.0 or 4 * read < self._read:  # nothing makes reading faster than it is: an old wild figure
+        if step == 0.0:
+            self._learn_read(seconds / (lag + 4 * steps), 0.2)
+        else:  # the fewer tokens were read for each step, the more is it the steps' noise
+            read = min((seconds - steps * step) / lag, step / _LEAST_READ_AT_ONCE)
+            self._learn_read(read, 0.2 * min(lag / (_TELLING * steps), 1.0))
+
+    def observe_read(self, seconds: float, tokens: int) -> None:
+        """The draft model took so long to read so many tokens that it had missed, and did nothing else."""
+        if tokens < 1 or not 0.0 < seconds < math.inf:
+            return
+        read = seconds / tokens
+        if 4 * read < self._read:  # nothing makes reading faster than it is: an old wild figure
             self._read = read
+        self._learn_read(read, 0.2)
+
+    def _learn_read(self, read: float, weight: float) -> None:
+        known = self._read
+        if known == 0.0:
+            self._read = min(max(read, 0.0), 1e6)
         else:
-            self._read += 0.2 * (min(read, 2 * self._read) - self._read)
+            self._read += weight * (min(max(read, known / 2), 2 * known) - known)
 
     def draft_step(self, occupancy: int = 1) -> float:
         """Seconds of one draft step with `occupancy` sequences; a tenth of plain decoding until it is measured."""
         if self._draft.known:
             return self._draft.at(max(occupancy, 1))
         return 0.1 * self.verify.at(max(occupancy, 1))
+
+    @property
+    def knows_reading(self) -> bool:
+        """Whether it is known what the draft takes to read."""
+        return self._read > 0.0
 
     def draft_read(self, tokens: int) -> float:
         """Seconds for the draft to read `tokens` that it has missed."""

@@ -74,6 +74,10 @@ class Pace:
                 return self._lengths.pop(i)
         return 0
 
+    def take_back(self, length: int) -> None:
+        """A length was not drafted after all."""
+        self._lengths.insert(0, length)
+
     def may_probe(self, price: float) -> bool:
         """Whether to look again now if drafts are worth their price; a step of looking costs `price` plain steps."""
         longest = min(max(_BURST * price / _PROBE_SHARE, _LEAST_BACKOFF), _MOST_BACKOFF)

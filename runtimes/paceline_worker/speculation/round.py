@@ -19,8 +19,15 @@ _PLAIN_STEPS = 3
 _SCOUTS = 2
 """Of several sequences so many look for all whether drafts are worth their price: reading what each draft has missed is
 most of what a look costs."""
+READ_AT_ONCE = 128
+"""Tokens of a sequence that the draft model reads in a step while it catches up: running generations wait no longer
+than these take."""
+_MOST_AT_ONCE = 4
+"""Sequences for which it reads so much in one pass."""
 _HORIZON = 24
 """Drafts that are counted on when the draft model has to read much before its first."""
+_SMALL = 1.0
+"""Tokens for whose worth of reading nothing is asked."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +70,10 @@ class Round:
         self._plain_passes = plain_passes
         self._passes = tuple(plain_passes)
         self._probing = False
-        self._behind = False
-        """Whether the draft model read on without coming to a draft."""
+        self._length = 0
+        """What is drafted to learn its price."""
+        self._behind = 0
+        """Sequences for which the draft model read on without coming to a draft."""
         self._proposals: list[list[int]] | None = None
         self._begin()
 
@@ -102,7 +111,7 @@ class Round:
         """The draft model cannot go on for a seat: it ended the text, left the shared vocabulary, or is still `behind`,
         with only a part read of what it has missed."""
         self._seats[seat].drafting = False
-        self._behind = self._behind or behind
+        self._behind += behind
 
     def proposals(self) -> list[list[int]]:
         """The tokens to verify, for each seat; from then on nothing is taken any more."""
@@ -149,13 +158,18 @@ class Round:
         lags = [seat.lag for seat in worked]
         lag = sum(lags) if max(lags, default=0) > 2 else 1
         costs.observe_draft(draft_seconds, steps, len(worked), lag)
+        if self._behind and not worked:
+            costs.observe_read(draft_seconds, READ_AT_ONCE * min(self._behind, _MOST_AT_ONCE))
         self._judge(len(worked), extended=extended)
-        usual += steps * costs.draft_step(self._occupancy) + (costs.draft_read(lag) if lag > 2 else 0.0)
+        unread = READ_AT_ONCE * self._behind + (lag if lag > 2 else 0)
+        usual += steps * costs.draft_step(self._occupancy) + costs.draft_read(unread)
         tokens = sum(map(len, emitted))
+        drafting = draft_seconds if 0.0 < draft_seconds < math.inf else 0.0
+        reading = max(drafting - steps * costs.draft_step(self._occupancy), 0.0) if unread else 0.0
         if 0.0 < verify_seconds < math.inf:
-            self._account(tokens, steps, usual, draft_seconds, verify_seconds, extended=extended)
+            self._account(tokens, steps, usual, drafting, verify_seconds, reading, extended=extended)
         elif steps or extended:  # beside prompts: not measured, and paid for by what it is known to take
-            self._pay(tokens, own + (draft_seconds if 0.0 < draft_seconds < math.inf else 0.0))
+            self._pay(tokens, own + drafting, reading)
         for seat, committed in zip(self._seats, emitted, strict=True):
             if self._probing and seat.tokens[:1] == list(committed[:1]):
                 self._pace.hit()
@@ -178,10 +192,10 @@ class Round:
                 if not seat.exact:
                     seat.lookup_survivals = []
             return
-        able = [seat for seat in self._seats if seat.able and not seat.exact]
+        able = self._affordable([seat for seat in self._seats if seat.able and not seat.exact])
         if not able:
             return
-        length = pace.next_length(min(seat.limit for seat in able), curve, occupancy)
+        self._length = length = pace.next_length(min(seat.limit for seat in able), curve, occupancy)
         if length:
             for seat in able:
                 seat.sure = seat.drafting = True
@@ -193,14 +207,36 @@ class Round:
                     seat.limit = min(seat.limit, max(curve.largest // self._width, 1))
                 seat.drafting = self._worth_starting(seat)
         if pace.may_probe(self._price.step / occupancy) and not any(seat.drafting for seat in able):
+            able = [seat for seat in able if self._worth_a_look(seat)]
             if occupancy > 1:
-                able = sorted(able, key=lambda seat: seat.lag)[:_SCOUTS]
-            price = self._price.step + sum(self._reading(seat) for seat in able if seat.lag > 2)
-            if pace.probing or known.account.can_pay(price):  # a burst that has begun goes on
+                able = self._scouts(able)
+            price = self._price.step + sum(map(self._reading, able))
+            if able and (pace.probing or known.account.can_pay(price)):  # a burst that has begun goes on
                 self._probing = True
                 for seat in able:
                     seat.limit = seat.limit if occupancy == 1 else min(seat.limit, max(curve.largest // self._width, 1))
                     seat.drafting = True
+
+    def _scouts(self, seats: Sequence[Seat]) -> list[Seat]:
+        """Who looks for all: some who have little to read, or one."""
+        nearest = sorted(seats, key=lambda seat: seat.lag)[:_SCOUTS]
+        return [seat for seat in nearest if self._reading(seat) < _SMALL] or nearest[:1]
+
+    def _affordable(self, seats: Sequence[Seat]) -> list[Seat]:
+        """Those for which the draft model may read what it has missed: what takes one step, and of what takes more as
+        much as can be paid to its end; for one, until the price is known."""
+        costs, account = self._known.costs, self._known.account
+        found: list[Seat] = []
+        price = 0.0
+        for seat in seats:
+            if seat.lag > READ_AT_ONCE:
+                price += self._reading(seat)
+                if not account.can_read(price) or (
+                    not costs.knows_reading and any(s.lag > READ_AT_ONCE for s in found)
+                ):
+                    continue
+            found.append(seat)
+        return found
 
     def _worth_starting(self, seat: Seat) -> bool:
         value = self._pace.value[seat.stream.last]
@@ -209,11 +245,19 @@ class Round:
         if seat.lookup_survivals and value <= self._price.worth(seat.lookup_survivals):
             return False
         # Catching up is paid once, and a draft's worth comes back with every draft that follows.
-        return seat.lag <= 2 or value * min(seat.room / 2, _HORIZON) > self._reading(seat)
+        drafts = _room_once_read(seat) / (1.0 + max(value, 1.0))
+        return seat.lag <= 2 or value * min(drafts, _HORIZON) > self._reading(seat)
+
+    def _worth_a_look(self, seat: Seat) -> bool:
+        """Whether a look is worth its reading: not where drafts are known to be worth less, nor near the end."""
+        reading = self._reading(seat)
+        if reading < _SMALL:
+            return True
+        return self._pace.value[seat.stream.last] * _HORIZON < reading and _room_once_read(seat) > _HORIZON
 
     def _reading(self, seat: Seat) -> float:
         """Tokens that the draft model must gain for reading what it has missed."""
-        return self._price.rate * self._known.costs.draft_read(seat.lag)
+        return self._price.rate * self._known.costs.draft_read(seat.lag) if seat.lag > 2 else 0.0
 
     # --- going on, and choosing what to verify -------------------------------------------------------------------
 
@@ -274,6 +318,8 @@ class Round:
         known, price = self._known, self._price
         if drafts or not self._behind:  # reading on is neither a look at drafts nor a step without them
             self._pace.stepped(drafts, extended=extended, probing=self._probing)
+        elif self._length:
+            self._pace.take_back(self._length)
         joint = self._joint_worth()
         for seat in self._seats:
             if seat.survivals:
@@ -292,21 +338,36 @@ class Round:
         return self._surplus / self._occupancy
 
     def _account(
-        self, tokens: int, steps: int, usual: float, draft_seconds: float, verify_seconds: float, *, extended: bool
+        self,
+        tokens: int,
+        steps: int,
+        usual: float,
+        drafting: float,
+        verifying: float,
+        reading: float,
+        *,
+        extended: bool,
     ) -> None:
-        """Update the rate and the credit. `usual`: seconds that such a step was expected to take."""
+        """Update the rate and the credit. `usual`: seconds that such a step was expected to take; `reading`: a part of
+        those for `drafting`."""
         known = self._known
         if not self._price.plain:
             return
-        spent = verify_seconds + (draft_seconds if 0.0 < draft_seconds < math.inf else 0.0)
-        spent = min(spent, 3.0 * usual)  # a hiccup of the machine is nobody's fault
+        spent = min(verifying + drafting, 3.0 * usual)  # a hiccup of the machine is nobody's fault
         self._pace.add(tokens, spent)
         if steps or extended or self._behind:
-            self._pay(tokens, spent)
+            self._pay(tokens, spent, min(reading, spent))
         elif not any(seat.exact for seat in self._seats):
             known.account.earn(tokens)
 
-    def _pay(self, tokens: int, spent: float) -> None:
-        """A step that drafted committed so many tokens in `spent` seconds; what a request asked for is its own loss."""
+    def _pay(self, tokens: int, spent: float, reading: float) -> None:
+        """A step that drafted committed so many tokens in `spent` seconds, some of them for reading; what a request
+        asked for is its own loss."""
         if self._price.plain and not any(seat.exact for seat in self._seats):
-            self._known.account.pay(tokens, self._occupancy * spent / self._price.plain)
+            worth = self._occupancy / self._price.plain
+            self._known.account.pay(tokens, worth * spent, worth * reading)
+
+
+def _room_once_read(seat: Seat) -> float:
+    """Tokens that a sequence will have left when the draft model has read what it has missed."""
+    return seat.room - seat.lag / READ_AT_ONCE
