@@ -21,7 +21,7 @@ _LEAST_BACKOFF, _MOST_BACKOFF = 8, 512
 _PROBE_SHARE = 0.004
 """Looking again need be no rarer than this part of the time allows."""
 _RATE_MEMORY = 0.98
-_CAUTION = 1.17
+_CAUTION = 1.15
 """By what factor a drafted token of several sequences must bring more than plain decoding. Who drafts well ends early
 and leaves a batch that is worse filled, and the best of several uncertain lengths is less good than it looks."""
 _VALUE_STEP = 0.06
