@@ -80,9 +80,9 @@ def replace_file(path: Path, data: bytes, *, private: bool = False) -> None:
     make_folder(path.parent)
     step("make file", path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    mode = 0o600 if private else 0o666  # less the umask, which the system takes off
+    handle = os.open(temporary, _NEW_FILE, 0o600 if private else 0o666)  # less the umask, which the system takes off
     try:
-        with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+        with os.fdopen(handle, "wb") as file:
             step("write", temporary)
             file.write(data)
             file.flush()
@@ -241,6 +241,7 @@ def _rmdir(path: Path) -> None:
         path.rmdir()
 
 
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 _REPLACED = "replaced."
 """Prefix of the folder in staging that is being replaced; a token and the folder's own name follow."""
 _NOT_HERE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM}
