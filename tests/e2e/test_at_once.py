@@ -131,7 +131,7 @@ def paceline(environment, *arguments, killed_at=None):
 
 
 def serve(environment, end):
-    """Have a server start, load, answer and end by the signal `end`; returns its process id and what it logged.
+    """Have a server start, load, answer and end by the signal `end`; returns its process id.
 
     Raises AssertionError where it does not answer what it should.
     """
@@ -153,10 +153,18 @@ def serve(environment, end):
     return server.pid
 
 
+def is_served(store):
+    """Whether there is what is selected, or another was selected meanwhile."""
+    chosen = store.selection().formats.get("echo")
+    return chosen is not None and (store.find(chosen) is not None or store.selection().formats.get("echo") != chosen)
+
+
 def citizen(environment, chance, deck):
     """One thing after the other; what should not have happened."""
     wrong, killed, store = [], 0, Store(Path(environment["PACELINE_HOME"]))
     for what in deck:
+        if not is_served(store):
+            wrong.append((what, "nothing is selected any more"))
         if what == "serve":
             try:
                 pid = serve(environment, chance.choice([signal.SIGTERM, signal.SIGKILL]))
