@@ -18,8 +18,8 @@ from paceline.tokens import Permission
 if TYPE_CHECKING:
     from paceline.api.administration import Administration
 
-MAX_TRUST_BYTES = 100_000
-"""Of a request that brings a root; those of registries that are in use have some thousands."""
+MAX_TRUST_BYTES = 60_000
+"""Of a request that brings a root, which becomes an argument of a process; roots in use have some thousands."""
 Name = Annotated[str, Field(min_length=1, max_length=40)]
 
 

@@ -46,6 +46,7 @@ def create(
     from paceline.cli.progress import shown
     from paceline.manager import bundling
     from paceline.manager.bundles import create as write
+    from paceline.store.digests import sha256_of
 
     bundling.check_pythons(pythons)
     releases, wheels = bundling.chosen(queries, Store(paths.home()), plugins.load(), platform=for_platform)
@@ -54,7 +55,7 @@ def create(
     described = {
         "file": file,
         "size_bytes": file.stat().st_size,
-        "sha256": bundling.sha256_of(file),
+        "sha256": sha256_of(file),
         **bundling.describe(made),
     }
     if as_json:

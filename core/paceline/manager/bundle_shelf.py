@@ -9,7 +9,7 @@ import os
 import re
 import secrets
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from paceline.errors import ArchiveError, InstallError, NotFoundError, UsageErro
 from paceline.manager import bundling
 from paceline.manager.bundles import read_bundle
 from paceline.store import transaction
+from paceline.store.digests import sha256_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +34,9 @@ def place(home: Path, name: str) -> Path:
     """Where the bundle `name` is, or would be. Raises UsageError for what is no name."""
     if not _NAME.fullmatch(name):
         raise UsageError(
-            f"{name!r} is no name for a bundle", help="use up to 100 letters, digits, dots, dashes and underscores"
+            f"{name!r} is no name for a bundle",
+            help="use up to 100 letters, digits, dots, dashes and underscores",
+            param="name",
         )
     return home / "bundles" / name
 
@@ -49,17 +52,13 @@ def find(home: Path, name: str) -> Path:
 
 def listed(home: Path) -> list[dict[str, Any]]:
     """The bundles that are kept, as JSON shows them; none of them is read."""
-    folder = home / "bundles"
-    found = sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name)) if folder.is_dir() else []
-    statuses = [(path.name, path.stat()) for path in found]
-    return [
-        {
-            "name": name,
-            "size_bytes": status.st_size,
-            "since": datetime.fromtimestamp(status.st_mtime, UTC).isoformat(timespec="seconds"),
-        }
-        for name, status in statuses
-    ]
+    kept = []
+    for path in sorted((home / "bundles").glob("[A-Za-z0-9]*")):
+        with suppress(FileNotFoundError):  # removed meanwhile
+            status = path.stat()
+            since = datetime.fromtimestamp(status.st_mtime, UTC).isoformat(timespec="seconds")
+            kept.append({"name": path.name, "size_bytes": status.st_size, "since": since})
+    return kept
 
 
 def describe(bundle: Bundle, *, judged: bool = False) -> dict[str, Any]:
@@ -68,7 +67,7 @@ def describe(bundle: Bundle, *, judged: bool = False) -> dict[str, Any]:
     return {
         "name": bundle.path.name,
         "size_bytes": bundle.path.stat().st_size,
-        "sha256": bundling.sha256_of(bundle.path),
+        "sha256": sha256_of(bundle.path),
         **bundling.describe(bundle, verdicts),
     }
 
@@ -110,7 +109,7 @@ def keep(draft: Path, home: Path, name: str, sha256: str | None = None) -> Bundl
     """
     path = place(home, name)
     try:
-        if sha256 is not None and (got := bundling.sha256_of(draft)) != sha256:
+        if sha256 is not None and (got := sha256_of(draft)) != sha256:
             raise ArchiveError(f"{draft} cannot be used: its sha256 is {got}, not {sha256}", help="send it again")
         read_bundle(draft).check()
     except ArchiveError as error:

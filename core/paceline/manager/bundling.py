@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform as machine
 import re
 from typing import TYPE_CHECKING, Any
@@ -31,7 +30,7 @@ def check_pythons(pythons: Sequence[str]) -> None:
     """Raise UsageError for what is no version such as `3.12`."""
     for python in pythons:
         if not re.fullmatch(r"3\.[0-9]{1,3}", python):
-            raise UsageError(f"{python!r} is no version of Python", help="give it as `3.12`")
+            raise UsageError(f"{python!r} is no version of Python", help="give it as `3.12`", param="pythons")
 
 
 def chosen(
@@ -86,12 +85,6 @@ def describe(bundle: Bundle, verdicts: dict[str, Verdict] | None = None) -> dict
         ],
         "files": [{"name": f.name, "sha256": f.sha256, "size_bytes": f.size} for f in bundle.listed],
     }
-
-
-def sha256_of(file: Path) -> str:
-    """To be compared where a bundle arrives."""
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _release(query: str, store: Store, plugins: Plugins, platform: str | None) -> tuple[Release, dict[str, Path]]:

@@ -204,7 +204,9 @@ def _request(text: str, staged: Path, cache: Path) -> tuple[str, Request]:
             requirement = Requirement(text)
         except InvalidRequirement as error:
             raise UsageError(
-                f"{text!r} is no requirement: {error}", help="give `paceline-echo`, `paceline-echo==1.0`, or a path"
+                f"{text!r} is no requirement: {error}",
+                help="give `paceline-echo`, `paceline-echo==1.0`, or a path",
+                param="names",
             ) from None
         if requirement.url is not None:
             raise UsageError(
@@ -257,6 +259,7 @@ def _known(name: str, state: State) -> str:
         raise NotFoundError(
             f"no plugin {name!r} was installed by Paceline (installed: {there})",
             help="`paceline plugins ls` shows every plugin and where it came from",
+            param="names",
         )
     return normalized
 
