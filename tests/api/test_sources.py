@@ -202,7 +202,7 @@ class TestBundles:
         assert index.asked == []
 
     def test_what_is_no_bundle_is_not_kept(self, managed, store):
-        server = managed()
+        server = managed(PACELINE_OFFLINE="1")
         with server.client(server.admin) as http:
 
             def bring(content, name="b", query="", **headers):
@@ -223,6 +223,7 @@ class TestBundles:
                 ("create", {"name": "b"}, 400, "queries"),
                 ("create", {"name": "a/b", "queries": ["tiny"]}, 400, "name"),
                 ("create", {"name": "b", "queries": ["nothing"]}, 404, None),
+                ("create", {"name": "b", "queries": ["tiny"]}, 409, None),  # nothing could be fetched
                 ("create", {"name": "b", "queries": ["llama.cpp"], "pythons": ["2.7"]}, 400, "pythons"),
                 ("install", {"name": "b"}, 404, "name"),
                 ("install", {"name": "b", "path": "/x"}, 400, "path"),

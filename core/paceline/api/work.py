@@ -87,6 +87,7 @@ _STATUS = {
     "plugin_error": 409,
     "registry_error": 409,
     "in_use": 409,
+    "offline": 409,
 }
 
 
