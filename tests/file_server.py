@@ -22,6 +22,8 @@ class FileServer:
         self.redirects: dict[str, str] = {}
         self.status = 200
         self.asked: list[str] = []
+        self.methods: list[str] = []
+        """Of the requests in `asked`; only GET meets faults."""
         self.headers: list[dict[str, str]] = []
         """What came with each request, names in lower case."""
         self.credentials: tuple[str, ...] | None = None
@@ -36,13 +38,15 @@ class FileServer:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 outer.asked.append(self.path)
+                outer.methods.append(self.command)
                 outer.headers.append({name.lower(): value for name, value in self.headers.items()})
                 if outer.credentials is not None and self.headers.get("Authorization") not in outer.credentials:
                     self._head(401, {"Content-Length": "0", "WWW-Authenticate": "Basic"})
                 elif self.path in outer.redirects:
                     self._head(302, {"Content-Length": "0", "Location": outer.redirects[self.path]})
                 elif self.path in outer.files:
-                    self._serve(*outer.files[self.path], outer._fault(self.path))
+                    fault = outer._fault(self.path) if self.command == "GET" else {}
+                    self._serve(*outer.files[self.path], fault)
                 else:
                     self._head(404, {"Content-Length": "0"})
 

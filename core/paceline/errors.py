@@ -32,7 +32,7 @@ act on it, a machine-readable `code` and the request field it is about (`param`)
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class PacelineError(Exception):
@@ -50,6 +50,10 @@ class PacelineError(Exception):
         self.message = message
         self.help = help
         self.param = param
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"code": self.code, "message": self.message, "help": self.help, "param": self.param}
 
 
 class UsageError(PacelineError):

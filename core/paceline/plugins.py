@@ -10,7 +10,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cache
 from importlib import metadata
@@ -59,6 +59,8 @@ class Plugins:
     plugins: tuple[Plugin, ...]
     engines: dict[str, Engine] = field(default_factory=dict)
     formats: dict[str, ModelFormat] = field(default_factory=dict)
+    generation: int = 0
+    """Of those under the home; see `plugin_folder.State`."""
 
     def engine(self, name: str) -> Engine:
         try:
@@ -87,10 +89,12 @@ def load() -> Plugins:
     except PluginError as error:
         return _load(None, wanted, [_Found(str(plugin_folder.state_file(home)), None, error=error.message)])
     if not state.requests:
-        return _load(None, wanted)
-    if not state.fits:
-        return _load(None, wanted, [_of_another_python(name, state) for name in sorted(state.requests)])
-    return _load(plugin_folder.packages(plugin_folder.generation(home, state.generation)), wanted)
+        found = _load(None, wanted)
+    elif not state.fits:
+        found = _load(None, wanted, [_of_another_python(name, state) for name in sorted(state.requests)])
+    else:
+        found = _load(plugin_folder.packages(plugin_folder.generation(home, state.generation)), wanted)
+    return replace(found, generation=state.generation)
 
 
 def load_with(folder: Path | None) -> Plugins:

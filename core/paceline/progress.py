@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 
 class Phase(StrEnum):
@@ -31,6 +32,10 @@ class Progress(Protocol):
     """Called often, from the installing thread. What it raises cancels the installation."""
 
     def __call__(self, phase: Phase, done: int = 0, total: int | None = None, message: str = "") -> None: ...
+
+
+Teller: TypeAlias = Callable[[str | None], Progress]
+"""Makes the progress of a subject, such as a release, among several."""
 
 
 def silent(phase: Phase, done: int = 0, total: int | None = None, message: str = "") -> None:

@@ -39,7 +39,9 @@ class Permission(StrEnum):
     INFERENCE = "inference"
     """Models are listed, loaded and asked."""
     ADMIN = "admin"
-    """Runtimes are installed, updated, selected, mended and removed."""
+    """Runtimes are installed, updated, selected, mended and removed, from what is set up here."""
+    TRUST = "trust"
+    """It is decided whose code comes here: registries are trusted, bundles brought, plugins installed."""
 
 
 @dataclass(frozen=True)

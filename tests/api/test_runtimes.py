@@ -16,7 +16,7 @@ import pytest
 from paceline.manager import diskspace
 from paceline.manager.installation import install
 from paceline.store import Store
-from paceline.types import Recipe
+from paceline.types import Package, Recipe, Requirements
 
 
 def parse(lines):
@@ -152,6 +152,18 @@ def test_what_an_installation_would_do(tiny, store, managed):
     assert disk["needed_bytes"] == 5_000_000 + diskspace.MARGIN_BYTES
     assert disk["free_bytes"] > 0
     assert store.runtimes() == ()
+
+
+def test_what_would_not_be_installed_is_said_as_if_it_were_tried(tiny, managed):
+    elsewhere = replace(tiny.release("1.0"), requires=Requirements(os="macos"))
+    unpinned = Recipe((Package("tinyengine", "1.0", index="https://page.example"),))
+    tiny.offer(elsewhere, replace(tiny.release("2.0"), platform="any-wheel", recipe=unpinned))
+    server = managed()
+    with server.client(server.admin) as http:
+        for query, status, code in (("tiny:any-cpu", 400, "incompatible"), ("tiny@2.0", 409, "unpinned_packages")):
+            for dry_run in (True, False):
+                answer = http.post("/api/v1/runtimes/install", json={"query": query, "dry_run": dry_run})
+                assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), (query, dry_run)
 
 
 def test_the_latest_is_selected_and_what_nobody_needs_goes(tiny, store, store_world, managed):

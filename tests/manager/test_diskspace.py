@@ -41,6 +41,7 @@ def test_the_size_is_the_recipes(store, tmp_path):
     assert space.folder == store.home
     assert space.needed_bytes == 5_000_000 + MARGIN_BYTES
     assert space.free_bytes == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.5)
+    assert not space.estimated
     check_space(RELEASE, store, tmp_path)
 
 
@@ -65,7 +66,7 @@ def test_what_is_fetched_lies_in_the_cache_meanwhile(store, tmp_path):
     fetched = (Package("a", "1", ("a" * 64,), (700_000,)), Package("b", "1", ("b" * 64,), (90_000,)))
     sized = replace(RELEASE, recipe=Recipe(fetched, installed_bytes=5_000_000))
     (space,) = space_for(sized, store, tmp_path / "cache")
-    assert space.needed_bytes == 5_790_000 + MARGIN_BYTES
+    assert (space.needed_bytes, space.estimated) == (5_790_000 + MARGIN_BYTES, False)
 
 
 def test_a_size_that_nobody_measured_is_estimated_from_the_packages(store, tmp_path):
@@ -75,6 +76,7 @@ def test_a_size_that_nobody_measured_is_estimated_from_the_packages(store, tmp_p
     (space,) = space_for(unknown, store, tmp_path)
     installed = 700_000 * WHEEL_UNPACKS_TO + LIBRARY_BYTES * LIBRARY_UNPACKS_TO
     assert space.needed_bytes == 700_000 + LIBRARY_BYTES + installed + MARGIN_BYTES
+    assert space.estimated
 
 
 @pytest.mark.parametrize(
@@ -85,6 +87,14 @@ def test_a_wheel_whose_page_tells_no_size_is_estimated(store, tmp_path, gpu, tak
     recipe = Recipe((engine, Package("b", "1", ("b" * 64,), (1000,))))
     (space,) = space_for(replace(RELEASE, requires=Requirements(gpu=gpu), recipe=recipe), store, tmp_path)
     assert space.needed_bytes == taken + taken * LIBRARY_UNPACKS_TO + 1000 + 1000 * WHEEL_UNPACKS_TO + MARGIN_BYTES
+
+
+def test_a_size_that_the_index_tells_is_taken(store, tmp_path):
+    recipe = Recipe((Package("engine", "1", index="https://page.example"),), installed_bytes=5_000_000)
+    (guessed,) = space_for(replace(RELEASE, recipe=recipe), store, tmp_path)
+    (told,) = space_for(replace(RELEASE, recipe=recipe), store, tmp_path, {"engine": 2000})
+    assert (guessed.needed_bytes - told.needed_bytes, guessed.estimated) == (UNSIZED_WHEEL_BYTES - 2000, True)
+    assert not told.estimated
 
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs another file system")
@@ -104,8 +114,9 @@ def test_what_a_build_needs_is_counted_where_it_happens(store, monkeypatch, tmp_
     assert space_for(cuda, store, tmp_path)[1].needed_bytes == 1_000_000 * CUDA_BUILD_TREE
 
     wheel = replace(built, recipe=Recipe((tool,), (tool,), installed_bytes=5_000_000))
+    assert all(space.estimated for space in space_for(built, store, tmp_path))
     (space,) = space_for(wheel, store, tmp_path)
-    assert space.needed_bytes == 5_500_000 + MARGIN_BYTES
+    assert (space.needed_bytes, space.estimated) == (5_500_000 + MARGIN_BYTES, False)
 
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs another file system")
@@ -124,3 +135,7 @@ def test_too_little_is_refused_with_the_numbers(store, tmp_path):
         check_space(huge, store, tmp_path)
     assert "prune" in e.value.help
     assert not store.home.exists()
+
+    guessed = replace(huge, recipe=Recipe((Package("a", "1", ("a" * 64,), (10**17,)),)))
+    with pytest.raises(InstallError, match=r"needs about \d+ MB in"):
+        check_space(guessed, store, tmp_path)

@@ -83,7 +83,7 @@ def test_it_needs_no_permission_again(tiny, store, release):
 @pytest.mark.parametrize("allowed", [False, True])
 def test_another_file_is_refused_with_both_digests(tiny, store, release, page, tmp_path, allowed):
     install(release, store, tiny.engine, allow_unpinned=True, cache=tmp_path / "one")
-    second = page("second")
+    second = page("other")
     newer = replace(release, version="2")
 
     with pytest.raises(InstallError) as caught:
@@ -101,7 +101,7 @@ def test_a_repair_takes_no_other_file(tiny, store, release, page, tmp_path):
     runtime = install(release, store, tiny.engine, allow_unpinned=True, cache=tmp_path / "one")
     (note,) = runtime.directory.glob("env/lib/python*/site-packages/tinyengine/note")
     note.unlink()
-    second = page("second")
+    second = page("other")
 
     with pytest.raises(InstallError, match="left as it was") as caught:
         repair(runtime.id, store, tiny.engine, cache=tmp_path / "another")
@@ -121,7 +121,7 @@ def test_whoever_is_killed_while_publishing_has_recorded_it(tiny, store, release
     with transaction.observed(end), pytest.raises(KeyboardInterrupt):
         install(release, store, tiny.engine, allow_unpinned=True, cache=tmp_path / "one")
     assert recorded(store) == [[page.first]]
-    page("second")
+    page("other")
     with pytest.raises(InstallError, match=page.first):
         install(release, store, tiny.engine, allow_unpinned=True, cache=tmp_path / "another")
 

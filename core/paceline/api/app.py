@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI
 
 import paceline
-from paceline.api import errors, lmstudio, machine, openai, runtimes, tokenizing
+from paceline.api import bundles, errors, lmstudio, machine, openai, plugins, registries, runtimes, tokenizing
 from paceline.api.completions import Completions
 from paceline.api.embeddings import Embeddings
 from paceline.api.security import LocalOnly, TokensOnly
@@ -36,7 +36,8 @@ def create_app(
 
     `bind` is the address the server will listen on: on loopback, the Host header must name loopback or one of
     `allowed_hosts`. Scripts of web pages get in from loopback origins and `allowed_origins` (`https://host[:port]`).
-    Every request must carry one of the tokens `required`. With `administration` runtimes are listed and managed, too.
+    Every request must carry one of the tokens `required`. With `administration` runtimes, and where they come from, are
+    listed and managed, too.
     """
     renderer = Renderer()
 
@@ -66,6 +67,9 @@ def create_app(
     app.include_router(tokenizing.routes(library, serving))
     if administration is not None:
         app.include_router(runtimes.routes(administration))
+        app.include_router(registries.routes(administration))
+        app.include_router(bundles.routes(administration))
+        app.include_router(plugins.routes(administration))
         app.include_router(machine.routes(administration))
 
     @app.get("/health")

@@ -10,9 +10,10 @@ from fastapi import APIRouter, Depends
 from fastapi.encoders import jsonable_encoder
 
 from paceline import paths
-from paceline.api.security import admin_only
+from paceline.api.security import requires
 from paceline.manager.engine_survey import ask_engine
 from paceline.survey import known_survey
+from paceline.tokens import Permission
 
 if TYPE_CHECKING:
     from paceline.api.administration import Administration
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def routes(admin: Administration) -> APIRouter:
     """`/api/v1/doctor`, for who has a token with the permission `admin`: its sentences name folders and processes."""
-    router = APIRouter(prefix="/api/v1", dependencies=[Depends(admin_only(admin.tokens))])
+    router = APIRouter(prefix="/api/v1", dependencies=[Depends(requires(Permission.ADMIN, admin.tokens))])
 
     @router.get("/doctor")
     async def doctor() -> dict[str, Any]:

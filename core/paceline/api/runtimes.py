@@ -2,53 +2,33 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.encoders import jsonable_encoder
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from starlette.responses import JSONResponse, Response
-from starlette.types import Receive, Scope, Send
 
-from paceline.api import machine, sse
-from paceline.api.body import Schema, read_object, validate
-from paceline.api.errors import ApiError
-from paceline.api.operations import Operation, Operations, State
-from paceline.api.security import admin_only
-from paceline.api.streams import send_body, send_end, send_start, until_client_leaves
-from paceline.errors import NotFoundError, RequestError
+from paceline.api import machine
+from paceline.api.body import read_object, validate
+from paceline.api.security import requires
+from paceline.api.work import Change, Channel, Days, Long, Query, done, find_operation, follow
+from paceline.errors import RequestError
 from paceline.manager import inventory
 from paceline.manager.exact import ranked_or_found
 from paceline.manager.preview import preview
 from paceline.preferences import Policy, preferred
 from paceline.store import Store
+from paceline.tokens import Permission
 
 if TYPE_CHECKING:
     from paceline.api.administration import Administration
 
-T = TypeVar("T")
-Query = Annotated[str, Field(min_length=1, max_length=200)]
-Channel = Literal["stable", "beta", "nightly"]
-Days = Annotated[float, Field(ge=0, le=100_000)]
-
-
-class Change(Schema):
-    """The base of requests that change something: a field they do not know is an error, not ignored."""
-
-    model_config = ConfigDict(extra="forbid")
-
 
 class One(Change):
     query: Query
-
-
-class Long(Change):
-    """Long work; `background` answers at once and is not ended by the client's leaving."""
-
-    background: bool | None = None
 
 
 class Work(Long):
@@ -107,7 +87,7 @@ def routes(admin: Administration) -> APIRouter:
     """Reading needs what the rest of the API needs, every change a token with the permission `admin`."""
     router = APIRouter(prefix="/api/v1/runtimes")
     _add_reads(router, admin)
-    guarded = APIRouter(dependencies=[Depends(admin_only(admin.tokens))])
+    guarded = APIRouter(dependencies=[Depends(requires(Permission.ADMIN, admin.tokens))])
     _add_changes(guarded, admin)
     _add_work(guarded, admin)
     router.include_router(guarded)
@@ -120,11 +100,11 @@ def _add_reads(router: APIRouter, admin: Administration) -> None:
 
     @router.get("")
     async def installed() -> dict[str, Any]:
-        return await _of(lambda: _installed(store))
+        return await done(lambda: _installed(store))
 
     @router.get("/selection")
     async def selection() -> dict[str, Any]:
-        return await _of(lambda: _selection(store))
+        return await done(lambda: _selection(store))
 
     @router.get("/releases")
     async def releases(query: str | None = None) -> dict[str, Any]:
@@ -135,12 +115,12 @@ def _add_reads(router: APIRouter, admin: Administration) -> None:
             found = inventory.ranked(store, plugins, query)
             return {"releases": [inventory.describe_release(r, v, installed=r.id in here) for r, v in found]}
 
-        return await _of(find)
+        return await done(find)
 
     @router.get("/survey")
     async def survey() -> dict[str, Any]:
         """The facts about this machine, each with its source, and what engines said they see."""
-        return await _of(lambda: machine.surveyed(admin))
+        return await done(lambda: machine.surveyed(admin))
 
     @router.get("/updates")
     async def updates() -> dict[str, Any]:
@@ -152,13 +132,13 @@ def _add_reads(router: APIRouter, admin: Administration) -> None:
 
     @router.get("/operations/{id}")
     async def operation(id: str) -> dict[str, Any]:
-        return _operation(admin.operations, id).describe()
+        return find_operation(admin.operations, id).describe()
 
 
 def _add_one(router: APIRouter, store: Store) -> None:
     @router.get("/{id}")
     async def one(id: str) -> dict[str, Any]:
-        return await _of(lambda: inventory.describe_runtime(store.get(id), store, store.selection()), param="id")
+        return await done(lambda: inventory.describe_runtime(store.get(id), store, store.selection()), param="id")
 
 
 def _add_changes(router: APIRouter, admin: Administration) -> None:
@@ -168,12 +148,12 @@ def _add_changes(router: APIRouter, admin: Administration) -> None:
     async def survey(request: Request) -> dict[str, Any]:
         """Ask drivers, compilers and engines anew, whatever is remembered."""
         validate(Change, await read_object(request))
-        return await _of(lambda: machine.surveyed(admin, refresh=True))
+        return await done(lambda: machine.surveyed(admin, refresh=True))
 
     @router.post("/select")
     async def select(request: Request) -> dict[str, Any]:
         wanted = validate(Select, await read_object(request))
-        selection = await _of(lambda: _select(admin, wanted))
+        selection = await done(lambda: _select(admin, wanted))
         admin.watch.look()
         return selection
 
@@ -182,29 +162,29 @@ def _add_changes(router: APIRouter, admin: Administration) -> None:
         wanted = validate(Unselect, await read_object(request))
         if (wanted.format is None) == (wanted.model is None):
             raise RequestError("give `format` or `model`, one of them", param="format")
-        await _of(lambda: _unselect(store, wanted))
+        await done(lambda: _unselect(store, wanted))
         admin.watch.look()
-        return await _of(lambda: _selection(store))
+        return await done(lambda: _selection(store))
 
     @router.post("/rollback")
     async def rollback(request: Request) -> dict[str, Any]:
         wanted = validate(Rollback, await read_object(request))
-        await _of(lambda: store.rollback(wanted.format), param="format")
+        await done(lambda: store.rollback(wanted.format), param="format")
         admin.watch.look()
-        return await _of(lambda: _selection(store))
+        return await done(lambda: _selection(store))
 
     @router.post("/remove")
     async def remove(request: Request) -> dict[str, Any]:
         wanted = validate(Remove, await read_object(request))
-        return {"removed": await _of(lambda: _remove(store, wanted.query, force=bool(wanted.force)))}
+        return {"removed": await done(lambda: _remove(store, wanted.query, force=bool(wanted.force)))}
 
     def mark(name: str, find: Callable[[str], str], change: Callable[[str], None]) -> None:
         @router.post(f"/{name}")
         async def marked(request: Request) -> dict[str, Any]:
             wanted = validate(One, await read_object(request))
-            found = await _of(lambda: find(wanted.query))
-            await _of(lambda: change(found))
-            return await _of(lambda: _selection(store))
+            found = await done(lambda: find(wanted.query))
+            await done(lambda: change(found))
+            return await done(lambda: _selection(store))
 
     mark("pin", lambda query: store.get(query).id, store.pin)
     mark("unpin", lambda query: inventory.one_of(query, store.selection().pins, "pinned"), store.unpin)
@@ -213,9 +193,9 @@ def _add_changes(router: APIRouter, admin: Administration) -> None:
     @router.post("/hold")
     async def hold(request: Request) -> dict[str, Any]:
         wanted = validate(Hold, await read_object(request))
-        found = await _of(lambda: inventory.installed_or_known(store, admin.plugins, wanted.query))
-        await _of(lambda: store.hold(found, wanted.reason))
-        return await _of(lambda: _selection(store))
+        found = await done(lambda: inventory.installed_or_known(store, admin.plugins, wanted.query))
+        await done(lambda: store.hold(found, wanted.reason))
+        return await done(lambda: _selection(store))
 
 
 def _add_work(router: APIRouter, admin: Administration) -> None:
@@ -223,10 +203,7 @@ def _add_work(router: APIRouter, admin: Administration) -> None:
 
     def begin(do: str, wanted: Long, **arguments: Any) -> Response:
         query = {"query": wanted.query} if isinstance(wanted, Work) else {}
-        operation = operations.start(do, {**query, **arguments})
-        if wanted.background:
-            return JSONResponse(operation.describe(), 202)
-        return _Followed(operations, operation)
+        return follow(operations, do, wanted, **query, **arguments)
 
     @router.post("/install", response_model=None)
     async def install(request: Request) -> Response:
@@ -240,7 +217,7 @@ def _add_work(router: APIRouter, admin: Administration) -> None:
             "minimum_age_days": usual.minimum_age_days if age is None else age,
         }
         if wanted.dry_run:
-            return JSONResponse(await _of(lambda: _preview(admin, wanted.query, **policy)))
+            return JSONResponse(await done(lambda: _preview(admin, wanted.query, **policy)))
         return begin("install", wanted, **policy)
 
     @router.post("/update", response_model=None)
@@ -274,77 +251,9 @@ def _add_work(router: APIRouter, admin: Administration) -> None:
 
     @router.delete("/operations/{id}")
     async def cancel(id: str) -> dict[str, Any]:
-        operation = _operation(operations, id)
+        operation = find_operation(operations, id)
         await operations.cancel(operation)
         return operation.describe()
-
-
-class _Followed(Response):
-    """An operation's events until its end. A client that goes away cancels it."""
-
-    def __init__(self, operations: Operations, operation: Operation) -> None:
-        super().__init__()
-        self._operations, self._operation = operations, operation
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await until_client_leaves(receive, self._relay(send))
-        finally:
-            await self._operations.cancel(self._operation)
-
-    async def _relay(self, send: Send) -> None:
-        # The headers wait for the first progress: what is refused before it gets an HTTP status of its own.
-        operation, told, started = self._operation, None, False
-        async for _ in operation.changes():
-            if not started and (operation.progress or operation.state is State.WAITING):
-                await send_start(send, 200, sse.HEADERS)
-                await send_body(send, sse.named_event("operation.start", operation.describe()))
-                started = True
-            now = {**(operation.progress or {}), "paused": operation.paused}
-            if operation.progress and now != told:
-                told = now
-                await send_body(send, sse.named_event("operation.progress", now))
-        if not started:
-            if operation.error is not None:
-                raise _refusal(operation.error)
-            await send_start(send, 200, sse.HEADERS)
-            await send_body(send, sse.named_event("operation.start", operation.describe()))
-        if operation.error is not None:
-            await send_body(send, sse.named_event("error", _refusal(operation.error).body("/api/v1/")))
-        else:
-            await send_body(send, sse.named_event("operation.end", operation.describe()))
-        await send_end(send)
-
-
-async def _of(work: Callable[[], T], param: str = "query") -> T:
-    """The result of `work`, done in a thread. What does not exist is a 404 here, and about the field `param`."""
-    try:
-        return await asyncio.to_thread(work)
-    except NotFoundError as error:
-        raise _refusal({"code": error.code, "message": error.message, "help": error.help, "param": param}) from error
-
-
-_STATUS = {
-    "not_found": 404,
-    "ambiguous": 400,
-    "invalid_request": 400,
-    "incompatible": 400,
-    "install_failed": 409,
-    "unpinned_packages": 409,
-    "in_use": 409,
-}
-
-
-def _refusal(error: Mapping[str, Any]) -> ApiError:
-    message = f"{error['message'].rstrip('.')}. Help: {error['help']}" if error["help"] else error["message"]
-    return ApiError(_STATUS.get(error["code"], 500), message, code=error["code"], param=error["param"])
-
-
-def _operation(operations: Operations, id: str) -> Operation:
-    try:
-        return operations.get(id)
-    except NotFoundError as error:
-        raise ApiError(404, error.message, code="not_found", param="id") from error
 
 
 def _installed(store: Store) -> dict[str, Any]:

@@ -5,7 +5,8 @@ was rebound to a loopback address still sends its own name, and the Origin heade
 of scripts. No CORS header is ever sent, so scripts of other origins cannot read answers either.
 
 Tokens say which program asks. What changes runtimes always needs one with the permission `admin`, because a program, or
-a page of a loopback origin, that may ask a model for text must not thereby be able to install software.
+a page of a loopback origin, that may ask a model for text must not thereby be able to install software. What decides
+whose code may come here needs `trust`, because who manages runtimes need not be able to bring in any program.
 """
 
 from __future__ import annotations
@@ -95,11 +96,11 @@ class TokensOnly:
         await self._app(scope, receive, send)
 
 
-def admin_only(tokens: Tokens) -> Callable[[Request], None]:
-    """A dependency of routes: their requests must carry a token with the permission `admin`."""
+def requires(permission: Permission, tokens: Tokens) -> Callable[[Request], None]:
+    """A dependency of routes: their requests must carry a token with that permission."""
 
     def check(request: Request) -> None:
-        check_token(tokens, request.headers, Permission.ADMIN)
+        check_token(tokens, request.headers, permission)
 
     return check
 
@@ -109,11 +110,10 @@ def check_token(tokens: Tokens, headers: Headers, needed: Permission | None = No
     scheme, _, text = headers.get("authorization", "").partition(" ")
     held = tokens.permissions_of(text.strip()) if scheme.lower() == "bearer" else frozenset()
     if not held:
-        kind, option = ("an admin", " --admin") if needed is Permission.ADMIN else ("a", "")
+        kind = f"a token with the permission {needed}" if needed is not None else "a token"
         raise ApiError(
             401,
-            f"This needs {kind} token of this server, sent as `Authorization: Bearer sk-pl-…`; "
-            f"`paceline tokens create{option}` makes one.",
+            f"This needs {kind} of this server, sent as `Authorization: Bearer sk-pl-…`; {_way_in(needed)} makes one.",
             code="invalid_api_key",
             type="authentication_error",
         )
@@ -121,10 +121,15 @@ def check_token(tokens: Tokens, headers: Headers, needed: Permission | None = No
         raise ApiError(
             403,
             f"This token has the permission {', '.join(sorted(held))} and lacks {needed}; "
-            "`paceline tokens create --admin` makes one that has it.",
+            f"{_way_in(needed)} makes one that has it.",
             code="permission_denied",
             type="permission_error",
         )
+
+
+def _way_in(needed: Permission | None) -> str:
+    option = f" --{needed}" if needed not in (None, Permission.INFERENCE) else ""
+    return f"`paceline tokens create{option}`"
 
 
 def is_loopback(name: str) -> bool:

@@ -38,9 +38,8 @@ def print_plan(would: Preview) -> None:
         ],
     )
     for space in would.disk:
-        click.echo(
-            f"Needs {output.size(space.needed_bytes)} in {space.folder}, {output.size(space.free_bytes)} are free"
-        )
+        needed = f"{'about ' if space.estimated else ''}{output.size(space.needed_bytes)}"
+        click.echo(f"Needs {needed} in {space.folder}, {output.size(space.free_bytes)} are free")
     click.echo(f"Would select it for {', '.join(f.upper() for f in plan.selects) or 'no format'}")
 
 

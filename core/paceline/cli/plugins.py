@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from paceline import paths, plugin_folder
+from paceline import paths
 from paceline.cli import output
 from paceline.cli.group import Group
 from paceline.errors import UsageError
+from paceline.manager.plugin_listing import NEXT_START, describe_change, describe_plugins, source, state_of
 from paceline.store import Store
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from paceline.manager.plugin_packages import Change
     from paceline.manager.plugin_trial import Trial
-    from paceline.plugin_folder import Held, Request, State
+    from paceline.plugin_folder import Held, State
     from paceline.plugins import Plugin, Plugins
 
 _yes = click.option("-y", "--yes", is_flag=True, help="Do not ask; --json never does.")
@@ -91,22 +92,17 @@ def remove(names: tuple[str, ...], yes: bool, dry_run: bool, as_json: bool) -> N
 
 
 def _list(as_json: bool) -> None:
-    from paceline.errors import PluginError
     from paceline.plugins import load
 
-    loaded = load()
-    found = loaded.plugins
-    try:
-        state = plugin_folder.read_state(paths.home())
-    except PluginError:  # it is among what was found
-        state = plugin_folder.State()
+    loaded, state = load(), state_of(paths.home())
     if as_json:
-        output.as_json_text([{**output.plain(p), "source": _source(p, state)} for p in found])
+        output.as_json_text(describe_plugins(loaded, state))
         return
     output.table(
-        ["PLUGIN", "STATE", "DISTRIBUTION", "FROM", "ENGINES", "FORMATS"], [_row(p, loaded, state) for p in found]
+        ["PLUGIN", "STATE", "DISTRIBUTION", "FROM", "ENGINES", "FORMATS"],
+        [_row(p, loaded, state) for p in loaded.plugins],
     )
-    for p in found:
+    for p in loaded.plugins:
         if p.error:
             origin = f" ({_origin(p)})" if p.distribution else ""
             click.echo(f"\n{p.name}{origin}: {p.error}")
@@ -115,25 +111,11 @@ def _list(as_json: bool) -> None:
 def _row(p: Plugin, loaded: Plugins, state: State) -> list[str]:
     served = (f for name in p.engines for f in loaded.engines[name].formats)
     formats = dict.fromkeys((*served, *p.formats))
-    return [p.name, p.state.value, _origin(p), _source(p, state) or "", ", ".join(p.engines), ", ".join(formats)]
+    return [p.name, p.state.value, _origin(p), source(p, state) or "", ", ".join(p.engines), ", ".join(formats)]
 
 
 def _origin(p: Plugin) -> str:
     return f"{p.distribution or ''} {p.version or ''}".strip()
-
-
-def _source(p: Plugin, state: State) -> str | None:
-    """`paceline` itself, this `environment`, the package `index`, a path of this machine, or what another needed."""
-    if p.distribution is None:
-        return None
-    if not p.managed:
-        return "paceline" if p.distribution == "paceline" else "environment"
-    name = p.distribution.lower().replace("_", "-").replace(".", "-")
-    return _request_words(state.requests[name]) if name in state.requests else "needed by another"
-
-
-def _request_words(request: Request) -> str:
-    return request.source or "index"
 
 
 def _asking(verb: str, yes: bool, dry_run: bool, as_json: bool) -> Callable[[Change], bool]:
@@ -156,13 +138,13 @@ def _asking(verb: str, yes: bool, dry_run: bool, as_json: bool) -> Callable[[Cha
 
 def _show(change: Change, as_json: bool) -> None:
     if as_json:
-        output.as_json_text(_json(change, None))
+        output.as_json_text(describe_change(change))
         return
     before = {p.name: p.version for p in change.before.packages}
     added = {p.name for p in change.added}
     for package in change.added:
         request = change.after.requests.get(package.name)
-        origin = f", from {_request_words(request)}" if request else ", needed by it"
+        origin = f", from {request.source or 'index'}" if request else ", needed by it"
         replaced = f" instead of {before[package.name]}" if package.name in before else ""
         click.echo(f"+ {package.name} {package.version}{replaced}{origin}, {output.size(package.size_bytes)}")
         click.echo(f"    {_hash_words(package)}")
@@ -190,7 +172,7 @@ def _tell(done: tuple[Change, Trial | None] | None, as_json: bool) -> None:
         return
     change, trial = done
     if as_json:
-        output.as_json_text(_json(change, trial))
+        output.as_json_text(describe_change(change, trial))
         return
     for name, engines in (trial.engines if trial else {}).items():
         click.echo(f"{name} is active{': ' if engines else ''}{', '.join(engines)}")
@@ -199,14 +181,4 @@ def _tell(done: tuple[Change, Trial | None] | None, as_json: bool) -> None:
     for package in change.gone:
         if package.name not in change.after.requests and package.name in change.before.requests:
             click.echo(f"Removed {package.name} {package.version}")
-    click.echo("What is running, such as `paceline serve`, sees it after its next start")
-
-
-def _json(change: Change, trial: Trial | None) -> dict[str, Any]:
-    return {
-        "added": output.plain(change.added),
-        "gone": output.plain(change.gone),
-        "requests": output.plain(change.after.requests),
-        "engines": output.plain(trial.engines) if trial else None,
-        "seconds": round(trial.seconds, 3) if trial else None,
-    }
+    click.echo(NEXT_START[0].upper() + NEXT_START[1:])

@@ -14,18 +14,24 @@ from paceline.tokens import Permission, Tokens
 def tokens() -> None:
     """Create, list and revoke the tokens of the local API.
 
-    Changes of runtimes through the API need a token with the permission `admin`. Everything else needs one where
-    `paceline serve` runs with --require-token or listens beyond this machine.
+    Changes of runtimes through the API need a token with the permission `admin`, and what decides whose code comes here
+    one with `trust`. Everything else needs one where `paceline serve` runs with --require-token or listens beyond this
+    machine.
     """
 
 
 @tokens.command("create")
 @click.argument("name", default="")
 @click.option("--admin", is_flag=True, help="May also install, update, select, mend and remove runtimes.")
+@click.option("--trust", is_flag=True, help="As --admin, and may trust registries, bring bundles, install plugins.")
 @output.json_option
-def create(name: str, admin: bool, as_json: bool) -> None:
+def create(name: str, admin: bool, trust: bool, as_json: bool) -> None:
     """Create a token and print it, this once: only its hash is kept."""
-    permissions = (Permission.INFERENCE, Permission.ADMIN) if admin else (Permission.INFERENCE,)
+    permissions = [Permission.INFERENCE]
+    if admin or trust:
+        permissions.append(Permission.ADMIN)
+    if trust:
+        permissions.append(Permission.TRUST)
     token, text = Tokens(paths.home()).create(name, permissions)
     if as_json:
         output.as_json_text({"id": token.id, "name": name, "permissions": token.permissions, "token": text})

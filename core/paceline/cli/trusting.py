@@ -10,11 +10,9 @@ import click
 
 from paceline import paths
 from paceline.cli import output
-from paceline.errors import RegistryError
 
 if TYPE_CHECKING:
     from paceline.registry.signed import Outcome
-    from paceline.registry.trust import TrustedRegistry
 
 CANNOT_VERIFY = 75
 """Exit status of a refresh that could verify nothing now, and of which nothing bad follows (EX_TEMPFAIL)."""
@@ -37,20 +35,11 @@ def trust(url: str, root_file: Path, name: str | None, as_json: bool) -> None:
     Its publisher can then name the packages that runtimes are made of, and so the code that runs in them. It is asked
     at once; one whose answer does not follow from the root is not trusted, one that does not answer is.
     """
-    from paceline.registry import signed
-    from paceline.registry import trust as trusting
-    from paceline.store import transaction
+    from paceline.manager import registries
 
-    root = signed.check_root(root_file.read_bytes())
-    registry = trusting.make_trusted(paths.home(), url, root, name)
-    outcome = signed.refresh(registry)
-    if outcome.state is signed.State.REFUSED:
-        if not registry.file.exists():
-            transaction.discard(registry.folder)
-        raise RegistryError(f"{url} is not trusted: {outcome.message}", help=outcome.help)
-    trusting.remember_trust(registry)
+    registry, outcome = registries.trust(paths.home(), url, root_file.read_bytes(), name)
     if as_json:
-        output.as_json_text({**_json(registry), "refresh": outcome})
+        output.as_json_text({**registries.describe(registry), "refresh": outcome})
         return
     click.echo(f"Trusted {registry.name}: {registry.url}")
     _say(outcome)
@@ -60,9 +49,10 @@ def trust(url: str, root_file: Path, name: str | None, as_json: bool) -> None:
 @output.json_option
 def ls(as_json: bool) -> None:
     """List the trusted registries, and what was last verified of each. Asks nobody."""
-    from paceline.registry import trust as trusting
+    from paceline.manager.registries import describe
+    from paceline.registry.trust import trusted
 
-    rows = [_json(registry) for registry in trusting.trusted(paths.home())]
+    rows = [describe(registry) for registry in trusted(paths.home())]
     if as_json:
         output.as_json_text(rows)
     elif not rows:
@@ -80,12 +70,10 @@ def refresh(names: tuple[str, ...], as_json: bool) -> int:
 
     Exit codes: 0 verified, 1 one was refused, 3 no such registry, 75 one cannot be verified now.
     """
+    from paceline.manager import registries
     from paceline.registry import signed
-    from paceline.registry import trust as trusting
 
-    home = paths.home()
-    wanted = [trusting.get_trusted(home, name) for name in names] if names else trusting.trusted(home)
-    outcomes = [signed.refresh(registry) for registry in wanted]
+    outcomes = registries.refresh(paths.home(), names)
     if as_json:
         output.as_json_text(outcomes)
     else:
@@ -102,9 +90,9 @@ def refresh(names: tuple[str, ...], as_json: bool) -> int:
 @output.json_option
 def remove(name: str, as_json: bool) -> None:
     """Trust a registry no longer. What was installed from it stays."""
-    from paceline.registry import trust as trusting
+    from paceline.registry.trust import forget
 
-    trusting.forget(paths.home(), name)
+    forget(paths.home(), name)
     if as_json:
         output.as_json_text({"removed": name})
     else:
@@ -118,29 +106,6 @@ def _say(outcome: Outcome) -> None:
     click.echo(f"warning: {outcome.message}", err=True)
     if outcome.help:
         click.echo(f"help: {outcome.help}", err=True)
-
-
-def _json(registry: TrustedRegistry) -> dict[str, Any]:
-    from paceline.registry import trust as trusting
-
-    value: dict[str, Any] = {"name": registry.name, "url": registry.url, "file": registry.file}
-    try:
-        known = trusting.verified(registry)
-    except RegistryError as error:
-        return value | {
-            "releases": None,
-            "verified_at": None,
-            "expires_at": None,
-            "expired": None,
-            "problem": str(error),
-        }
-    return value | {
-        "releases": len(known.releases) if known else None,
-        "verified_at": known.verified_at.isoformat() if known else None,
-        "expires_at": known.expires_at.isoformat() if known else None,
-        "expired": known.expired(datetime.now(UTC)) if known else None,
-        "problem": None,
-    }
 
 
 def _state(row: dict[str, Any]) -> str:

@@ -295,7 +295,7 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
         raise NotFoundError(f"{path} does not exist", help="give the path of a bundle") from None
     except IsADirectoryError:
         raise _refused(path, "it is a folder") from None
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, struct.error) as error:
+    except (zipfile.BadZipFile, EOFError, KeyError, NotImplementedError, RuntimeError, struct.error) as error:
         raise _refused(path, f"it is no bundle, or a damaged one: {error}") from None
 
 

@@ -6,12 +6,15 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from paceline.errors import InstallError
-from paceline.packages.locked import applies
+from paceline.packages.locked import applies, download_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from paceline.store import Store
     from paceline.types import Package, Release
 
@@ -32,7 +35,8 @@ BUILD_TREE = 1
 CUDA_BUILD_TREE = 8
 """The same where kernels are compiled for NVIDIA's GPUs: not measured, but what a wheel for all of them holds."""
 UNSIZED_WHEEL_BYTES = 64 * 1000 * 1000
-"""Taken for a wheel from an index page of its own that tells no size: llama-cpp-python's for processors is below."""
+"""Taken for a wheel of an index page of its own whose size neither page nor server tells: llama-cpp-python's for
+processors is below."""
 UNSIZED_CUDA_WHEEL_BYTES = 600 * 1000 * 1000
 """The same with kernels for all of NVIDIA's GPUs."""
 
@@ -44,46 +48,52 @@ class Space:
     folder: Path
     needed_bytes: int
     free_bytes: int
+    estimated: bool = False
+    """Whether a part of what is needed is an estimate, and neither measured nor told by an index."""
 
 
-def space_for(release: Release, store: Store, cache: Path) -> tuple[Space, ...]:
+def space_for(
+    release: Release, store: Store, cache: Path, told: Mapping[str, int] = MappingProxyType({})
+) -> tuple[Space, ...]:
     """What installing `release` needs on each file system it writes to, were nothing of it here.
 
     A cache on the home's file system shares its bytes with the runtime (uv links the files); on another it needs as
     much again. What is fetched lies in the cache until it is unpacked, and so does the source of what is built, with
     its tools; compilers write to the folder for temporary files. Sizes that nobody measured are estimated from those of
-    the packages. Empty where no size is known at all, as of a plugin's release whose lock has none.
+    the packages. `told`: by name, what indexes say of packages whose lock says no size. Empty where no size is known at
+    all, as offline of a plugin's release whose lock has none.
     """
-    need = _need(release, store.size_of_newest(release.name))
+    need = _need(release, store.size_of_newest(release.name), told)
     if need is None:
         return ()
     runtime = need.installed + MARGIN_BYTES
-    spaces: dict[int, tuple[Path, int, int]] = {}
-    for folder, shared, own in (
-        (store.home, runtime, 0),
-        (cache, runtime, need.fetched + need.source),
-        (Path(tempfile.gettempdir()), 0, need.build_tree),
+    spaces: dict[int, tuple[Path, int, int, bool]] = {}
+    for folder, shared, own, guessed in (
+        (store.home, runtime, 0, need.installed_guessed),
+        (cache, runtime, need.fetched + need.source, need.installed_guessed or need.fetched_guessed or need.source > 0),
+        (Path(tempfile.gettempdir()), 0, need.build_tree, True),
     ):
         if shared + own:
             device = _existing(folder).stat().st_dev
-            named, most, sum_of_own = spaces.get(device, (folder, 0, 0))
-            spaces[device] = (named, max(most, shared), sum_of_own + own)
+            named, most, sum_of_own, before = spaces.get(device, (folder, 0, 0, False))
+            spaces[device] = (named, max(most, shared), sum_of_own + own, before or guessed)
     return tuple(
-        Space(folder, shared + own, shutil.disk_usage(_existing(folder)).free)
-        for folder, shared, own in spaces.values()
+        Space(folder, shared + own, shutil.disk_usage(_existing(folder)).free, guessed)
+        for folder, shared, own, guessed in spaces.values()
     )
 
 
-def check_space(release: Release, store: Store, cache: Path) -> None:
-    """Raise InstallError with the numbers when a disk is too full for `release`."""
+def check_space(release: Release, store: Store, cache: Path, told: Mapping[str, int] = MappingProxyType({})) -> None:
+    """Raise InstallError with the numbers when a disk is too full for `release`; `told` as for `space_for`."""
     try:
-        spaces = space_for(release, store, cache)
+        spaces = space_for(release, store, cache, told)
     except OSError:  # a file system that does not say decides nothing
         return
     for space in spaces:
         if space.free_bytes < space.needed_bytes:
+            about = "about " if space.estimated else ""
             raise InstallError(
-                f"installing {release.id} needs {_mb(space.needed_bytes)} in {space.folder}, "
+                f"installing {release.id} needs {about}{_mb(space.needed_bytes)} in {space.folder}, "
                 f"where {_mb(space.free_bytes)} are free",
                 help="`paceline runtime prune --cache` frees space; or set PACELINE_HOME, PACELINE_CACHE and, for what "
                 "is compiled, TMPDIR to folders on another disk",
@@ -95,34 +105,45 @@ class _Need:
     """Bytes, by what they are for."""
 
     fetched: int
+    fetched_guessed: bool
+    """Whether nobody says how large a part of that is."""
     installed: int
+    installed_guessed: bool
     source: int
-    """Of what is built: its source and the tools for it, unpacked."""
+    """Of what is built: its source and the tools for it, unpacked; estimated."""
     build_tree: int
+    """Estimated."""
 
 
-def _need(release: Release, newest_bytes: int | None) -> _Need | None:
+def _need(release: Release, newest_bytes: int | None, told: Mapping[str, int]) -> _Need | None:
     """`newest_bytes`: of an installed version of the release, which stands for one that nobody measured."""
     recipe, gpu = release.recipe, release.requires.gpu
     cuda = gpu is not None and gpu.make == "nvidia"
     wanted = [p for p in recipe.packages if applies(p)]
     installed = recipe.installed_bytes or newest_bytes
-    if installed is None and not any(p.size for p in wanted):
+    if installed is None and not any(p.size or p.name in told for p in wanted):
         return None
     unsized = UNSIZED_CUDA_WHEEL_BYTES if cuda else UNSIZED_WHEEL_BYTES
-    sources = sum(_size(p, unsized) for p in wanted if p.source)
-    wheels = {p: _size(p, unsized) for p in wanted if not p.source}
-    tools = sum(_size(p, 0) for p in recipe.build_packages if applies(p) and p not in wheels) if sources else 0
+    sources = sum(_size(p, unsized, told) for p in wanted if p.source)
+    wheels = {p: _size(p, unsized, told) for p in wanted if not p.source}
+    tools = sum(_size(p, 0, told) for p in recipe.build_packages if applies(p) and p not in wheels) if sources else 0
     tree = int(sources * (CUDA_BUILD_TREE if cuda else BUILD_TREE))
     if installed is None:  # of a source stays less than its building wrote
         installed = tree + sum(int(n * _unpacks_to(n)) for n in wheels.values())
-    fetched = sources + tools + sum(n for p, n in wheels.items() if not p.file)
-    return _Need(fetched, installed, int(SOURCE_UNPACKS_TO * (sources + tools)), tree)
+    return _Need(
+        fetched=sources + tools + sum(n for p, n in wheels.items() if not p.file),
+        fetched_guessed=download_bytes(recipe, told) is None,
+        installed=installed,
+        installed_guessed=recipe.installed_bytes is None,
+        source=int(SOURCE_UNPACKS_TO * (sources + tools)),
+        build_tree=tree,
+    )
 
 
-def _size(package: Package, unsized: int) -> int:
-    """Of its largest file, since uv finds out which one it is; nothing for one of a lock without sizes."""
-    return max(package.size, default=unsized if package.index else 0)
+def _size(package: Package, unsized: int, told: Mapping[str, int]) -> int:
+    """Of its largest file, since uv finds out which one it is. Where nobody says it, `unsized` for one from an index
+    page of its own, as engines have, and nothing for others."""
+    return max(package.size, default=told.get(package.name, unsized if package.index else 0))
 
 
 def _unpacks_to(wheel_bytes: int) -> float:

@@ -21,12 +21,14 @@ import paceline
 from paceline import paths
 from paceline.errors import InstallError, PacelineError, SmokeTestError, UnpinnedError
 from paceline.manager.diskspace import check_space
-from paceline.packages import first_use, native_builds
+from paceline.packages import first_use, native_builds, unhashed
+from paceline.packages.depot import Depot
 from paceline.packages.environment import PACKAGES, make_environment
 from paceline.packages.indexes import Indexes
 from paceline.packages.uv import base_interpreter
 from paceline.progress import Phase, silent
 from paceline.store import health, transaction
+from paceline.store.digests import sha256_of
 from paceline.store.manifest import FILES, MANIFEST, SCHEMA_VERSION, python_of
 from paceline.types import GpuRequirement, Package, Recipe, Release, Requirements, Runtime
 from paceline.untrusted_json import read_object
@@ -202,20 +204,22 @@ def _make(
     supply: Supply | None = None,
     wheel: Path | None = None,
 ) -> Runtime:
-    staged = store.staging / f"{release.id}.{os.getpid()}"
-    check_space(release, store, cache)
-    with transaction.explained(f"installing {release.id}", store.home):
+    staged, depot = store.staging / f"{release.id}.{os.getpid()}", Depot(cache)
+    unpinned = {p.name for p in release.recipe.unpinned}
+    with contextlib.closing(Indexes(cache)) as indexes, transaction.explained(f"installing {release.id}", store.home):
+        if unpinned and supply is None:
+            progress(Phase.DOWNLOAD, message="looking at packages without published hashes")
+        found = unhashed.locate(release.recipe, indexes, depot) if supply is None else []
+        check_space(release, store, cache, unhashed.sizes(found))
         try:
             transaction.make_folder(staged)
             if wheel is not None:
                 _bring(wheel, release, staged)
-            unpinned = {p.name for p in release.recipe.unpinned}
-            if unpinned and supply is None:
-                progress(Phase.DOWNLOAD, message="looking at packages without published hashes")
-                release = replace(release, recipe=first_use.look(release.recipe, cache=cache))
-            with contextlib.closing(Indexes(cache)) as indexes:
-                found = supply or indexes
-                made = make_environment(staged, release.recipe, cache=cache, supply=found, progress=progress)
+            if found:
+                brought = unhashed.bring(found, indexes, depot, progress)
+                release = replace(release, recipe=first_use.pinned_to_found(release.recipe, brought))
+            supply = supply or indexes
+            made = make_environment(staged, release.recipe, cache=cache, supply=supply, progress=progress)
             progress(Phase.CHECK, message="starting the engine once")
             info = start_once(_runtime(release, staged), engine, release.requires.gpu)
             progress(Phase.CHECK, message="hashing the files")
@@ -238,8 +242,9 @@ def _make(
 
 
 def _is_another_file(error: PacelineError) -> bool:
-    """Whether an installation failed because a file did not have its hash."""
-    return isinstance(error, InstallError) and ("ash mismatch" in error.message or "sha256" in error.message)
+    """Whether an installation failed because a file did not have its hash or its size."""
+    said = ("ash mismatch", "sha256", "bytes instead of")
+    return isinstance(error, InstallError) and any(words in error.message for words in said)
 
 
 def _bring(wheel: Path, release: Release, staged: Path) -> None:
@@ -254,8 +259,7 @@ def _bring(wheel: Path, release: Release, staged: Path) -> None:
             f"{wheel} is gone, which {release.id} is made with",
             help="give the wheel again: `paceline runtime get PATH`",
         ) from None
-    with copy.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256_of(copy)
     if digest not in package.sha256:
         raise InstallError(
             f"{wheel} is not the file that {release.id} is made with: its sha256 is {digest}",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from paceline.packages.locked import download_bytes
 from paceline.types import Package
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     from paceline.store import Selection
@@ -46,11 +47,12 @@ def make_plan(
     *,
     build_s: float | None = None,
     cores: int | None = None,
+    told: Mapping[str, int] = MappingProxyType({}),
 ) -> InstallPlan:
     """Plan the installation of `release` where the runtimes `installed` (ids) and `selection` are already there.
 
     `build_s`: how long building another version of it took here. `cores`: how many processors this machine has, to
-    estimate from what the recipe says where nothing was built yet.
+    estimate from what the recipe says where nothing was built yet. `told`: see `locked.download_bytes`.
     """
     recipe = release.recipe
     return InstallPlan(
@@ -61,7 +63,7 @@ def make_plan(
         build_packages=recipe.build_packages,
         built=tuple(p.name for p in recipe.packages if p.source),
         expected_build_s=build_s if build_s is not None else _scaled(recipe.expected_build_s, cores),
-        download_bytes=download_bytes(recipe),
+        download_bytes=download_bytes(recipe, told),
         unpinned=tuple(p.name for p in recipe.unpinned),
         selects=()
         if release.id in selection.holds

@@ -29,13 +29,14 @@ from paceline.packages.environment import build_wheel
 from paceline.packages.wheels import read_wheel
 from paceline.plugin_folder import Held, Request, State, generation, packages, python_version, read_state, state_file
 from paceline.plugin_folder import to_json as state_json
-from paceline.progress import silent
+from paceline.progress import Phase, silent
 from paceline.store import transaction
 from paceline.types import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from paceline.progress import Progress
     from paceline.store import Store
 
 GROUP, ENGINES = "paceline", "paceline.engines"
@@ -66,37 +67,41 @@ Confirm = Callable[[Change], bool]
 """Asked with what is known before anything of it runs; False leaves everything as it is."""
 
 
-def install(wanted: Sequence[str], store: Store, *, cache: Path, confirm: Confirm) -> tuple[Change, Trial] | None:
+def install(
+    wanted: Sequence[str], store: Store, *, cache: Path, confirm: Confirm, progress: Progress = silent
+) -> tuple[Change, Trial] | None:
     """Install distributions: requirements (PEP 508), wheels, or folders of source. None when `confirm` says no.
 
     A folder's build script runs before anything is asked. Raises UsageError, InstallError or PluginError; then nothing
     has changed.
     """
-    with _changing(store) as (before, staged):
+    with _changing(store, progress) as (before, staged):
         requests = dict(before.requests)
         for text in wanted:
             name, request = _request(text, staged, cache)
             requests[name] = request
-        return _switch(before, requests, {*requests} - {*before.requests}, staged, store, cache, confirm)
+        return _switch(before, requests, {*requests} - {*before.requests}, staged, store, cache, confirm, progress)
 
 
-def update(names: Sequence[str], store: Store, *, cache: Path, confirm: Confirm) -> tuple[Change, Trial] | None:
+def update(
+    names: Sequence[str], store: Store, *, cache: Path, confirm: Confirm, progress: Progress = silent
+) -> tuple[Change, Trial] | None:
     """Move plugins, or all, to the newest versions that their requirements and this host allow. Raises as `install`.
 
     What came from this machine stays as it is, but is installed anew for another Python.
     """
-    with _changing(store) as (before, staged):
+    with _changing(store, progress) as (before, staged):
         chosen = [_known(name, before) for name in names] or list(before.requests)
         upgraded = set(chosen) if names else {*chosen, *(p.name for p in before.packages)}
-        return _switch(before, dict(before.requests), upgraded, staged, store, cache, confirm)
+        return _switch(before, dict(before.requests), upgraded, staged, store, cache, confirm, progress)
 
 
-def remove(names: Sequence[str], store: Store, *, confirm: Confirm) -> Change | None:
+def remove(names: Sequence[str], store: Store, *, confirm: Confirm, progress: Progress = silent) -> Change | None:
     """Remove plugins, and what only they needed; nothing is fetched, and nothing runs.
 
     Raises NotFoundError for one that was not installed here.
     """
-    with _changing(store) as (before, staged):
+    with _changing(store, progress) as (before, staged):
         leaving = {_known(name, before) for name in names}
         requests = {name: request for name, request in before.requests.items() if name not in leaving}
         current = generation(store.home, before.generation)
@@ -107,7 +112,10 @@ def remove(names: Sequence[str], store: Store, *, confirm: Confirm) -> Change | 
         _keep_files(current, requests, before, staged)
         held = tuple(package for package in before.packages if package.name in stay)
         change = Change(before, State(before.generation + 1, before.python, requests, held), staged)
-        return _put_in_force(change, store) if confirm(change) else None
+        if not confirm(change):
+            return None
+        progress(Phase.PUBLISH)
+        return _put_in_force(change, store)
 
 
 def _switch(
@@ -118,6 +126,7 @@ def _switch(
     store: Store,
     cache: Path,
     confirm: Confirm,
+    progress: Progress,
 ) -> tuple[Change, Trial] | None:
     current = generation(store.home, before.generation)
     host = overlay.host_packages(packages(current))
@@ -130,10 +139,13 @@ def _switch(
     _keep_files(current, requests, before, staged)
     locked: tuple[overlay.Locked, ...] = ()
     if requests:
+        progress(Phase.SEARCH, message="finding what fits beside this Paceline")
         lines = [_line(name, request, staged) for name, request in requests.items()]
         locked = overlay.resolve(lines, host, staged, cache=cache, upgrade=upgrade)
     target = packages(staged)
+    progress(Phase.PACKAGES, 0, len(locked))
     overlay.install(locked, target, cache=cache)
+    progress(Phase.PACKAGES, len(locked), len(locked))
     found = _distributions(target)
     _check_modules(found, current.parent)
     held = tuple(_describe(each, found[each.name]) for each in locked)
@@ -142,7 +154,9 @@ def _switch(
     change = Change(before, after, staged)
     if not confirm(change):
         return None
+    progress(Phase.CHECK, message="loading the plugins once")
     trial = try_plugins(target, held)
+    progress(Phase.PUBLISH)
     return _put_in_force(change, store), trial
 
 
@@ -159,22 +173,30 @@ def _put_in_force(change: Change, store: Store) -> Change:
 
 
 @contextmanager
-def _changing(store: Store) -> Iterator[tuple[State, Path]]:
+def _changing(store: Store, progress: Progress) -> Iterator[tuple[State, Path]]:
     """Hold the lock of the plugins, over what is in force and an empty staging folder."""
-    from filelock import FileLock
+    from filelock import FileLock, Timeout
 
-    path = store.lock_file("plugins")
-    with transaction.explained("changing the plugins", store.home), FileLock(path):
-        folder = generation(store.home, 0).parent
-        for leftover in folder.glob("staging.*"):
-            transaction.discard(leftover)
-        transaction.sweep_unfinished(state_file(store.home))
-        staged = folder / f"staging.{secrets.token_hex(4)}"
-        transaction.make_folder(staged / "wheels")
+    lock = FileLock(store.lock_file("plugins"))
+    with transaction.explained("changing the plugins", store.home):
         try:
-            yield read_state(store.home), staged
+            lock.acquire(timeout=0)
+        except Timeout:
+            progress(Phase.WAIT, message="another process changes the plugins, waiting for it")
+            lock.acquire(poll_interval=0.1)
+        try:
+            folder = generation(store.home, 0).parent
+            for leftover in folder.glob("staging.*"):
+                transaction.discard(leftover)
+            transaction.sweep_unfinished(state_file(store.home))
+            staged = folder / f"staging.{secrets.token_hex(4)}"
+            transaction.make_folder(staged / "wheels")
+            try:
+                yield read_state(store.home), staged
+            finally:
+                transaction.discard(staged)
         finally:
-            transaction.discard(staged)
+            lock.release()
 
 
 def _request(text: str, staged: Path, cache: Path) -> tuple[str, Request]:
@@ -183,7 +205,9 @@ def _request(text: str, staged: Path, cache: Path) -> tuple[str, Request]:
             requirement = Requirement(text)
         except InvalidRequirement as error:
             raise UsageError(
-                f"{text!r} is no requirement: {error}", help="give `paceline-echo`, `paceline-echo==1.0`, or a path"
+                f"{text!r} is no requirement: {error}",
+                help="give `paceline-echo`, `paceline-echo==1.0`, or a path",
+                param="names",
             ) from None
         if requirement.url is not None:
             raise UsageError(
@@ -236,6 +260,7 @@ def _known(name: str, state: State) -> str:
         raise NotFoundError(
             f"no plugin {name!r} was installed by Paceline (installed: {there})",
             help="`paceline plugins ls` shows every plugin and where it came from",
+            param="names",
         )
     return normalized
 

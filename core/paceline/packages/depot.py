@@ -2,6 +2,7 @@
 
     files/<sha256>/<file name>         a file, whole; beside it, while it comes, what has come
     simple/<project>/index.html        the files that ever were here, with their hashes
+    seen/                              see `unhashed`
 
 A file is deleted when uv has unpacked it into its own cache, but for those that builds take: uv reads them for each
 build. The line on the page stays: uv finds what it unpacked, and what it built, under the index that listed it.
@@ -11,7 +12,6 @@ The format: https://packaging.python.org/en/latest/specifications/simple-reposit
 
 from __future__ import annotations
 
-import hashlib
 import html
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_sdist
 from paceline.packages.held import held
 from paceline.progress import silent
 from paceline.store import transaction
+from paceline.store.digests import sha256_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -79,7 +80,7 @@ class Depot:
         """A file of `package` that is here, whole, with one of its pinned hashes, and fits this Python."""
         for sha256 in package.sha256:
             for path in self.folder.glob(f"files/{sha256}/*"):
-                if _fits(path.name) and _sha256(path) == sha256:
+                if _fits(path.name) and sha256_of(path) == sha256:
                     return PackageFile(path.name, sha256, path.stat().st_size)
         return None
 
@@ -112,6 +113,7 @@ class Depot:
                 if not file.name.endswith(".lock"):
                     freed += file.stat().st_size
                     transaction.discard(file)
+            transaction.discard(self.folder / "seen")
         return freed
 
     @contextmanager
@@ -129,8 +131,3 @@ def _fits(name: str) -> bool:
         return name.endswith(".tar.gz") or not parse_wheel_filename(name)[3].isdisjoint(sys_tags())
     except InvalidWheelFilename:  # a lock, or what has come of a file so far
         return False
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

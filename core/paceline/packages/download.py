@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol
 
 import httpx
 
@@ -29,6 +29,7 @@ from paceline.store import transaction
 from paceline.untrusted_json import read_object
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from paceline.network import Client
@@ -79,11 +80,14 @@ def download(
     clients: network.Clients | None = None,
     patience: Patience = Patience(),
     limit: int = 64 * 10**9,
+    accept: str | None = None,
+    answered: Callable[[httpx.Response], None] = lambda response: None,
 ) -> Digest:
     """Fetch `url` to `target`, which has the given hash and size (where they are known) or does not appear.
 
     A target that is there and has them is not fetched again. Of several processes that want one target, one fetches and
-    the others wait. No file of more than `limit` bytes is taken. Raises DownloadError, OfflineError, and OSError for
+    the others wait. No file of more than `limit` bytes is taken. `accept`: the kinds of content that are asked for.
+    `answered` sees the head of each answer whose body is taken. Raises DownloadError, OfflineError, and OSError for
     what cannot be written here; what has come stays for the next call, but for a full disk.
     """
     from filelock import FileLock, Timeout
@@ -102,7 +106,8 @@ def download(
             with contextlib.ExitStack() as ending:
                 if clients is None:
                     clients = ending.enter_context(contextlib.closing(network.Clients()))
-                here = _Transfer(url, target, sha256, size, progress, clients, patience, limit).run()
+                transfer = _Transfer(url, target, sha256, size, progress, clients, patience, limit, accept, answered)
+                here = transfer.run()
         progress(here.size, here.size)
         return here
     finally:
@@ -143,10 +148,14 @@ class _Transfer:
         clients: network.Clients,
         patience: Patience,
         limit: int,
+        accept: str | None,
+        answered: Callable[[httpx.Response], None],
     ) -> None:
         self._url, self._target, self._progress, self._clients = url, target, progress, clients
         self._sha256, self._size, self._patience = sha256, size, patience
         self._limit = size if size is not None else limit
+        self._headers = {"Accept-Encoding": "identity", **({"Accept": accept} if accept is not None else {})}
+        self._answered = answered
         self._partial = partial_of(target)
         self._notes = target.with_name(f"{self._partial.name}.json")
         self._hash = hashlib.sha256()
@@ -204,7 +213,7 @@ class _Transfer:
 
     def _attempt(self) -> Digest:
         if not self._is_whole():
-            headers = {"Accept-Encoding": "identity"}
+            headers = dict(self._headers)
             if self._have:
                 headers["Range"] = f"bytes={self._have}-"
                 if self._validator is not None:
@@ -214,6 +223,7 @@ class _Transfer:
             try:
                 with watch, contextlib.closing(self._ask(client, headers)) as response:
                     self._begin(response)
+                    self._answered(response)
                     self._receive(response, watch)
             except ENDED_BY_WATCH:
                 if not watch.ended:
@@ -262,13 +272,13 @@ class _Transfer:
             raise self._final(said, help=way_in if status in (401, 403) else None, status=status)
         if self._have:  # it ignored the range, or the file is another one now
             self._forget()
-        length = _number(response.headers.get("content-length"))
+        length = number_in(response.headers.get("content-length"))
         if self._size is not None and length is not None and length != self._size:
-            raise _Again(f"the server offers {length} bytes instead of {self._size}", from_start=True)
+            self._is_another(f"the server offers {length} bytes instead of {self._size}")
         if length is not None and length > self._limit:
             raise self._final(f"the server offers {length} bytes, more than the {self._limit} that are taken")
         self._total = self._size if self._size is not None else length
-        self._validator = _validator(response)
+        self._validator = validator_of(response)
         notes = {"url": self._url, "sha256": self._sha256, "size": self._size, "validator": self._validator}
         transaction.write_json(self._notes, notes)
 
@@ -276,13 +286,13 @@ class _Transfer:
         said = response.headers.get("content-range", "")
         unit, _, rest = said.partition(" ")
         span, _, total = rest.partition("/")
-        if unit != "bytes" or _number(span.partition("-")[0]) != self._have:
+        if unit != "bytes" or number_in(span.partition("-")[0]) != self._have:
             raise _Again(f"the server was asked for the rest and sent {said or 'something else'!r}", from_start=True)
-        if _number(total) is not None:
-            if self._total is not None and _number(total) != self._total:
+        if number_in(total) is not None:
+            if self._total is not None and number_in(total) != self._total:
                 raise _Again(f"the file has {total} bytes now instead of {self._total}", from_start=True)
-            self._total = _number(total)
-        if self._validator is not None and _validator(response) not in (None, self._validator):
+            self._total = number_in(total)
+        if self._validator is not None and validator_of(response) not in (None, self._validator):
             raise _Again("the file was changed on the server meanwhile", from_start=True)
 
     def _receive(self, response: httpx.Response, watch: Watch) -> None:
@@ -323,15 +333,18 @@ class _Transfer:
     def _finish(self) -> Digest:
         got = self._hash.hexdigest()
         if self._sha256 is not None and got != self._sha256:
-            have, self._wrong = self._have, self._wrong + 1
-            self._forget()
-            reason = f"what came ({have} bytes) has the sha256 {got}, not {self._sha256}"
-            if self._wrong > 1:
-                raise self._final(reason, help="the file was changed on the server or on its way: try another network")
-            raise _Again(reason, wait_s=0)
+            self._is_another(f"what came ({self._have} bytes) has the sha256 {got}, not {self._sha256}", wait_s=0)
         transaction.settle(self._partial, self._target)
         transaction.discard(self._notes)
         return Digest(got, self._have)
+
+    def _is_another(self, reason: str, wait_s: float | None = None) -> NoReturn:
+        """Begin anew, once: what is another file the second time is no mishap."""
+        self._wrong += 1
+        self._forget()
+        if self._wrong > 1:
+            raise self._final(reason, help="the file was changed on the server or on its way: try another network")
+        raise _Again(reason, wait_s=wait_s)
 
     def _forget(self) -> None:
         transaction.discard(self._partial)
@@ -367,7 +380,7 @@ def _digest(path: Path, sha256: str | None, size: int | None) -> Digest | None:
         return None
 
 
-def _validator(response: httpx.Response) -> str | None:
+def validator_of(response: httpx.Response) -> str | None:
     """What names this version of the file in If-Range: a strong ETag, or the date of the last change."""
     etag: str = response.headers.get("etag", "")
     return etag if etag.startswith('"') else response.headers.get("last-modified")
@@ -377,7 +390,7 @@ def _retry_after(value: str | None) -> float | None:
     """Seconds, of a number or a date: https://www.rfc-editor.org/rfc/rfc9110#name-retry-after"""
     if value is None:
         return None
-    if (seconds := _number(value)) is not None:
+    if (seconds := number_in(value)) is not None:
         return float(seconds)
     try:
         moment = parsedate_to_datetime(value)
@@ -387,7 +400,7 @@ def _retry_after(value: str | None) -> float | None:
         return None
 
 
-def _number(value: str | None) -> int | None:
+def number_in(value: str | None) -> int | None:
     """None for what is no number of seconds or bytes, such as one with hundreds of digits."""
     return int(value) if value is not None and _NUMBER.fullmatch(value.strip()) else None
 

@@ -53,10 +53,11 @@ class Environment:
 def make_environment(folder: Path, recipe: Recipe, *, cache: Path, supply: Supply, progress: Progress) -> Environment:
     """Make `folder`/env with the packages of `recipe`.
 
-    Packages with a `file` are wheels in `folder`/packages. Leaves `folder`/requirements.txt, the lock it used, and
-    `folder`/build.log. Wheels, also those built here, are kept under `cache`/uv and used again; what that lacks comes
-    from `supply`, and where it cannot say, uv looks for itself. Every file is compared with what its package records.
-    Raises BuildError that quotes the end of the log, DownloadError, and InstallError when the disk has no room.
+    All are pinned by hash. Those with a `file` are wheels in `folder`/packages. Leaves `folder`/requirements.txt, the
+    lock it used, and `folder`/build.log. Wheels, also those built here, are kept under `cache`/uv and used again; what
+    that lacks comes from `supply`, and where it cannot say, uv looks for itself. Every file is compared with what its
+    package records. Raises BuildError that quotes the end of the log, DownloadError, and InstallError when the disk has
+    no room.
     """
     environment = folder / "env"
     transaction.write_text(folder / "requirements.txt", lock_text(recipe.packages))
@@ -159,10 +160,6 @@ class _Installer:
         supply cannot say where files are, uv finds and fetches them itself.
         """
         arguments = [*self._options, *options, "-r", "requirements.txt"]
-        if self._recipe.unpinned:
-            self._begin()
-            self._uv.run(arguments)
-            return
         missing = self._missing(options)
         if not missing and self._is_installed_from_here(arguments):
             return
@@ -219,15 +216,11 @@ class _Installer:
 
 
 def _install_options(recipe: Recipe, python: Path, cache: Path) -> list[str | Path]:
-    arguments: list[str | Path] = ["pip", "install", "--python", python, "--no-deps"]
-    # A lock with packages that no index publishes hashes for cannot require them, but checks those that are there.
-    arguments += ["--verify-hashes" if recipe.unpinned else "--require-hashes"]
+    arguments: list[str | Path] = ["pip", "install", "--python", python, "--no-deps", "--require-hashes"]
     for index in dict.fromkeys(p.index for p in recipe.packages if p.index):
         arguments += ["--index", index]
-    for package in recipe.unpinned:
-        # Where hashes are pinned they already say which files may be used. `--no-binary` for what is built here would
-        # add nothing, and makes uv fetch and build it again whatever the cache holds.
-        arguments += ["--only-binary", package.name]
+    # The hashes already say which files may be used. `--no-binary` for what is built here would add nothing, and makes
+    # uv fetch and build it again whatever the cache holds.
     if recipe.build_packages:
         arguments += ["--build-constraints", "build-constraints.txt"]
     for name, settings in recipe.config_settings.items():
@@ -256,7 +249,7 @@ class _Uv:
         self._folder = folder
         self._progress = progress
         self._total = len(recipe.packages)
-        self._env = uv_environment(os.environ, pinned=not recipe.unpinned)
+        self._env = uv_environment(os.environ)
         self._here: set[str] = set()
         self.built: set[str] = set()
         self._building = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from packaging.markers import Marker
@@ -32,14 +33,19 @@ def files_of(package: Package) -> dict[str, int | None]:
     return dict(zip(package.sha256, sizes, strict=True))
 
 
-def download_bytes(recipe: Recipe) -> int | None:
-    """The most that installing `recipe` here fetches; None when not every size is known.
-
-    Of each package it is one file. Which one, uv finds out; the largest is counted.
-    """
+def fetched_here(recipe: Recipe) -> list[Package]:
+    """What installing `recipe` here may fetch; a package that is needed twice comes once."""
     wanted = [p for p in recipe.packages if applies(p) and not p.file]
     if any(p.source for p in wanted):
         wanted += [p for p in recipe.build_packages if applies(p)]
-    if not all(p.size for p in wanted):
-        return None
-    return sum(max(p.size) for p in {(p.name, p.version): p for p in wanted}.values())
+    return list({(p.name, p.version): p for p in wanted}.values())
+
+
+def download_bytes(recipe: Recipe, told: Mapping[str, int] = MappingProxyType({})) -> int | None:
+    """The most that installing `recipe` here fetches; None when not every size is known.
+
+    Of each package it is one file. Which one, uv finds out; the largest is counted. `told`: by name, what an index says
+    of packages whose lock says no size.
+    """
+    sizes = [max(p.size, default=told.get(p.name)) for p in fetched_here(recipe)]
+    return None if None in sizes else sum(size for size in sizes if size is not None)

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
-from html.parser import HTMLParser
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urljoin, urlsplit
 
 import httpx
 from packaging.requirements import Requirement
@@ -20,6 +18,7 @@ from packaging.version import Version
 
 from paceline import network
 from paceline.errors import RegistryError
+from paceline.packages import pages
 from paceline.packages.download import Digest
 from paceline.packages.locked import pinned_to
 from paceline.packages.resolution import Resolver
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from paceline.network import Client
+    from paceline.packages.pages import Listed
     from paceline.types import Package, Release, Requirements
 
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
@@ -80,19 +80,18 @@ def _published(release: Release, packages: Sequence[Package], uploaded: Mapping[
 def _fetched(package: Package, requires: Requirements, tell: Callable[[str], None]) -> Package:
     """A package with sha256 and size of every wheel that its index page has for the platform."""
     assert package.index is not None
-    page = f"{package.index.rstrip('/')}/{canonicalize_name(package.name)}/"
+    page = pages.address(package.index, package.name)
     files: dict[str, int | None] = {}
     try:
         with network.client() as client:
-            for url in _wheels(_links(client, page), package, requires):
-                published = urlsplit(url).fragment.removeprefix("sha256=")
-                if len(published) == 64:
-                    files[published] = None
+            for file in _wheels(_listed(client, page), package, requires):
+                if file.sha256 is not None:
+                    files[file.sha256] = file.size
                     continue
-                tell(f"fetching {unquote(url.rsplit('/', 1)[-1])} for its sha256")
-                digest = _digest(client, url)
+                tell(f"fetching {file.name} for its sha256")
+                digest = _digest(client, file.url)
                 files[digest.sha256] = digest.size
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, ValueError) as error:
         raise RegistryError(
             f"{page} cannot be read: {error or type(error).__name__}", help="check the network, then lock again"
         ) from None
@@ -104,28 +103,26 @@ def _fetched(package: Package, requires: Requirements, tell: Callable[[str], Non
     return pinned_to(package, files)
 
 
-def _wheels(links: list[str], package: Package, requires: Requirements) -> list[str]:
-    """The links to wheels of this version that could be installed on the platform."""
+def _wheels(listed: Sequence[Listed], package: Package, requires: Requirements) -> list[Listed]:
+    """The wheels of this version that could be installed on the platform."""
     os_tag, arch_tags = _OS_TAGS.get(requires.os or "", ""), _ARCH_TAGS.get(requires.arch or "", ())
 
-    def fits(link: str) -> bool:
+    def fits(file: Listed) -> bool:
         try:
-            name, version, _, tags = parse_wheel_filename(unquote(urlsplit(link).path.rsplit("/", 1)[-1]))
+            name, version, _, tags = parse_wheel_filename(file.name)
         except InvalidWheelFilename:
             return False
         platforms = [tag.platform for tag in tags]
         here = [p for p in platforms if p == "any" or (os_tag in p and any(arch in p for arch in arch_tags))]
         return name == canonicalize_name(package.name) and version == Version(package.version) and bool(here)
 
-    return [link for link in links if fits(link)]
+    return [file for file in listed if fits(file)]
 
 
-def _links(client: Client, page: str) -> list[str]:
-    answer = client.get(page)
+def _listed(client: Client, page: str) -> list[Listed]:
+    answer = client.get(page, headers={"Accept": pages.ACCEPT})
     answer.raise_for_status()
-    reader = _Links()
-    reader.feed(answer.text)
-    return [urljoin(str(answer.url), link) for link in reader.found]
+    return pages.parse(answer.text, str(answer.url))
 
 
 def _digest(client: Client, url: str) -> Digest:
@@ -136,15 +133,3 @@ def _digest(client: Client, url: str) -> Digest:
             digest.update(part)
             size += len(part)
     return Digest(digest.hexdigest(), size)
-
-
-class _Links(HTMLParser):
-    """The targets of a page's links (PEP 503)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag == "a":
-            self.found += [value for name, value in attrs if name == "href" and value]

@@ -100,7 +100,9 @@ def check_root(data: bytes) -> Mapping[str, object]:
         metadata.signed.verify_delegate("root", metadata.signed_bytes, metadata.signatures)
     except RepositoryError as error:
         raise RegistryError(
-            f"this is no root of a signed registry: {error}", help="ask its publisher for metadata/root.json"
+            f"this is no root of a signed registry: {error}",
+            help="ask its publisher for metadata/root.json",
+            param="root",
         ) from None
     value: Mapping[str, object] = json.loads(data)
     return value

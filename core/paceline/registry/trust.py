@@ -113,12 +113,18 @@ def make_trusted(home: Path, url: str, root: Mapping[str, Any], name: str | None
             f"{url!r} is no address of a registry: {error}", help="give one such as https://example.org/registry"
         ) from None
     if parts.scheme not in ("https", "http") or not parts.hostname or parts.query or parts.fragment:
-        raise UsageError(f"{url!r} is no address of a registry", help="give one such as https://example.org/registry")
+        raise UsageError(
+            f"{url!r} is no address of a registry", help="give one such as https://example.org/registry", param="url"
+        )
     if parts.username or parts.password:
-        raise UsageError(f"the address at {parts.hostname} holds a password", help="put it into a .netrc file")
+        raise UsageError(
+            f"the address at {parts.hostname} holds a password", help="put it into a .netrc file", param="url"
+        )
     chosen = name or parts.hostname
     if not _NAME.fullmatch(chosen):
-        raise UsageError(f"{chosen!r} is no name for a registry", help="use small letters, digits, dots and dashes")
+        raise UsageError(
+            f"{chosen!r} is no name for a registry", help="use small letters, digits, dots and dashes", param="name"
+        )
     own = home / "registries"
     at = datetime.now(UTC).replace(microsecond=0)
     return _registry(own / f"{chosen}.json", own, url.rstrip("/"), root, at)

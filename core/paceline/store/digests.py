@@ -32,6 +32,11 @@ def files_below(folder: str | os.PathLike[str]) -> dict[str, os.stat_result]:
     return dict(sorted(found.items()))
 
 
+def sha256_of(file: str | os.PathLike[str]) -> str:
+    """Of one file, in hexadecimal. Raises OSError."""
+    return _hash(os.fspath(file))
+
+
 class Digests:
     """Remembers sha256 by a file's device, number, size and time of change, as git's index does.
 
