@@ -172,6 +172,7 @@ class TestBundles:
             made = events[-1][1]["result"]
             assert [r["id"] for r in made["releases"]] == ["tiny-any-cpu@1.0"]
             assert len(made["files"]) == 3
+            assert made.pop("remarks") == []
             (listed,) = http.get("/api/v1/bundles").json()["bundles"]
             assert (listed["name"], listed["size_bytes"]) == ("tiny.bundle", made["size_bytes"])
 

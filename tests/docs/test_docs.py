@@ -89,7 +89,7 @@ def test_there_are_as_many_tests_as_the_page_on_reliability_says():
         tuple(re.findall(r"`(tests/.*?)`", files)): int(n)
         for files, n in re.findall(r"\(([^()]+), (\d+) tests\)", page)
     }
-    assert len(said) == 3
+    assert len(said) == 4
     argv = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-n0", "-p", "no:cacheprovider", *sum(said, ())]
     found = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=120).stdout.splitlines()
     assert said == {files: sum(line.startswith(tuple(f"{f}::" for f in files)) for line in found) for files in said}
