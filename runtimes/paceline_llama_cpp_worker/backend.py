@@ -10,7 +10,7 @@ from typing import Any
 from paceline_llama_cpp_worker import binding
 from paceline_llama_cpp_worker.embedding import Embedder
 from paceline_llama_cpp_worker.mapping import is_worth_reading
-from paceline_llama_cpp_worker.options import LOAD_MODE_AUTO, LOAD_MODE_READ, MAIN_OPTIONS, LoadOptions, read_options
+from paceline_llama_cpp_worker.options import LOAD_MODE_READ, MAIN_OPTIONS, LoadOptions, read_options
 from paceline_llama_cpp_worker.reading import Reader
 from paceline_llama_cpp_worker.sampler import Samplers
 from paceline_worker import grammar
@@ -89,9 +89,8 @@ class LlamaBackend(PairBackend[binding.Context, binding.Model]):
 
 def _model(request: LoadRequest, options: LoadOptions, progress: Callable[[float], None]) -> binding.Model:
     placement = options.placement
-    if placement.load_mode is None:
-        reads = is_worth_reading(Path(request.path), binding.gpus())
-        placement = replace(placement, load_mode=LOAD_MODE_READ if reads else LOAD_MODE_AUTO)
+    if placement.load_mode is None and is_worth_reading(Path(request.path), binding.gpus()):
+        placement = replace(placement, load_mode=LOAD_MODE_READ)
     return binding.Model(request.path, placement=placement, adapters=options.adapters, progress=progress)
 
 

@@ -30,7 +30,7 @@ MAIN_OPTIONS = (*_DIVIDING, *_DRAFT_OPTIONS, "eval_batch_size", "parallel", OPTI
 
 _LOAD_MODES = {(False, False): 0, (True, False): 1, (False, True): 2, (True, True): 3}
 """(map the file, lock it in memory) -> `llama_load_mode`."""
-LOAD_MODE_AUTO, LOAD_MODE_READ = -1, _LOAD_MODES[False, False]
+LOAD_MODE_READ = _LOAD_MODES[False, False]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Placement:
     tensor_split: tuple[float, ...] | None = None
     """Each GPU's share; None: in proportion to their free memory."""
     load_mode: int | None = None
-    """`llama_load_mode`; None leaves it to what is best here."""
+    """`llama_load_mode`; None leaves it to llama.cpp."""
 
 
 @dataclass(frozen=True)

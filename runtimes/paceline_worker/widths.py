@@ -29,6 +29,8 @@ _NOISE = 0.03
 """Of one pass, in parts of its seconds."""
 _WILD = 0.3
 """A pass is never believed to differ by more than so large a part from what was expected."""
+_LEAST_RATE = 0.25
+"""Of the seconds of a row that were the least so far: no row costs less."""
 _MEMORY = 0.98
 _LEAST_GAIN = 0.01
 """In parts of the pass."""
@@ -38,24 +40,33 @@ class Widths:
     """What passes over so many rows take."""
 
     def __init__(self) -> None:
-        self._unit = 0.0
-        """Seconds of a row, by the first pass; all else is in this unit."""
+        self._begin(0.0)
+
+    def _begin(self, unit: float) -> None:
+        self._unit = unit
+        """Seconds of a row, by the fastest pass; all else is in this unit."""
         self._seen = [[0.0] * 4 for _ in range(4)]
         """The passes' part of the normal equations, both sides."""
-        self._told = [0.0] * 4
-        self._known = list(_BELIEVED)
-        self._covariance = [[_DEVIATIONS[i] ** 2 if i == j else 0.0 for j in range(4)] for i in range(4)]
+        self._told: list[float] = [0.0] * 4
+        self._known: list[float] = list(_BELIEVED)
+        self._covariance: list[list[float]] = [
+            [_DEVIATIONS[i] ** 2 if i == j else 0.0 for j in range(4)] for i in range(4)
+        ]
 
     def observe(self, rows: int, seconds: float) -> None:
         """A pass over so many rows took so long."""
         if not _LEAST <= rows <= _MOST or not 0.0 < seconds < math.inf:
             return
-        if not self._unit:
-            self._unit = seconds / (_BELIEVED[0] + rows)
+        unit = seconds / (_BELIEVED[0] + rows)
+        if (
+            not self._unit or 2 * unit < self._unit
+        ):  # a first pass may have waited for the weights to come from the disk
+            self._begin(unit)
         x = [value / rows for value in _features(rows)]
-        expected = max(_dot(self._known, x), 1e-9)
-        y = min(max(seconds / (self._unit * rows), (1 - _WILD) * expected), (1 + _WILD) * expected)
-        weight = 1.0 / (_NOISE * expected) ** 2
+        y = seconds / (self._unit * rows)
+        expected = min(max(_dot(self._known, x), _LEAST_RATE), y / _LEAST_RATE)
+        y = min(max(y, (1 - _WILD) * expected), (1 + _WILD) * expected)
+        weight = 1.0 / (_NOISE * y) ** 2
         self._seen = [
             [_MEMORY * old + weight * a * b for old, b in zip(row, x, strict=True)]
             for row, a in zip(self._seen, x, strict=True)

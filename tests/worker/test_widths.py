@@ -4,6 +4,8 @@ processor with AVX-512, milliseconds (docs/decisions/batches-and-passes.md)."""
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from paceline_worker.widths import Widths
 
@@ -74,3 +76,22 @@ def test_what_no_clock_can_have_measured_teaches_nothing(seconds):
     assert widths.best(18, 1, 100) == 18
     widths.observe(20, 0.1)
     assert widths.best(18, 1, 100) == 18
+
+
+@given(st.lists(st.tuples(st.integers(1, 300), st.floats(1e-9, 1e9) | st.floats(0.5, 2.0)), max_size=40))
+def test_no_times_are_too_wild(passes):
+    widths = Widths()
+    for rows, seconds in passes:
+        widths.observe(rows, seconds)
+        assert rows <= widths.best(rows, 1, rows + 20) <= rows + 16
+
+
+@given(st.lists(st.integers(5, 64), min_size=30, max_size=60), st.floats(1e-7, 10.0), st.floats(2.0, 1000.0))
+def test_a_slow_first_pass_and_a_slow_machine_are_no_obstacle(sizes, row, slower):
+    widths = Widths()
+    widths.observe(20, slower * row * 30)
+    for rows in sizes:
+        widths.observe(rows, row * (9 + rows + (6 if rows % 4 else 0)))
+    if len({rows % 4 for rows in sizes}) == 4:
+        assert widths.best(18, 1, 100) in (18, 20)
+        assert widths.best(20, 1, 100) == 20

@@ -5,7 +5,6 @@ The formats, HTML and JSON: https://packaging.python.org/en/latest/specification
 
 from __future__ import annotations
 
-import json
 import platform
 import re
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.tags import sys_tags
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
+
+from paceline import untrusted_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -75,7 +76,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 def _from_json(text: str, base: str) -> list[Listed]:
     try:
-        entries: list[dict[str, Any]] = json.loads(text)["files"]
+        entries: list[dict[str, Any]] = untrusted_json.parse(text)["files"]
         return [
             Listed(
                 name=str(entry["filename"]),
@@ -86,7 +87,7 @@ def _from_json(text: str, base: str) -> list[Listed]:
             )
             for entry in entries
         ]
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"it is no page of a package index: {type(error).__name__}: {error}") from None
 
 

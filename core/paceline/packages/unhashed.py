@@ -9,7 +9,6 @@ So what broke off goes on, and what failed later is not fetched again.
 from __future__ import annotations
 
 import hashlib
-import json
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,6 +21,7 @@ from paceline.packages.locked import applies
 from paceline.packages.source_archives import admit
 from paceline.store import transaction
 from paceline.store.digests import sha256_of
+from paceline.untrusted_json import read_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -139,7 +139,7 @@ def _settle(wanted: Wanted, depot: Depot) -> PackageFile:
 def _seen(listed: Listed, head: Head | None, depot: Depot) -> PackageFile | None:
     """What was fetched of this address before, when the server says that it is the same still."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        seen = json.loads(_note(listed, depot).read_text(encoding="utf-8"))
+        seen = read_object(_note(listed, depot))
         file = PackageFile(listed.name, seen["sha256"], seen["size"])
         same = head is not None and head.validator is not None and head.validator == seen["validator"]
         if same and head is not None and head.size in (None, file.size) and listed.sha256 in (None, file.sha256):
