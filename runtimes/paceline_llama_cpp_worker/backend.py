@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from paceline_llama_cpp_worker import binding
 from paceline_llama_cpp_worker.embedding import Embedder
-from paceline_llama_cpp_worker.mapping import is_worth_reading
-from paceline_llama_cpp_worker.options import LOAD_MODE_READ, MAIN_OPTIONS, LoadOptions, read_options
+from paceline_llama_cpp_worker.options import MAIN_OPTIONS, LoadOptions, read_options
 from paceline_llama_cpp_worker.reading import Reader
 from paceline_llama_cpp_worker.sampler import Samplers
 from paceline_worker import grammar
@@ -88,10 +85,7 @@ class LlamaBackend(PairBackend[binding.Context, binding.Model]):
 
 
 def _model(request: LoadRequest, options: LoadOptions, progress: Callable[[float], None]) -> binding.Model:
-    placement = options.placement
-    if placement.load_mode is None and is_worth_reading(Path(request.path), binding.gpus()):
-        placement = replace(placement, load_mode=LOAD_MODE_READ)
-    return binding.Model(request.path, placement=placement, adapters=options.adapters, progress=progress)
+    return binding.Model(request.path, placement=options.placement, adapters=options.adapters, progress=progress)
 
 
 def _lanes(

@@ -95,8 +95,7 @@ class Model(Pieces):
         super().__init__()
         params = ll.llama_model_default_params()
         params.n_gpu_layers = placement.gpu_layers
-        if placement.load_mode is not None:
-            params.load_mode = placement.load_mode
+        params.load_mode = placement.load_mode
         if placement.main_gpu is not None:
             params.split_mode = ll.LLAMA_SPLIT_MODE_NONE
             params.main_gpu = placement.main_gpu

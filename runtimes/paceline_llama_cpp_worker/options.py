@@ -30,7 +30,7 @@ MAIN_OPTIONS = (*_DIVIDING, *_DRAFT_OPTIONS, "eval_batch_size", "parallel", OPTI
 
 _LOAD_MODES = {(False, False): 0, (True, False): 1, (False, True): 2, (True, True): 3}
 """(map the file, lock it in memory) -> `llama_load_mode`."""
-LOAD_MODE_READ = _LOAD_MODES[False, False]
+_LOAD_MODE_AUTO = -1
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,7 @@ class Placement:
     """The one GPU that takes the whole model; None divides it among all."""
     tensor_split: tuple[float, ...] | None = None
     """Each GPU's share; None: in proportion to their free memory."""
-    load_mode: int | None = None
-    """`llama_load_mode`; None leaves it to llama.cpp."""
+    load_mode: int = _LOAD_MODE_AUTO
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def _placement(options: Options, role: str, gpus: Sequence[str]) -> Placement:
         # A draft is small and runs token by token: one GPU, the whole of it, is always best.
         main_gpu = main_gpu or 0
     lock, mapped = options.flag("mlock") or False, options.flag("mmap")
-    mode = None if mapped is None and not lock else _LOAD_MODES[mapped is not False, lock]
+    mode = _LOAD_MODE_AUTO if mapped is None and not lock else _LOAD_MODES[mapped is not False, lock]
     return Placement(-1 if gpu_layers is None else gpu_layers, main_gpu, split, mode)
 
 

@@ -89,7 +89,7 @@ def test_only_gpus_that_are_there_can_be_used(options, name, seen):
 
 @pytest.mark.parametrize(
     ("options", "mode"),  # llama.h, enum llama_load_mode
-    [({}, None), ({"mmap": False}, 0), ({"mmap": True}, 1), ({"mmap": False, "mlock": True}, 2), ({"mlock": True}, 3)],
+    [({}, -1), ({"mmap": False}, 0), ({"mmap": True}, 1), ({"mmap": False, "mlock": True}, 2), ({"mlock": True}, 3)],
 )
 def test_mapping_and_locking_are_one_setting_of_llama_cpp(options, mode):
     assert read_options(options, "main", []).placement.load_mode == mode
