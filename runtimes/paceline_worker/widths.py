@@ -58,9 +58,8 @@ class Widths:
         if not _LEAST <= rows <= _MOST or not 0.0 < seconds < math.inf:
             return
         unit = seconds / (_BELIEVED[0] + rows)
-        if (
-            not self._unit or 2 * unit < self._unit
-        ):  # a first pass may have waited for the weights to come from the disk
+        # A first pass may have waited for the weights to come from the disk.
+        if not self._unit or 2 * unit < self._unit:
             self._begin(unit)
         x = [value / rows for value in _features(rows)]
         y = seconds / (self._unit * rows)
