@@ -283,11 +283,12 @@ class Stepper(Generic[ContextT, ModelT]):
 
     def _plan(self, sequences: Sequence[_Sequence], room: int) -> Round | Plain:
         """What the controller makes of this step, in which each can verify so many drafted tokens."""
-        if not any(sequence.stream.drafts for sequence in sequences):
-            return self._controller.plain(len(sequences))
-        seats = []
         for sequence in sequences:
             sequence.drafted = []
+        if (plain := self._controller.plain([sequence.stream for sequence in sequences])) is not None:
+            return plain
+        seats = []
+        for sequence in sequences:
             lag = 0 if self._drafter is None else self._drafter.lag(sequence)
             seats.append((sequence.stream, min(room, sequence.room), lag))
         if not self.main.context.wants_even:

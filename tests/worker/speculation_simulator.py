@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from paceline_worker.request import DraftKnobs
-from paceline_worker.speculation import AUTOMATIC, READ_AT_ONCE, Controller, Round, Stream
+from paceline_worker.speculation import AUTOMATIC, READ_AT_ONCE, Controller, Plain, Round, Stream
 
 TRACES = Path(__file__).parent / "data" / "acceptance-traces.json.gz"
 WRONG = -1
@@ -211,8 +211,12 @@ def ride_together(
     now = [opened(lane[0], lane[1:]) for lane in lanes]
     while now:
         seats = [(p.stream, (max_tokens or len(p.trace.output)) - 1 - p.at, p.lag) for p in now]
-        round_ = controller.plan(seats) if fixed is None else _Fixed([min(fixed, room) for _, room, _ in seats])
-        draft = _draft(round_, now, machine, done)
+        round_: Round | Plain | _Fixed
+        if fixed is None:
+            round_ = controller.plain([p.stream for p in now]) or controller.plan(seats)
+        else:
+            round_ = _Fixed([min(fixed, room) for _, room, _ in seats])
+        draft = 0.0 if isinstance(round_, Plain) else _draft(round_, now, machine, done)
         proposals = round_.proposals()
         lengths = [len(proposal) for proposal in proposals]
         accepted = [p.agreeing(proposal) for p, proposal in zip(now, proposals, strict=True)]
@@ -220,7 +224,7 @@ def ride_together(
         if isinstance(round_, _Fixed):
             verify = min(verify, machine.together(lengths, 0))
         emitted = [p.advance(n) for p, n in zip(now, accepted, strict=True)]
-        if isinstance(round_, Round):
+        if not isinstance(round_, _Fixed):
             round_.settle(emitted, scale * draft * machine.blur(rng), scale * verify * machine.blur(rng))
         done.book(sum(map(len, emitted)), draft + verify)
         done.verified += sum(lengths)

@@ -140,6 +140,26 @@ def test_a_draft_that_turns_good_is_found_again():
     assert (after.tokens - tokens) / (after.seconds - seconds) > 1.5
 
 
+def test_steps_that_would_draft_nothing_are_not_planned():
+    planned, machine = 0, replace(MACHINES["7m"], noise=NOISE)
+
+    class Counting(Controller):
+        def plan(self, *args, **kwargs):
+            nonlocal planned
+            planned += 1
+            return super().plan(*args, **kwargs)
+
+    controller = Counting()
+    bad = recorded("bad", 0.0)
+    ride(bad[:10], machine, controller=controller)
+    planned = 0
+    done = ride(bad[10:], machine, controller=controller)
+    assert done.drafted > 0, "it looks again now and then"
+    assert planned < 0.4 * done.tokens
+    assert controller.plain([controller.open(replace(AUTOMATIC, exact_tokens=2))]) is None
+    assert controller.plain([controller.open(lookup=True)]) is None
+
+
 # --- bounds ---------------------------------------------------------------------------------------------------------
 
 SECONDS = st.one_of(st.floats(), st.sampled_from([0.0, 1e-300, 1e300, -1.0, math.nan, math.inf]), st.floats(0.001, 0.1))

@@ -1,7 +1,7 @@
 """Whether to draft, how far, and how much of it to verify: speculation that pays for itself.
 
 `controller` holds the theory and lives as long as the models; `round` is one decode step of all sequences, made of a
-`seat` for each, and `plain` one of sequences that have no drafter; `price` decides what is worth its time. What is
+`seat` for each, and `plain` one in which certainly nobody drafts; `price` decides what is worth its time. What is
 learned: `costs` (of drafting and verifying), `calibration` (how likely a token is accepted), `pace` (what drafting was
 worth lately); `account` bounds what learning may lose. `lookup` is the drafter that needs no model.
 """

@@ -69,9 +69,17 @@ class Controller:
         passes = plain_passes or (max(len(seats), 1),)
         return Round(self._experience, self._pace(len(seats)), seats, passes)
 
-    def plain(self, seats: int) -> Plain:
-        """One decode step of so many sequences none of which has a drafter (`Stream.drafts`)."""
-        return Plain(self.costs, seats)
+    def plain(self, streams: Sequence[Stream]) -> Plain | None:
+        """One decode step of these sequences if it is certain already that none drafts: none has a drafter, or there is
+        nothing to look up and drafting was lately not worth it. None where it has to be planned."""
+        if not any(stream.drafts for stream in streams):
+            return Plain(self.costs, len(streams))
+        if any(stream.last or stream.lookup is not None or stream.knobs.exact_tokens is not None for stream in streams):
+            return None
+        pace = self._pace(len(streams))
+        if not (self.account.empty or pace.resting):
+            return None
+        return Plain(self.costs, len(streams), (pace, self.account))
 
     def _pace(self, occupancy: int) -> Pace:
         """What drafting has been worth with that many sequences in a batch."""

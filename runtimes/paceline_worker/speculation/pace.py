@@ -43,6 +43,8 @@ class Pace:
         self._idle = 0
         self._burst = self._drafts = self._hits = 0
         self._backoff = _LEAST_BACKOFF
+        self._longest = 0.0
+        """Steps after which it looks again at the latest, whatever came of the looks before."""
         together = [] if foreseen else [n for n in _TOGETHER if occupancy * (1 + n) <= _MOST_ROWS]
         self._lengths = list(PROBED_LENGTHS) * 2 if occupancy == 1 else together
 
@@ -80,8 +82,15 @@ class Pace:
 
     def may_probe(self, price: float) -> bool:
         """Whether to look again now if drafts are worth their price; a step of looking costs `price` plain steps."""
-        longest = min(max(_BURST * price / _PROBE_SHARE, _LEAST_BACKOFF), _MOST_BACKOFF)
-        return self._burst > 0 or self._idle >= min(self._backoff, longest)
+        self._longest = min(max(_BURST * price / _PROBE_SHARE, _LEAST_BACKOFF), _MOST_BACKOFF)
+        return self._burst > 0 or self._idle >= min(self._backoff, self._longest)
+
+    @property
+    def resting(self) -> bool:
+        """Whether sequences that verified nothing in the step before will draft nothing in this one either, whoever
+        they are: there is nothing to learn, drafts are worth less than their price, and it is early to look again."""
+        looks = self._burst > 0 or self._idle >= min(self._backoff, self._longest)
+        return not (looks or self._lengths or self.value[0] > 0.0)
 
     @property
     def probing(self) -> bool:

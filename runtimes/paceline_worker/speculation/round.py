@@ -10,6 +10,7 @@ from paceline_worker.speculation.account import Account
 from paceline_worker.speculation.calibration import Calibration
 from paceline_worker.speculation.costs import Costs
 from paceline_worker.speculation.pace import Pace
+from paceline_worker.speculation.plain import MOST_SURPRISE
 from paceline_worker.speculation.price import Price
 from paceline_worker.speculation.reach import Reach
 from paceline_worker.speculation.seat import Seat, Stream
@@ -353,7 +354,7 @@ class Round:
         known = self._known
         if not self._price.plain:
             return
-        spent = min(verifying + drafting, 3.0 * usual)  # a hiccup of the machine is nobody's fault
+        spent = min(verifying + drafting, MOST_SURPRISE * usual)  # a hiccup of the machine is nobody's fault
         self._pace.add(tokens, spent)
         if steps or extended or self._behind:
             self._pay(tokens, spent, min(reading, spent))
