@@ -5,6 +5,7 @@
     python benchmarks/run.py                         the whole matrix; many hours on a small machine
     python benchmarks/run.py --budget 60 --json a.json      an hour of it, the most important first; again: goes on
     python benchmarks/run.py --sweep --repeats 1 --prompts 2 --max-tokens 32 --contenders …    every cell once, cheaply
+    python benchmarks/run.py --sweep --missed --repeats 3 …  then again, twice at most, those that miss a bar
     python benchmarks/run.py --streams 8 --quantizations Q8_0 --contenders paceline llama-server
     python benchmarks/run.py --tables a.json b.json  the tables of earlier sittings
 
@@ -29,7 +30,7 @@ from paceline.errors import PacelineError
 from prompts import KINDS
 from report import Record, coverage, tables, verdict_table
 from session import Asking, Life, Quiet, Servers
-from sitting import Round, Taken, end_cleanly, expected_s, field_of, gone_on, in_minutes, keep, rounds, turned
+from sitting import Round, Taken, end_cleanly, expected_s, field_of, gone_on, in_minutes, is_met, keep, rounds, turned
 
 ASKED_BY = (
     "client",
@@ -99,6 +100,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--finalists", type=int, default=2, help="after the second repeat, the peer's fastest settings a cell; 0: all"
     )
+    parser.add_argument("--missed", action="store_true", help="repeat no round whose cells meet all bars so far")
     parser.add_argument("--first-repeat", type=int, default=0, help="its number, for a sitting in several parts")
     parser.add_argument("--prompts", type=int, default=4, help="of each kind; at least one for each stream")
     parser.add_argument("--max-tokens", type=int, default=48)
@@ -143,6 +145,9 @@ def _sit(options: argparse.Namespace) -> list[Record]:
     with Servers(asking) as servers:
         while left:
             each = left[0]
+            if options.missed and is_met(each, records):
+                left.pop(0)
+                continue
             taking_part = turned(field_of(each, field, records, options.finalists), each.repeat)
             expected = expected_s(each, len(taking_part), taken)
             spent = time.monotonic() - started

@@ -23,7 +23,7 @@ from typing import Any
 
 from contenders import PACELINE, Contender
 from paceline.errors import UsageError
-from report import Cell, Record
+from report import Cell, Record, verdicts
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,12 @@ def field_of(each: Round, field: Sequence[Contender], records: Iterable[Record],
         ranked = [sorted(settings & runs.keys(), key=lambda name: -median(runs[name])) for runs in speeds.values()]
         kept = {name for names in ranked for name in names[:finalists]}
     return [c for c in field if c.name not in settings or c.name in kept]
+
+
+def is_met(each: Round, records: Iterable[Record]) -> bool:
+    """Whether the round's cells were measured and meet every bar by what was measured so far, in any repeat."""
+    found = verdicts(r for r in records if each.holds(Record(r.cell, r.contender, each.repeat, r.run, 0.0)))
+    return bool(found) and all(verdict.held for judged in found.values() for verdict in judged)
 
 
 def expected_s(each: Round, contenders: int, taken: Sequence[Taken]) -> float | None:

@@ -129,6 +129,18 @@ def test_a_budget_ends_a_sitting_between_rounds_and_the_next_goes_on(sit, tmp_pa
     assert not (tmp_path / "a.json.part").exists()
 
 
+def test_what_meets_its_bars_is_not_repeated_where_only_what_misses_one_is_asked_for(sit, monkeypatch, bench, record):
+    walls = {"code": 0.9, "prose": 1.1}
+
+    def one(each, field, engine, servers, options):
+        mine = record("paceline", walls[each.kind], kind=each.kind, repeat=each.repeat)
+        return [mine, record("llama-server", 1.0, kind=each.kind, repeat=each.repeat)]
+
+    monkeypatch.setattr(bench("run"), "_round", one)
+    assert sit("--missed") == (0, 6)
+    assert sit() == (0, 8)
+
+
 def test_figures_taken_in_another_way_are_not_mixed(sit):
     sit("--budget", "1")
     with pytest.raises(UsageError, match="measured_with"):
