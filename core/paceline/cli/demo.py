@@ -29,6 +29,8 @@ PROMPT = "Write a Python function `write_lines`: Write lines to a file."
 _DRAFTED = "bold green"
 _FIXED = 4
 """Tokens drafted at a time in the run that is shown, so that there is something to see."""
+_WARM_UP = 256
+"""Tokens after which `Automatic` has learned what pays (docs/performance.md)."""
 
 
 @click.command()
@@ -117,6 +119,9 @@ async def _ride(console: Console, host: Host, runtime: Runtime, main: Model, way
         legend = "like this" if console.color_system is None else "green"
         console.print(_mark(console, legend), "= proposed by the draft, agreed to by the main model\n")
         shown = await _answer(console, serving, main, ways["With draft"])
+        learned = 0
+        while learned < _WARM_UP:
+            learned += len((await _answer(None, serving, main, ways["Automatic"])).tokens)
         # Interleaved, so that whatever else this machine does meets all alike.
         done: dict[str, list[_Run]] = {name: [] for name in ways}
         for _ in range(runs):

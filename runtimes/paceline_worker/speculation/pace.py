@@ -92,6 +92,10 @@ class Pace:
         looks = self._burst > 0 or self._idle >= min(self._backoff, self._longest)
         return not (looks or self._lengths or self.value[0] > 0.0)
 
+    def put_off(self) -> None:
+        """It is time to look again, but there is nobody to look, or it cannot be paid."""
+        self._idle = max(self._idle - _LEAST_BACKOFF, 0)
+
     @property
     def probing(self) -> bool:
         """Whether a burst of probes has begun and is not over."""

@@ -161,7 +161,8 @@ class Round:
         costs.observe_draft(draft_seconds, steps, len(worked), lag)
         if self._behind and not worked:
             costs.observe_read(draft_seconds, READ_AT_ONCE * min(self._behind, _MOST_AT_ONCE))
-        self._judge(len(worked), extended=extended)
+        if not all(seat.exact for seat in self._seats):  # what a request asked for says nothing about what pays
+            self._judge(len(worked), extended=extended)
         unread = READ_AT_ONCE * self._behind + (lag if lag > 2 else 0)
         usual += steps * costs.draft_step(self._occupancy) + costs.draft_read(unread)
         tokens = sum(map(len, emitted))
@@ -217,6 +218,8 @@ class Round:
                 for seat in able:
                     seat.limit = seat.limit if occupancy == 1 else min(seat.limit, max(curve.largest // self._width, 1))
                     seat.drafting = True
+            else:
+                pace.put_off()
 
     def _scouts(self, seats: Sequence[Seat]) -> list[Seat]:
         """Who looks for all: some who have little to read, or one."""
@@ -224,14 +227,15 @@ class Round:
         return [seat for seat in nearest if self._reading(seat) < _SMALL] or nearest[:1]
 
     def _affordable(self, seats: Sequence[Seat]) -> list[Seat]:
-        """Those for which the draft model may read what it has missed: what takes one step, and of what takes more as
-        much as can be paid to its end; for one, until the price is known."""
+        """Those for which the draft model may read what it has missed: what takes one step and next to no time, and of
+        what takes more as much as can be paid to its end; for one, until the price is known."""
         costs, account = self._known.costs, self._known.account
         found: list[Seat] = []
         price = 0.0
         for seat in seats:
-            if seat.lag > READ_AT_ONCE:
-                price += self._reading(seat)
+            reading = self._reading(seat)
+            if seat.lag > READ_AT_ONCE or reading >= _SMALL:
+                price += reading
                 if not account.can_read(price) or (
                     not costs.knows_reading and any(s.lag > READ_AT_ONCE for s in found)
                 ):
