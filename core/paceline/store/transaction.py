@@ -7,7 +7,6 @@ count them, fail one, or end the process at one.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import json
 import os
@@ -252,6 +251,8 @@ _AT_FDCWD = -100
 
 def _exchange(a: Path, b: Path) -> bool:
     """Give two folders each other's name in one step; False where the system or the file system cannot."""
+    import ctypes
+
     names = os.fsencode(a), os.fsencode(b)
     try:
         library = ctypes.CDLL(None, use_errno=True)
