@@ -7,7 +7,6 @@ Python that is gone or is another one, an older C library, a lesser processor.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import sys
@@ -18,13 +17,14 @@ from stat import S_ISLNK
 from typing import TYPE_CHECKING, Any
 
 from paceline import processor
-from paceline.store.digests import Digests, files_below
 from paceline.store.manifest import FILES, MANIFEST, python_of, read_runtime
 from paceline.untrusted_json import read_object
 from paceline.versions import numbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+
+    from paceline.store.digests import Digests
 
 
 class State(StrEnum):
@@ -67,6 +67,8 @@ def describe_files(folder: Path, digests: Digests | None = None) -> dict[str, di
 
     What `digests` knows is not read again.
     """
+    from paceline.store.digests import Digests, files_below
+
     root, found = os.fspath(folder), files_below(folder)
     paths = {name: f"{root}/{name}" for name in found}
     regular = {paths[name]: status for name, status in found.items() if not S_ISLNK(status.st_mode)}
@@ -199,8 +201,9 @@ def _quick_files(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
 
 
 def _all_files(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
-    listed = (folder / FILES).read_bytes()
-    if hashlib.sha256(listed).hexdigest() != manifest["files_sha256"]:
+    from paceline.store.digests import sha256_of
+
+    if sha256_of(folder / FILES) != manifest["files_sha256"]:
         return [f"{FILES} was changed"]
     expected, found = read_object(folder / FILES), describe_files(folder)
     problems = []

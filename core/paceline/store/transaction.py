@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import secrets
 import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -78,7 +77,7 @@ def replace_file(path: Path, data: bytes, *, private: bool = False) -> None:
     """
     make_folder(path.parent)
     step("make file", path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
     handle = os.open(temporary, _NEW_FILE, 0o600 if private else 0o666)  # less the umask, which the system takes off
     try:
         with os.fdopen(handle, "wb") as file:
@@ -122,7 +121,7 @@ def publish(staged: Path, final: Path) -> Path | None:
     if _exchange(staged, final):
         sync_folder(final.parent)
         return staged
-    grave = staged.parent / f"{_REPLACED}{secrets.token_hex(4)}.{final.name}"
+    grave = staged.parent / f"{_REPLACED}{os.urandom(4).hex()}.{final.name}"
     step("rename", grave)
     final.rename(grave)
     try:
@@ -148,7 +147,7 @@ def recover(folder: Path, staging: Path) -> None:
 def bury(folder: Path, staging: Path) -> Path:
     """Make a folder disappear by one rename into `staging`; returns where it lies, for `discard`."""
     make_folder(staging)
-    grave = staging / f"removed.{secrets.token_hex(4)}.{folder.name}"
+    grave = staging / f"removed.{os.urandom(4).hex()}.{folder.name}"
     step("rename", folder)
     folder.rename(grave)
     sync_folder(folder.parent)
