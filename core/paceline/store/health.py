@@ -157,8 +157,9 @@ def _surroundings(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
         problems.append(f"it was installed on {had}, and this system has another C library")
     elif had and has and numbers(has.split()[-1]) < numbers(str(had).split()[-1]):
         problems.append(f"it was installed on {had}, and this system has {has}")
-    needed, here = manifest.get("needs_cpu"), processor.features()
-    if needed and here is not None and (lacking := [f for f in needed if f not in here]):
+    needed = manifest.get("needs_cpu") or ()
+    here = processor.features() if needed else None  # to ask takes milliseconds where there are many cores
+    if here is not None and (lacking := [f for f in needed if f not in here]):
         problems.append(f"it was built for a processor with {', '.join(lacking)}, which this one lacks")
     return problems
 
