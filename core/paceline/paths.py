@@ -9,7 +9,6 @@ PACELINE_EXTRA_MODELS   more folders, separated like PATH
 from __future__ import annotations
 
 import os
-from importlib import resources
 from pathlib import Path
 
 
@@ -52,7 +51,7 @@ def worker_root() -> Path:
 
 
 def _package_path(name: str) -> Path:
-    return Path(str(resources.files("paceline"))) / name
+    return Path(__file__).with_name(name)
 
 
 def _from_environment(variable: str) -> Path | None:

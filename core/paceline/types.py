@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from paceline.runtime import Runtime as Runtime
+
 
 class Compatibility(StrEnum):
     """What a check of a release against this machine can conclude. The spelling is LM Studio's."""
@@ -202,30 +204,6 @@ class Release:
     @property
     def id(self) -> str:
         """`llama.cpp-linux-x86_64-cpu@0.3.36`."""
-        return f"{self.name}@{self.version}"
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """An installed release: immutable, in a directory of its own."""
-
-    engine: str
-    version: str
-    platform: str
-    formats: tuple[str, ...]
-    features: tuple[str, ...]
-    directory: Path
-    python: Path
-    """The interpreter of the runtime's environment."""
-    linked: Path | None = None
-    """The environment somewhere else that it is a link to, built by hand and never changed here; None: installed."""
-
-    @property
-    def name(self) -> str:
-        return f"{self.engine}-{self.platform}"
-
-    @property
-    def id(self) -> str:
         return f"{self.name}@{self.version}"
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from packaging.version import InvalidVersion, Version
-
 _NUMBERS = re.compile(r"\d+(?:\.\d+)*")
 _CHUNKS = re.compile(r"(\d+)|([^\W\d_]+)")
 
@@ -45,6 +43,8 @@ def order(version: str) -> tuple[int, Any]:
 
     The two families never compare with each other: every PEP 440 version is the newer one.
     """
+    from packaging.version import InvalidVersion, Version
+
     try:
         return 1, Version(version)
     except InvalidVersion:

@@ -14,6 +14,7 @@ import traceback
 from importlib import import_module
 
 from paceline import cli
+from paceline.cli import runtime
 
 NEEDED = """
 doctor host library manager.bundles manager.cleanup manager.diskspace manager.installation manager.mending manager.plan
@@ -53,7 +54,7 @@ def _text(handle):
 
 
 if __name__ == "__main__":
-    ours = [module for module, _, _ in cli.COMMANDS.values()] + [f"paceline.{name}" for name in NEEDED.split()]
-    for module in (*ours, *OF_OTHERS.split()):
+    ours = [module for module, _ in cli.COMMANDS.values()] + [f"paceline.{name}" for name in NEEDED.split()]
+    for module in (*ours, *runtime.MODULES.values(), *OF_OTHERS.split()):
         import_module(module)
     print(json.dumps([run(arguments) for arguments in json.loads(sys.argv[1])]))

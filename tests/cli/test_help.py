@@ -27,7 +27,7 @@ def test_help_fits_and_is_whole(name, command):
             summary = command.get_command(context, each).get_short_help_str(1000)
             assert summary.endswith(".")
             # The first help line of all is kept beside the commands, so that none is imported for it.
-            known = cli.COMMANDS[each][2] if command is cli.cli else summary
+            known = cli.COMMANDS[each][1] if command is cli.cli else summary
             assert "".join(f"{each}{known}".split()) in letters
 
 

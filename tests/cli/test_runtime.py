@@ -116,7 +116,7 @@ def test_the_first_runtime_is_chosen_by_the_same_policy(tiny):
     tiny.offer(wheel, *(tiny.release(v) for v in ("1.0", "1.1")), replace(tiny.release("2.0"), channel="beta"))
     Store(tiny.home).hold("tiny-any-cpu@1.1", "it crashes")
     code = (
-        "import sys; from paceline import paths, plugins; from paceline.cli.runtime import install_best; "
+        "import sys; from paceline import paths, plugins; from paceline.cli.getting import install_best; "
         "from paceline.preferences import Policy; from paceline.store import Store; "
         "print(install_best(plugins.load(), Store(paths.home()), 'tiny', eval(sys.argv[1])).id)"
     )
@@ -229,16 +229,6 @@ def test_the_survey_asks_the_installed_engine_once_and_again_on_demand(tiny):
     assert "the runtime does not work here" in out
     assert "tiny-any-cpu@2.0" not in out
     assert tiny.paceline("runtime", "survey", "tony").returncode == 3
-
-
-def test_listing_imports_nothing_it_does_not_need(tiny):
-    ok(tiny.paceline("runtime", "get"))
-    code = (
-        "import sys; from paceline.cli import cli; cli.main(['runtime', 'ls'], standalone_mode=False); "
-        "print(sorted(set(sys.modules) & {'rich', 'httpx', 'paceline.survey', 'paceline.plugins', 'pydantic', 'uv',"
-        " 'fastapi', 'asyncio', 'tiny_plugin'}))"
-    )
-    assert ok(tiny.python("-c", code)).splitlines()[-1] == "[]"
 
 
 @pytest.mark.runtime

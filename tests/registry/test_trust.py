@@ -317,7 +317,7 @@ def test_tuf_is_not_loaded_to_read_what_was_verified(tiny, registry, home):
         "import sys; from pathlib import Path\n"
         "from paceline import plugins; from paceline.registry import load_registry\n"
         "load_registry(plugins.load(), home=Path(sys.argv[1]))\n"
-        "import paceline.cli.runtime, paceline.cli.registry\n"
+        "import paceline.cli.getting, paceline.cli.update, paceline.cli.registry\n"
         "sys.exit(', '.join({'tuf', 'securesystemslib', 'cryptography', 'httpx'} & sys.modules.keys()) or None)"
     )
     assert refresh(registry).ok

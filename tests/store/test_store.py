@@ -85,6 +85,9 @@ def test_a_runtime_is_found_by_query(store, add):
 
     assert store.get("engine@1.0.0") == old
     assert store.get(new.id) == new
+    same = add("1.0.0")
+    assert [store.get(old.id), store.get(same.id)] == [old, same]
+    store.remove(same)
     with pytest.raises(AmbiguousError, match=r"engine-linux-cpu@2\.0, engine-linux-cpu@1\.0"):
         store.get("engine")
     with pytest.raises(NotFoundError, match=r"installed: engine-linux-cpu@2\.0"):

@@ -3,53 +3,43 @@
 from __future__ import annotations
 
 import sys
-from importlib import import_module
 from typing import NoReturn
 
 import click
 
 import paceline
 from paceline import network, refusals
-from paceline.cli.group import Group
+from paceline.cli.group import LazyGroup
 from paceline.errors import PacelineError
 
-# name -> (module, attribute, help line). The help line is repeated here so that `--help` imports no command.
+# name -> (module, help line). The help line is repeated here so that `--help` imports no command.
 COMMANDS = {
-    "demo": ("paceline.cli.demo", "demo", "Install the best runtime and generate with the sample pair."),
-    "serve": ("paceline.cli.serve", "serve", "Serve the models of the library through the local API."),
-    "ps": ("paceline.cli.running", "ps", "List the models that a running server has loaded."),
-    "load": ("paceline.cli.running", "load", "Load a model into a running server."),
-    "unload": ("paceline.cli.running", "unload", "Unload a model from a running server."),
-    "tokens": ("paceline.cli.tokens", "tokens", "Create, list and revoke the tokens of the local API."),
-    "ls": ("paceline.cli.models", "ls", "List the models of the library."),
-    "pairs": ("paceline.cli.models", "pairs", "List draft/main pairs, each with its verdict and reason."),
-    "estimate": ("paceline.cli.estimate", "estimate", "Say what memory loading a model would take, and if it fits."),
-    "runtime": ("paceline.cli.runtime", "runtime", "Install, select, remove and survey runtimes."),
-    "bundle": ("paceline.cli.bundle", "bundle", "Carry releases to machines without a network, in one file."),
-    "registry": ("paceline.cli.registry", "registry", "Trust, refresh, make, sign and serve registries."),
-    "plugins": ("paceline.cli.plugins", "plugins", "List, install, update and remove engine plugins."),
-    "doctor": ("paceline.cli.doctor", "doctor", "Look at everything, say what is wrong and how to mend it."),
+    "demo": ("paceline.cli.demo", "Install the best runtime and generate with the sample pair."),
+    "serve": ("paceline.cli.serve", "Serve the models of the library through the local API."),
+    "ps": ("paceline.cli.running", "List the models that a running server has loaded."),
+    "load": ("paceline.cli.running", "Load a model into a running server."),
+    "unload": ("paceline.cli.running", "Unload a model from a running server."),
+    "tokens": ("paceline.cli.tokens", "Create, list and revoke the tokens of the local API."),
+    "ls": ("paceline.cli.models", "List the models of the library."),
+    "pairs": ("paceline.cli.models", "List draft/main pairs, each with its verdict and reason."),
+    "estimate": ("paceline.cli.estimate", "Say what memory loading a model would take, and if it fits."),
+    "runtime": ("paceline.cli.runtime", "Install, select, remove and survey runtimes."),
+    "bundle": ("paceline.cli.bundle", "Carry releases to machines without a network, in one file."),
+    "registry": ("paceline.cli.registry", "Trust, refresh, make, sign and serve registries."),
+    "plugins": ("paceline.cli.plugins", "List, install, update and remove engine plugins."),
+    "doctor": ("paceline.cli.doctor", "Look at everything, say what is wrong and how to mend it."),
 }
 
 
-class _LazyGroup(Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        module, attribute, _ = COMMANDS[cmd_name]
-        command: click.Command = getattr(import_module(module), attribute)
-        return command
-
+class _Commands(LazyGroup):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
 
 @click.group(
-    cls=_LazyGroup,
+    cls=_Commands,
+    modules={name: module for name, (module, _) in COMMANDS.items()},
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 nothing matches, or nothing that runs here, 130 cancelled. "
     "Where a command has others, its help says so.",

@@ -81,7 +81,7 @@ def _runtime(console: Console, host: Host, main: Model, policy: Policy) -> Runti
     """The selected runtime for the main model's format, installed if there is none."""
     runtime = host.store.selected(main.format, main.id)
     if runtime is None:
-        from paceline.cli.runtime import install_best
+        from paceline.cli.getting import install_best
 
         runtime = install_best(host.plugins, host.store, main.format, policy)
     console.print(f"[bold]Runtime[/bold]   {runtime.id}")

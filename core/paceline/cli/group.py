@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
-from collections.abc import Iterator
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
 
 
 class Group(click.Group):
@@ -26,6 +29,22 @@ class Group(click.Group):
         meant = [f"`paceline {path}`" for path in _meant(ctx, self, name)]
         guess = f"\nDid you mean {' or '.join(meant)}?" if meant else ""
         raise click.UsageError(f"No such command {name!r}.{guess}", ctx)
+
+
+class LazyGroup(Group):
+    """Imports the module of a command when that command is asked for: to start one, the others cost nothing."""
+
+    def __init__(self, *args: Any, modules: Mapping[str, str], **options: Any) -> None:
+        """`modules`: by name of a command, in the order of the help, the module that has it under this name."""
+        super().__init__(*args, **options)
+        self.modules = modules
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.modules)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        module = self.modules.get(cmd_name)
+        return getattr(import_module(module), cmd_name) if module is not None else None
 
 
 _GUESSES = 3
@@ -55,6 +74,8 @@ def _meant(ctx: click.Context, group: click.Group, name: str) -> list[str]:
 
     Sought is in the group itself and at the top, then in all other groups; a slip of the pen in this order, too.
     """
+    import difflib
+
     root = ctx.find_root()
     assert isinstance(root.command, click.Group)
     here = _words(ctx)

@@ -6,8 +6,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from paceline.errors import AmbiguousError, NotFoundError, UsageError
-from paceline.manager.policy import Choice, choose
-from paceline.packages.locked import download_bytes
 from paceline.store import health
 from paceline.store.selection import describe_hold, describe_stand_in
 
@@ -15,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
     from datetime import datetime
 
+    from paceline.manager.policy import Choice
     from paceline.plugins import Plugins
     from paceline.preferences import Policy
     from paceline.registry import Registry
@@ -72,6 +71,8 @@ def chosen(
 
     One that is held, or too recent for `policy`, only where the query names a version.
     """
+    from paceline.manager.policy import choose
+
     named = query is not None and "@" in query
     return choose(
         ranked,
@@ -226,6 +227,8 @@ def _moment(at: datetime) -> str:
 
 def describe_release(release: Release, verdict: Verdict, *, installed: bool) -> dict[str, Any]:
     """A release as JSON shows it."""
+    from paceline.packages.locked import download_bytes
+
     return {
         "id": release.id,
         "name": release.name,

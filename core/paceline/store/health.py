@@ -7,7 +7,6 @@ Python that is gone or is another one, an older C library, a lesser processor.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import sys
@@ -18,13 +17,14 @@ from stat import S_ISLNK
 from typing import TYPE_CHECKING, Any
 
 from paceline import processor
-from paceline.store.digests import Digests, files_below
 from paceline.store.manifest import FILES, MANIFEST, python_of, read_runtime
 from paceline.untrusted_json import read_object
 from paceline.versions import numbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+
+    from paceline.store.digests import Digests
 
 
 class State(StrEnum):
@@ -67,6 +67,8 @@ def describe_files(folder: Path, digests: Digests | None = None) -> dict[str, di
 
     What `digests` knows is not read again.
     """
+    from paceline.store.digests import Digests, files_below
+
     root, found = os.fspath(folder), files_below(folder)
     paths = {name: f"{root}/{name}" for name in found}
     regular = {paths[name]: status for name, status in found.items() if not S_ISLNK(status.st_mode)}
@@ -155,8 +157,9 @@ def _surroundings(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
         problems.append(f"it was installed on {had}, and this system has another C library")
     elif had and has and numbers(has.split()[-1]) < numbers(str(had).split()[-1]):
         problems.append(f"it was installed on {had}, and this system has {has}")
-    needed, here = manifest.get("needs_cpu"), processor.features()
-    if needed and here is not None and (lacking := [f for f in needed if f not in here]):
+    needed = manifest.get("needs_cpu") or ()
+    here = processor.features() if needed else None  # to ask takes milliseconds where there are many cores
+    if here is not None and (lacking := [f for f in needed if f not in here]):
         problems.append(f"it was built for a processor with {', '.join(lacking)}, which this one lacks")
     return problems
 
@@ -199,8 +202,9 @@ def _quick_files(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
 
 
 def _all_files(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
-    listed = (folder / FILES).read_bytes()
-    if hashlib.sha256(listed).hexdigest() != manifest["files_sha256"]:
+    from paceline.store.digests import sha256_of
+
+    if sha256_of(folder / FILES) != manifest["files_sha256"]:
         return [f"{FILES} was changed"]
     expected, found = read_object(folder / FILES), describe_files(folder)
     problems = []

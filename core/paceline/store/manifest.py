@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from paceline.types import Runtime
+from paceline.runtime import Runtime
 from paceline.untrusted_json import read_object
 
 MANIFEST = "manifest.json"

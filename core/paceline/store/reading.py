@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from paceline import query, refusals
 from paceline.errors import AmbiguousError, InUseError, NotFoundError, StoreError
+from paceline.runtime import Runtime
 from paceline.store import health, selection, transaction, uses
 from paceline.store.manifest import MANIFEST, read_runtime
 from paceline.store.selection import Selection
-from paceline.types import Runtime
 from paceline.untrusted_json import read_object
 from paceline.versions import order
 
@@ -54,7 +54,9 @@ class StoreReader:
         return read_runtime(self.folder / runtime_id)
 
     def get(self, text: str) -> Runtime:
-        """The one installed runtime a query means. Raises NotFoundError or AmbiguousError."""
+        """The one installed runtime a query means; an id means no other. Raises NotFoundError or AmbiguousError."""
+        if text in (folder.name for folder in self._folders()) and (named := self.find(text)) is not None:
+            return named
         found = self.match(text)
         if len(found) > 1:
             raise AmbiguousError(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from paceline.errors import InUseError, NotFoundError, StoreError
 from paceline.progress import Phase, silent
 from paceline.store import health, selection, transaction, uses
+from paceline.store.locks import locked
 from paceline.store.reading import StoreReader
 from paceline.store.selection import Hold, Selection, StandIn
 
@@ -276,10 +277,8 @@ class Store(StoreReader):
     @contextmanager
     def _changing(self, doing: str) -> Iterator[None]:
         """Hold the store's lock, having mended what an ended process left half done under it."""
-        from filelock import FileLock
-
         path = self.lock_file("store")
-        with transaction.explained(doing, self.home), FileLock(path):
+        with transaction.explained(doing, self.home), locked(path):
             transaction.recover(self.folder, self.staging)
             transaction.sweep_unfinished(self._selection_file)
             yield

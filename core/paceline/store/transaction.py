@@ -7,11 +7,9 @@ count them, fail one, or end the process at one.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import json
 import os
-import secrets
 import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -79,7 +77,7 @@ def replace_file(path: Path, data: bytes, *, private: bool = False) -> None:
     """
     make_folder(path.parent)
     step("make file", path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
     handle = os.open(temporary, _NEW_FILE, 0o600 if private else 0o666)  # less the umask, which the system takes off
     try:
         with os.fdopen(handle, "wb") as file:
@@ -123,7 +121,7 @@ def publish(staged: Path, final: Path) -> Path | None:
     if _exchange(staged, final):
         sync_folder(final.parent)
         return staged
-    grave = staged.parent / f"{_REPLACED}{secrets.token_hex(4)}.{final.name}"
+    grave = staged.parent / f"{_REPLACED}{os.urandom(4).hex()}.{final.name}"
     step("rename", grave)
     final.rename(grave)
     try:
@@ -149,7 +147,7 @@ def recover(folder: Path, staging: Path) -> None:
 def bury(folder: Path, staging: Path) -> Path:
     """Make a folder disappear by one rename into `staging`; returns where it lies, for `discard`."""
     make_folder(staging)
-    grave = staging / f"removed.{secrets.token_hex(4)}.{folder.name}"
+    grave = staging / f"removed.{os.urandom(4).hex()}.{folder.name}"
     step("rename", folder)
     folder.rename(grave)
     sync_folder(folder.parent)
@@ -252,6 +250,8 @@ _AT_FDCWD = -100
 
 def _exchange(a: Path, b: Path) -> bool:
     """Give two folders each other's name in one step; False where the system or the file system cannot."""
+    import ctypes
+
     names = os.fsencode(a), os.fsencode(b)
     try:
         library = ctypes.CDLL(None, use_errno=True)

@@ -7,7 +7,6 @@ Files are made and deleted under the store's lock alone (see `Store`), so that n
 from __future__ import annotations
 
 import os
-import secrets
 import sys
 import time
 from contextlib import suppress
@@ -51,7 +50,7 @@ def begin(folder: Path) -> Use:
     from filelock import FileLock
 
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / f"{os.getpid()}.{secrets.token_hex(4)}.lock", thread_local=False)
+    lock = FileLock(folder / f"{os.getpid()}.{os.urandom(4).hex()}.lock", thread_local=False)
     lock.acquire(timeout=_WAIT_S)
     _touch(folder)
     return Use(folder, lock)
