@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 
@@ -38,6 +40,20 @@ def test_it_is_held_as_long_as_the_block_runs_however_that_ends(tmp_path, is_fre
     assert is_free()
     with pytest.raises(KeyError), locked(tmp_path / "lock"):
         raise KeyError
+    assert is_free()
+
+
+@pytest.mark.filterwarnings("ignore:flock not supported")
+@pytest.mark.skipif(sys.platform == "win32", reason="flock is Unix's")
+def test_a_file_system_without_such_locks_gets_filelock_s_own(tmp_path, is_free, monkeypatch):
+    import fcntl
+
+    def missing(handle, operation):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", missing)
+    with locked(tmp_path / "lock"):
+        assert not is_free()
     assert is_free()
 
 
