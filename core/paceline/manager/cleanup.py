@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from paceline.errors import InUseError, NotFoundError, StoreError
-from paceline.packages.environment import prune_cache
 from paceline.progress import silent
 from paceline.store import transaction
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from paceline.packages.cache import Part
     from paceline.progress import Progress
     from paceline.store import Store
     from paceline.types import Runtime
@@ -39,15 +39,15 @@ class Cleanup:
     sizes: Mapping[str, int | None]
     """By id, the bytes of each installed runtime, as its manifest has them."""
 
-    def describe(self, cache: str | None, *, dry_run: bool) -> dict[str, Any]:
-        """As JSON. `cache`: what was said of the cache; None when nobody looked at it."""
+    def describe(self, cache: Sequence[Part] | None, *, dry_run: bool) -> dict[str, Any]:
+        """As JSON. `cache`: the parts of the download cache; None when nobody looked at it."""
         return {
             "runtimes": [{"id": r.id, "size_bytes": self.sizes[r.id]} for r in self.runtimes],
             "incomplete": list(self.incomplete),
             "leftovers": [str(path) for path in self.leftovers],
             "logs": [str(path) for path in self.logs],
             "kept": list(self.kept),
-            "cache": cache,
+            "cache": [asdict(part) for part in cache] if cache is not None else None,
             "dry_run": dry_run,
         }
 
@@ -98,11 +98,6 @@ def clean_up(store: Store, keep: int, progress: Progress = silent) -> Cleanup:
         for log in plan.logs:
             transaction.discard(log)
     return replace(plan, runtimes=tuple(removed), incomplete=tuple(incomplete), leftovers=leftovers)
-
-
-def clean_cache(cache: Path, progress: Progress = silent) -> str:
-    """Delete from the cache what nothing refers to, uv's part with uv; returns what was deleted, in words."""
-    return prune_cache(cache, progress)
 
 
 def _last_needed(store: Store, runtime: Runtime) -> datetime:

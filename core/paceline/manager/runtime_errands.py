@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from paceline import paths, plugins
 from paceline.manager import inventory, updating
-from paceline.manager.cleanup import clean_cache, clean_up, plan_cleanup
+from paceline.manager.cleanup import clean_up, plan_cleanup
 from paceline.manager.exact import ranked_or_found
 from paceline.manager.installation import install
 from paceline.manager.mending import mend, to_mend
 from paceline.manager.preview import plan_here
+from paceline.packages import cache as download_cache
 from paceline.preferences import Policy
 from paceline.progress import Phase
 from paceline.store import health
@@ -119,8 +120,10 @@ def _repair(store: Store, teller: Teller, *, query: str | None) -> dict[str, Any
 def _prune(store: Store, teller: Teller, *, keep: int, cache: bool, dry_run: bool) -> dict[str, Any]:
     progress = teller(None)
     done = plan_cleanup(store, keep) if dry_run else clean_up(store, keep, progress)
-    said = clean_cache(paths.cache(), progress) if cache and not dry_run else None
-    return done.describe(said, dry_run=dry_run)
+    parts = None
+    if cache:
+        parts = download_cache.look(paths.cache()) if dry_run else download_cache.clear(paths.cache(), progress)
+    return done.describe(parts, dry_run=dry_run)
 
 
 def _checked(store: Store, name: str, teller: Teller) -> health.Health:
