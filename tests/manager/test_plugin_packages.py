@@ -17,6 +17,7 @@ import pytest
 from paceline.errors import PluginError
 from paceline.manager import plugin_trial
 from paceline.plugin_folder import generation, packages, read_state
+from paceline.store import Store
 
 PLUGIN = """
 from paceline import Engine, hookimpl
@@ -338,6 +339,90 @@ def _steps(world, wheel, at):
 
 
 # --- at every start -------------------------------------------------------------------------------------------------
+
+
+class TestAGenerationInUse:
+    """A process with a plugin loaded imports more of it after any number of changes."""
+
+    @pytest.fixture
+    def numbers(self, world):
+        return lambda: sorted(int(f.name) for f in (world.home / "plugins").iterdir() if f.name.isdecimal())
+
+    @pytest.fixture
+    def server(self, world):
+        """A function: start what opens the host as `paceline serve` does; it imports a module when told to."""
+        running = []
+
+        def start():
+            process = subprocess.Popen(
+                [sys.executable, "-c", _LATE], env=world.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            running.append(process)
+            assert process.stdout.readline() == "loaded ['parrot']\n"
+            return process
+
+        yield start
+        for process in running:
+            process.kill()
+            process.communicate()
+
+    def change(self, world, times):
+        for _ in range(times):
+            world.ok("install", world.wheel("owl"), "-y")
+            world.ok("remove", "owl", "-y")
+
+    @pytest.fixture
+    def installed(self, world):
+        world.ok("install", world.wheel("parrot", files={"parrot_late.py": "SAID = 'late'\n"}), "-y")
+
+    def test_stays_and_goes_when_no_process_uses_it(self, world, numbers, server, installed):
+        process = server()
+        assert Store(world.home).plugins_in_use_by(1) == (process.pid,)
+        self.change(world, 2)
+        assert numbers() == [1, 4, 5]
+
+        out, _ = process.communicate("go\n")
+
+        assert out == "late\n"
+        assert process.returncode == 0
+        world.ok("install", world.wheel("owl"), "-y")
+        assert numbers() == [5, 6]
+        assert not (world.home / "uses" / "plugins.1").exists()
+
+    def test_goes_after_the_process_was_killed(self, world, numbers, server, installed):
+        process = server()
+        self.change(world, 1)
+        process.kill()
+        process.wait()
+        assert numbers() == [1, 2, 3]
+
+        would = json.loads(world.run("runtime", "prune", "--dry-run", "--json").stdout)
+        assert would["leftovers"] == [str(world.home / "plugins" / "1")]
+        assert numbers() == [1, 2, 3]
+        done = json.loads(world.run("runtime", "prune", "--json").stdout)
+        assert done["leftovers"] == would["leftovers"]
+        assert numbers() == [2, 3]
+
+    def test_is_not_pruned_while_it_is_used(self, world, numbers, server, installed):
+        server()
+        self.change(world, 1)
+        assert json.loads(world.run("runtime", "prune", "--json").stdout)["leftovers"] == []
+        assert numbers() == [1, 2, 3]
+
+    def test_is_not_noted_where_no_plugin_is_of_the_home(self, world):
+        assert world.run("runtime", "update", "--check", "--registry-only").returncode == 0
+        assert not (world.home / "uses").exists()
+
+
+_LATE = """
+import sys
+from paceline.host import open_host
+host = open_host()
+print("loaded", [p.name for p in host.plugins.plugins if p.managed], flush=True)
+sys.stdin.readline()
+import parrot_late
+print(parrot_late.SAID)
+"""
 
 
 class TestAtEveryStart:

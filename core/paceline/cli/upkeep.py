@@ -54,16 +54,16 @@ def repair(query: str | None, dry_run: bool, as_json: bool) -> None:
 
     Packages come from the cache, or from the network where the cache lacks them.
     """
-    from paceline import plugins
     from paceline.cli.progress import shown
     from paceline.manager.mending import mend, to_mend
+    from paceline.manager.plugin_generations import loaded as loaded_plugins
     from paceline.store import health
 
     store = Store(paths.home())
     names = to_mend(store, query)
     damaged = [name for name in names if not health.full(store.folder / name).ok]
     if damaged and not dry_run:
-        loaded = plugins.load()
+        loaded = loaded_plugins()
         for name in damaged:
             with shown() as progress:
                 mend(name, store, loaded, progress)

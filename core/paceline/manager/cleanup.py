@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from paceline.errors import InUseError, NotFoundError, StoreError
+from paceline.manager import plugin_generations
 from paceline.progress import silent
 from paceline.store import transaction
 
@@ -31,7 +32,7 @@ class Cleanup:
     incomplete: tuple[str, ...]
     """Folders among the runtimes that do not count as installed."""
     leftovers: tuple[Path, ...]
-    """Of installations that ended on the way."""
+    """Of installations that ended on the way, and generations of plugins that no process needs any more."""
     logs: tuple[Path, ...]
     """Of failed installations, but for the newest."""
     kept: tuple[str, ...]
@@ -67,7 +68,7 @@ def plan_cleanup(store: Store, keep: int) -> Cleanup:
     return Cleanup(
         runtimes=tuple(idle[: max(0, len(idle) - keep)]),
         incomplete=store.incomplete(),
-        leftovers=_children(store.staging),
+        leftovers=(*_children(store.staging), *plugin_generations.unneeded(store)),
         logs=tuple(sorted(_children(store.logs), key=_modified)[:-KEPT_LOGS]),
         kept=tuple(needed),
         sizes={runtime.id: store.size(runtime) for runtime in installed},
@@ -97,7 +98,8 @@ def clean_up(store: Store, keep: int, progress: Progress = silent) -> Cleanup:
                 continue
         for log in plan.logs:
             transaction.discard(log)
-    return replace(plan, runtimes=tuple(removed), incomplete=tuple(incomplete), leftovers=leftovers)
+    swept = plugin_generations.sweep(store)
+    return replace(plan, runtimes=tuple(removed), incomplete=tuple(incomplete), leftovers=(*leftovers, *swept))
 
 
 def _last_needed(store: Store, runtime: Runtime) -> datetime:

@@ -23,6 +23,7 @@ from packaging.utils import canonicalize_name
 from paceline import paths
 from paceline.errors import InstallError, NotFoundError, PluginError, UsageError
 from paceline.manager.local_packages import is_path, package_at
+from paceline.manager.plugin_generations import sweep
 from paceline.manager.plugin_trial import Trial, try_plugins
 from paceline.packages import overlay
 from paceline.packages.environment import build_wheel
@@ -166,9 +167,7 @@ def _put_in_force(change: Change, store: Store) -> Change:
         transaction.delete(final)
     transaction.publish(change.staged, final)
     transaction.write_json(state_file(store.home), state_json(change.after))
-    for older in final.parent.iterdir():
-        if older.name.isdigit() and int(older.name) < change.before.generation:
-            transaction.discard(older)
+    sweep(store)
     return replace(change, staged=final)
 
 

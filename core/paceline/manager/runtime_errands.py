@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from paceline import paths, plugins
-from paceline.manager import inventory, updating
+from paceline import paths
+from paceline.manager import inventory, plugin_generations, updating
 from paceline.manager.cleanup import clean_up, plan_cleanup
 from paceline.manager.exact import ranked_or_found
 from paceline.manager.installation import install
@@ -36,7 +36,7 @@ def _install(
     channel: str,
     minimum_age_days: float,
 ) -> dict[str, Any]:
-    loaded = plugins.load()
+    loaded = plugin_generations.loaded()
     policy = Policy(channel, timedelta(days=minimum_age_days), prefer, allow_unpinned)
     ranked = ranked_or_found(store, loaded, query, channel=channel)
     choice = inventory.chosen(ranked, store, query, policy=policy, allow_incompatible=allow_incompatible)
@@ -62,7 +62,7 @@ def _update(
     hold_failed: bool,
 ) -> dict[str, Any]:
     """`hold_failed`: as `updating.attempt` has it."""
-    loaded = plugins.load()
+    loaded = plugin_generations.loaded()
     policy = Policy(channel, timedelta(days=minimum_age_days), allow_unpinned=allow_unpinned)
     tell, selected = teller(None), updating.selected_runtimes(store, query)
     asked = updating.sources(
@@ -113,7 +113,7 @@ def _repair(store: Store, teller: Teller, *, query: str | None) -> dict[str, Any
     names = to_mend(store, query)
     damaged = [name for name in names if not _checked(store, name, teller).ok]
     for name in damaged:
-        mend(name, store, plugins.load(), teller(name))
+        mend(name, store, plugin_generations.loaded(), teller(name))
     return {"whole": [n for n in names if n not in damaged], "repaired": damaged}
 
 
