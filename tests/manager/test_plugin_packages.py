@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 from importlib import metadata
 
@@ -339,6 +340,78 @@ def _steps(world, wheel, at):
 
 
 # --- at every start -------------------------------------------------------------------------------------------------
+
+
+class TestProgress:
+    def test_is_told_line_by_line(self, world):
+        world.publish(world.wheel("parrot", needs=["feather"]), world.wheel("feather", "", plugin=False))
+        said = world.run("plugins", "install", "parrot", "-y").stderr.splitlines()
+        assert said == [
+            "searching: finding what fits beside this Paceline",
+            "packages",
+            "checking: loading the plugins once",
+            "finishing",
+        ]
+        assert world.run("plugins", "update", "-y").stderr.splitlines() == said
+        assert world.run("plugins", "remove", "parrot", "-y").stderr.splitlines() == ["finishing"]
+
+    def test_json_on_standard_output_is_json(self, world):
+        assert json.loads(world.ok("install", world.wheel("parrot"), "-y", "--json"))
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="no terminals to open there")
+    def test_a_bar_makes_room_for_what_is_asked(self, world):
+        import pty
+
+        ours, theirs = pty.openpty()
+        command = [sys.executable, "-m", "paceline", "plugins", "install", world.wheel("parrot")]
+        env = world.env | {"TERM": "xterm"}
+        with subprocess.Popen(command, env=env, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+            os.close(theirs)
+            before = _read_until(ours, b"Install? [y/N]: ")
+            os.write(ours, b"y\n")
+            after = _read_until(ours, b"parrot is active: parrot")
+            process.wait(60)
+        os.close(ours)
+        assert process.returncode == 0
+        assert b"searching: finding what fits" in before
+        shown = before[before.index(b"+ parrot 1.0") :]
+        assert b"\x1b" not in shown  # no bar is drawn into what is shown and asked
+        assert b"checking: loading the plugins once" in after
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="no such signal there")
+    @pytest.mark.parametrize("command", ["install", "update"])
+    def test_ctrl_c_leaves_the_old_set_in_place(self, world, command):
+        world.publish(world.wheel("parrot"))
+        world.ok("install", "parrot", "-y")
+        new = {"install": world.wheel("owl"), "update": world.wheel("parrot", version="2.0")}[command]
+        world.publish(new)
+        world.server.faulty = f"/files/{new.name}"
+        world.server.misbehave_always(stall=10)
+        world.server.asked.clear()
+        arguments = [sys.executable, "-m", "paceline", "plugins", command, *(["owl"] if command == "install" else [])]
+        with subprocess.Popen([*arguments, "-y"], env=world.env, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr.readline().startswith("searching")
+            while f"/files/{new.name}" not in world.server.asked and process.poll() is None:
+                time.sleep(0.01)  # the wheel stops on its way, and uv waits for the rest
+            process.send_signal(signal.SIGINT)
+            said = process.stderr.read()
+            process.wait(60)
+
+        assert (process.returncode, said.strip()) == (130, "cancelled")
+        assert world.held() == {"parrot": "1.0"}
+        assert world.leftovers() == []
+        assert world.listed()["parrot"]["version"] == "1.0"
+        world.server.misbehave_always()
+        world.ok(command, *(["owl"] if command == "install" else []), "-y")
+        assert world.held() == ({"parrot": "1.0", "owl": "1.0"} if command == "install" else {"parrot": "2.0"})
+
+
+def _read_until(terminal, text):
+    """What a terminal shows up to and with `text`."""
+    said = b""
+    while text not in said:
+        said += os.read(terminal, 4096)
+    return said
 
 
 class TestAGenerationInUse:

@@ -79,7 +79,7 @@ def install(
     with _changing(store, progress) as (before, staged):
         requests = dict(before.requests)
         for text in wanted:
-            name, request = _request(text, staged, cache)
+            name, request = _request(text, staged, cache, progress)
             requests[name] = request
         return _switch(before, requests, {*requests} - {*before.requests}, staged, store, cache, confirm, progress)
 
@@ -198,7 +198,7 @@ def _changing(store: Store, progress: Progress) -> Iterator[tuple[State, Path]]:
             lock.release()
 
 
-def _request(text: str, staged: Path, cache: Path) -> tuple[str, Request]:
+def _request(text: str, staged: Path, cache: Path, progress: Progress) -> tuple[str, Request]:
     if not is_path(text) or "://" in text:
         try:
             requirement = Requirement(text)
@@ -219,7 +219,7 @@ def _request(text: str, staged: Path, cache: Path) -> tuple[str, Request]:
     built = staged / "built"
     if path.is_dir():
         transaction.make_folder(built)
-        wheel = read_wheel(build_wheel(path, name, Recipe(), built, cache=cache, progress=silent))
+        wheel = read_wheel(build_wheel(path, name, Recipe(), built, cache=cache, progress=progress))
     else:
         wheel = read_wheel(path)
     if not wheel.fits_here:
