@@ -173,6 +173,10 @@ BROKEN = {
         HEAD + "E.formats = 'gguf'\n@hookimpl\ndef paceline_engines(): return [E()]",
         "engine 'fresh': `formats` is 'gguf', not a tuple of names",
     ),
+    "upstream of another type": (
+        HEAD + "E.upstream = 'fresh'\n@hookimpl\ndef paceline_engines(): return [E()]",
+        "engine 'fresh': `upstream` is 'fresh', which is no Upstream",
+    ),
     "releases that raise": (
         HEAD + "E.releases = lambda self: [1 / 0]\n@hookimpl\ndef paceline_engines(): return [E()]",
         "engine 'fresh': releases() raised ZeroDivisionError",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from paceline import paths, plugins
+from paceline import paths
 from paceline.library import Library, open_library
 from paceline.library.pairs import PairIndex, open_pairs
 from paceline.loading import LoadConfig
+from paceline.manager import plugin_generations
 from paceline.manager.features import way_to
 from paceline.plugins import Plugins
 from paceline.serving.pool import Serving
@@ -47,6 +48,6 @@ class Host:
 
 def open_host() -> Host:
     """Open everything as the environment says. Probes no hardware and starts no process."""
-    loaded = plugins.load()
+    loaded = plugin_generations.loaded()
     library = open_library(loaded)
     return Host(loaded, library, open_pairs(library, loaded), Store(paths.home()))

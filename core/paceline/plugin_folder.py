@@ -4,8 +4,8 @@
     plugins/<number>/     a generation, never changed: packages/ (on the end of sys.path), wheels/ that came from this
                           machine, pylock.toml
 
-One rename of plugins.json switches from one generation to the next. The newest before it stays for processes that
-still use it.
+One rename of plugins.json switches from one generation to the next. The newest before it stays, and so do those that a
+process uses (see `manager.plugin_generations`).
 """
 
 from __future__ import annotations

@@ -23,7 +23,10 @@ import pluggy
 from paceline import hookspecs, paths, plugin_folder
 from paceline.engine import Engine, ModelFormat
 from paceline.errors import NotFoundError, PluginError
-from paceline.types import Release
+from paceline.plugin_faults import FAULTS
+from paceline.plugin_faults import say as _say
+from paceline.plugin_faults import show as _show
+from paceline.types import Release, Upstream
 
 GROUP = "paceline"
 
@@ -236,7 +239,7 @@ class _Loader:
     def _import(self, ep: metadata.EntryPoint) -> ModuleType:
         try:
             return ep.load()  # type: ignore[no-any-return]
-        except (Exception, SystemExit) as error:
+        except FAULTS as error:
             raise _Broken(f"import of {ep.value} failed: {_say(error)}") from error
 
     def _register(self, module: ModuleType, name: str) -> None:
@@ -254,7 +257,7 @@ class _Loader:
         caller = self._manager.subset_hook_caller(hook, others)
         try:
             values = [value for result in caller() for value in result]
-        except (Exception, SystemExit) as error:
+        except FAULTS as error:
             raise _Broken(f"{hook} raised {_say(error)}") from error
         names: set[str] = set()
         for value in values:
@@ -290,9 +293,12 @@ def _check_engine(engine: Engine) -> None:
         value = _attribute(engine, attribute)
         if not isinstance(value, tuple) or not value or not all(isinstance(v, str) for v in value):
             raise _Broken(f"engine {engine.name!r}: `{attribute}` is {_show(value)}, not a tuple of names")
+    upstream = _attribute(engine, "upstream")
+    if upstream is not None and not isinstance(upstream, Upstream):
+        raise _Broken(f"engine {engine.name!r}: `upstream` is {_show(upstream)}, which is no Upstream")
     try:
         releases = list(engine.releases())
-    except (Exception, SystemExit) as error:
+    except FAULTS as error:
         raise _Broken(f"engine {engine.name!r}: releases() raised {_say(error)}") from error
     for release in releases:
         if not isinstance(release, Release) or release.engine != engine.name:
@@ -304,19 +310,3 @@ def _attribute(value: object, name: str) -> object:
         return getattr(value, name, None)
     except Exception as error:
         raise _Broken(f"{type(value).__name__}.{name} raised {_say(error)}") from error
-
-
-def _show(value: object) -> str:
-    try:
-        return repr(value)[:200]
-    except Exception:
-        return f"a {type(value).__name__}"
-
-
-def _say(error: BaseException) -> str:
-    """An error of a plugin in one line."""
-    try:
-        text = " ".join(str(error).split())
-    except Exception:
-        text = ""
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -190,12 +190,15 @@ def test_the_latest_is_selected_and_what_nobody_needs_goes(tiny, store, store_wo
         assert [r["id"] for r in done["runtimes"]] == [third.id]
         assert (done["runtimes"][0]["size_bytes"] > 0, done["cache"]) == (True, None)
         assert download.exists()
+        would = work(http, "prune", keep=0, cache=True, dry_run=True)[-1][1]["result"]["cache"]
+        assert {part["name"]: part["freed_bytes"] for part in would}["fetched packages"] == 100_000
+        assert download.exists()
         done = work(http, "prune", keep=0, cache=True)[-1][1]["result"]
         assert ([r["id"] for r in done["runtimes"]], done["kept"]) == (
             [first.id],
             [f"{second.id} is selected for gguf"],
         )
-        assert "0.1 MB of fetched packages deleted" in done["cache"]
+        assert {part["name"]: part["freed_bytes"] for part in done["cache"]}["fetched packages"] == 100_000
         assert not download.exists()
     assert store.runtimes() == (second,)
 

@@ -40,7 +40,7 @@ def test_get_list_select_remove(tiny):
     assert rows[0] == ["LLM", "ENGINE", "SELECTED", "MODEL", "FORMAT", "SIZE", "LAST", "USED", "STATE"]
     assert rows[1][:2] == ["tiny-any-cpu@2.0", "TINY"]
     assert rows[2][:3] == ["tiny-any-cpu@1.0", "✓", "TINY"]
-    assert [row[-2:] for row in rows[1:]] == [["never", "installed"]] * 2
+    assert [row[-2:] for row in rows[1:3]] == [["never", "installed"]] * 2
     assert "Would select" in ok(tiny.paceline("runtime", "select", "tiny@2.0", "--dry-run"))
     assert "Selected tiny-any-cpu@2.0 for TINY" in ok(tiny.paceline("runtime", "select", "tiny@2.0"))
     assert "Already selected" in ok(tiny.paceline("runtime", "select", "tiny@2.0"))

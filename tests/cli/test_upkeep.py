@@ -101,8 +101,32 @@ def test_prune(store, store_world, run):
     assert "nothing to remove" in run("prune")
     done = json.loads(run("prune", "--keep", "0", "--cache", "--json"))
     assert [r["id"] for r in done["runtimes"]] == [first.id]
-    assert done["cache"]
+    assert {part["name"] for part in done["cache"]} >= {"fetched packages", "uv's packages"}
     assert store.runtimes() == (second,)
+
+
+def test_prune_says_what_the_cache_takes_and_what_goes(tiny, store, run):
+    run("get", "tiny")
+    part = tiny.cache / "packages" / "files" / ("a" * 64) / "a-1-py3-none-any.whl.partial"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(bytes(3_000_000))
+
+    out = run("prune", "--cache", "--dry-run")
+    assert "Cache: would free 3.0 MB of fetched packages" in out
+    assert "Cache: also what nothing refers to of uv's packages" in out
+    would = {each["name"]: each for each in json.loads(run("prune", "--cache", "--dry-run", "--json"))["cache"]}
+    assert would["uv's packages"]["size_bytes"] > would["uv's packages"]["shared_bytes"] > 0
+    assert part.exists()
+
+    assert "Cache: freed 3.0 MB of fetched packages" in run("prune", "--cache")
+    assert not part.exists()
+    assert "Cache: would free nothing\n" in run("prune", "--cache", "--dry-run")
+
+
+def test_ls_adds_up(store, store_world, run):
+    first, second = store_world.add(store, "1.0"), store_world.add(store, "2.0")
+    total = sum(store.manifest(runtime)["size_bytes"] for runtime in (first, second))
+    assert f"\n2 runtimes, {total} B; files that they share are counted in each\n" in run("ls")
 
 
 def test_serving_warns_of_a_damaged_selection_at_its_start(tiny, store, store_world):

@@ -132,6 +132,15 @@ def test_a_home_on_two_file_systems(patient, tmp_path):
         other.rmdir()
 
 
+def test_what_the_cache_takes(patient):
+    assert f"the cache {patient.cache} holds nothing" in told(patient, "disk", OK)[0]
+    part = patient.cache / "packages" / "files" / "a" / "part"
+    part.parent.mkdir(parents=True)
+    part.touch()
+    os.truncate(part, 2 * 10**9)
+    assert "holds 2.0 GB of fetched packages; 0.0 GB of it" in told(patient, "disk", OK)[0]
+
+
 def test_a_disk_without_room(patient, store_world):
     runtime = store_world.add(patient.store)
     store_world.change_manifest(runtime, size_bytes=10**18)

@@ -237,7 +237,47 @@ def test_a_formats_own_bug_costs_only_its_model(add_model, models, tmp_path):
     add_model("a.gguf")
     library = Library([_BrokenFormat()], [models], tmp_path / "c.sqlite")
     assert library.models() == ()
-    assert "a plugin's bug" in library.problems()[0].error.message
+    (problem,) = library.problems()
+    assert problem.error.message == f"the format gguf ({__name__}) could not read a.gguf: RuntimeError: a plugin's bug"
+    assert "`paceline plugins`" in problem.error.help
+
+
+def _raise(error):
+    raise error
+
+
+def _half_way(found):
+    yield from found
+    raise OSError("half way")
+
+
+@pytest.mark.parametrize(
+    ("method", "fault", "said"),
+    [
+        ("find", lambda found: _raise(RuntimeError("a bug")), "could not search {folder}: RuntimeError: a bug"),
+        ("find", lambda found: _raise(SystemExit("bye")), "could not search {folder}: SystemExit: bye"),
+        ("find", lambda found: None, "could not search {folder}: TypeError: 'NoneType' object is not iterable"),
+        ("find", lambda found: [None], "could not search {folder}: TypeError: "),
+        ("find", _half_way, "could not search {folder}: OSError: half way"),
+        ("files", lambda found: _raise(KeyError("x")), "could not read a.gguf: KeyError: 'x'"),
+        ("files", lambda found: 1, "could not read a.gguf: TypeError: 'int' object is not iterable"),
+        ("read", lambda found: _raise(SystemExit()), "could not read a.gguf: SystemExit"),
+        ("read", lambda found: None, "could not read a.gguf: it answered None"),
+    ],
+)
+def test_a_formats_own_bug_leaves_the_other_formats(add_model, models, tmp_path, method, fault, said):
+    add_model("a.gguf")
+    broken = _CountingFormat()
+    broken.name = "broken"
+    right = getattr(broken, method)
+    setattr(broken, method, lambda path: fault(right(path)))
+
+    library = Library([broken, *builtin_formats()], [models], tmp_path / "c.sqlite")
+
+    assert "gguf" in [model.format for model in library.models()]
+    (problem,) = library.problems()
+    assert said.format(folder=models) in problem.error.message
+    assert problem.error.message.startswith(f"the format broken ({__name__}) ")
 
 
 def test_the_shared_models_have_ids_like_lm_studios(shared, tmp_path):

@@ -1,14 +1,11 @@
 from __future__ import annotations
 
 import os
-import threading
 
 import pytest
 
-from paceline.manager.cleanup import KEPT_LOGS, clean_cache, clean_up, plan_cleanup
-from paceline.packages.builds import build_folder
-from paceline.packages.depot import BUNDLES, Depot
-from paceline.progress import Phase, silent
+from paceline.manager.cleanup import KEPT_LOGS, clean_up, plan_cleanup
+from paceline.progress import Phase
 from paceline.store import Store
 from paceline.store.manifest import MANIFEST
 
@@ -123,69 +120,3 @@ def test_the_order_of_uses_survives_a_clock_that_was_ahead(store, store_world):
         store.use(runtime).release()
 
     assert plan_cleanup(store, 0).runtimes == (third, first, second)
-
-
-def test_uv_cleans_its_own_cache(tmp_path):
-    assert clean_cache(tmp_path) == "the cache is empty"
-    (tmp_path / "uv" / "archive-v0" / "unreferred").mkdir(parents=True)
-    (tmp_path / "uv" / "archive-v0" / "unreferred" / "file").write_text("x")
-
-    assert clean_cache(tmp_path)
-    assert not (tmp_path / "uv" / "archive-v0" / "unreferred").exists()
-
-
-def test_what_indexes_answered_and_broken_off_bundles_left_goes_too(tmp_path):
-    parts = [tmp_path / f"{place}packages/files/{'a' * 64}/a-1-py3-none-any.whl.part" for place in ("", "bundles/")]
-    answer = tmp_path / "resolution" / "simple-v28" / "index" / "a.rkyv"
-    for file, size in zip((*parts, answer), (100_000, 300_000, 2_000_000), strict=True):
-        file.parent.mkdir(parents=True)
-        file.write_bytes(bytes(size))
-
-    said = clean_cache(tmp_path)
-
-    assert said.startswith("0.4 MB of fetched packages deleted; 2.0 MB of what indexes answered deleted")
-    assert not any(file.exists() for file in (*parts, answer))
-    assert clean_cache(tmp_path) == "the cache is empty"
-
-
-def test_what_broken_off_builds_left_goes_too(tmp_path):
-    left = tmp_path / "builds" / "tmpabc" / "wheel" / "a-1-py3-none-any.whl"
-    left.parent.mkdir(parents=True)
-    left.write_bytes(bytes(1_500_000))
-
-    assert clean_cache(tmp_path) == "1.5 MB of what broken-off builds left deleted; the cache is empty"
-    assert not left.exists()
-    assert clean_cache(tmp_path) == "the cache is empty"
-
-    left.parent.mkdir(parents=True)
-    left.write_bytes(b"x")
-    with build_folder(tmp_path, silent) as folder:
-        assert list(folder.iterdir()) == []
-        assert not left.exists()
-
-
-def test_a_build_that_is_under_way_is_waited_for(tmp_path):
-    cleaning = threading.Thread(target=clean_cache, args=(tmp_path,))
-    with build_folder(tmp_path, silent) as folder:
-        (folder / "wheel").write_text("")
-        cleaning.start()
-        cleaning.join(1)
-        assert cleaning.is_alive()
-        assert (folder / "wheel").exists()
-    cleaning.join(60)
-    assert not folder.exists()
-
-
-def test_a_bundle_that_is_being_made_is_waited_for(tmp_path):
-    depot = Depot(tmp_path / BUNDLES)
-    part = depot.folder / "files" / ("a" * 64) / "a-1-py3-none-any.whl.part"
-    part.parent.mkdir(parents=True)
-    part.write_bytes(b"x")
-    cleaning = threading.Thread(target=clean_cache, args=(tmp_path,))
-    with depot.held(silent):
-        cleaning.start()
-        cleaning.join(1)
-        assert cleaning.is_alive()
-        assert part.exists()
-    cleaning.join(60)
-    assert not part.exists()

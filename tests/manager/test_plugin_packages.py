@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 from importlib import metadata
 
@@ -17,6 +18,7 @@ import pytest
 from paceline.errors import PluginError
 from paceline.manager import plugin_trial
 from paceline.plugin_folder import generation, packages, read_state
+from paceline.store import Store
 
 PLUGIN = """
 from paceline import Engine, hookimpl
@@ -338,6 +340,162 @@ def _steps(world, wheel, at):
 
 
 # --- at every start -------------------------------------------------------------------------------------------------
+
+
+class TestProgress:
+    def test_is_told_line_by_line(self, world):
+        world.publish(world.wheel("parrot", needs=["feather"]), world.wheel("feather", "", plugin=False))
+        said = world.run("plugins", "install", "parrot", "-y").stderr.splitlines()
+        assert said == [
+            "searching: finding what fits beside this Paceline",
+            "packages",
+            "checking: loading the plugins once",
+            "finishing",
+        ]
+        assert world.run("plugins", "update", "-y").stderr.splitlines() == said
+        assert world.run("plugins", "remove", "parrot", "-y").stderr.splitlines() == ["finishing"]
+
+    def test_json_on_standard_output_is_json(self, world):
+        assert json.loads(world.ok("install", world.wheel("parrot"), "-y", "--json"))
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="no terminals to open there")
+    def test_a_bar_makes_room_for_what_is_asked(self, world):
+        import pty
+
+        ours, theirs = pty.openpty()
+        command = [sys.executable, "-m", "paceline", "plugins", "install", world.wheel("parrot")]
+        env = world.env | {"TERM": "xterm"}
+        with subprocess.Popen(command, env=env, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+            os.close(theirs)
+            before = _read_until(ours, b"Install? [y/N]: ")
+            os.write(ours, b"y\n")
+            after = _read_until(ours, b"parrot is active: parrot")
+            process.wait(60)
+        os.close(ours)
+        assert process.returncode == 0
+        assert b"searching: finding what fits" in before
+        shown = before[before.index(b"+ parrot 1.0") :]
+        assert b"\x1b" not in shown  # no bar is drawn into what is shown and asked
+        assert b"checking: loading the plugins once" in after
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="no such signal there")
+    @pytest.mark.parametrize("command", ["install", "update"])
+    def test_ctrl_c_leaves_the_old_set_in_place(self, world, command):
+        world.publish(world.wheel("parrot"))
+        world.ok("install", "parrot", "-y")
+        new = {"install": world.wheel("owl"), "update": world.wheel("parrot", version="2.0")}[command]
+        world.publish(new)
+        world.server.faulty = f"/files/{new.name}"
+        world.server.misbehave_always(stall=10)
+        world.server.asked.clear()
+        arguments = [sys.executable, "-m", "paceline", "plugins", command, *(["owl"] if command == "install" else [])]
+        with subprocess.Popen([*arguments, "-y"], env=world.env, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr.readline().startswith("searching")
+            while f"/files/{new.name}" not in world.server.asked and process.poll() is None:
+                time.sleep(0.01)  # the wheel stops on its way, and uv waits for the rest
+            process.send_signal(signal.SIGINT)
+            said = process.stderr.read()
+            process.wait(60)
+
+        assert (process.returncode, said.strip()) == (130, "cancelled")
+        assert world.held() == {"parrot": "1.0"}
+        assert world.leftovers() == []
+        assert world.listed()["parrot"]["version"] == "1.0"
+        world.server.misbehave_always()
+        world.ok(command, *(["owl"] if command == "install" else []), "-y")
+        assert world.held() == ({"parrot": "1.0", "owl": "1.0"} if command == "install" else {"parrot": "2.0"})
+
+
+def _read_until(terminal, text):
+    """What a terminal shows up to and with `text`."""
+    said = b""
+    while text not in said:
+        said += os.read(terminal, 4096)
+    return said
+
+
+class TestAGenerationInUse:
+    """A process with a plugin loaded imports more of it after any number of changes."""
+
+    @pytest.fixture
+    def numbers(self, world):
+        return lambda: sorted(int(f.name) for f in (world.home / "plugins").iterdir() if f.name.isdecimal())
+
+    @pytest.fixture
+    def server(self, world):
+        """A function: start what opens the host as `paceline serve` does; it imports a module when told to."""
+        running = []
+
+        def start():
+            process = subprocess.Popen(
+                [sys.executable, "-c", _LATE], env=world.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            running.append(process)
+            assert process.stdout.readline() == "loaded ['parrot']\n"
+            return process
+
+        yield start
+        for process in running:
+            process.kill()
+            process.communicate()
+
+    def change(self, world, times):
+        for _ in range(times):
+            world.ok("install", world.wheel("owl"), "-y")
+            world.ok("remove", "owl", "-y")
+
+    @pytest.fixture
+    def installed(self, world):
+        world.ok("install", world.wheel("parrot", files={"parrot_late.py": "SAID = 'late'\n"}), "-y")
+
+    def test_stays_and_goes_when_no_process_uses_it(self, world, numbers, server, installed):
+        process = server()
+        assert Store(world.home).plugins_in_use_by(1) == (process.pid,)
+        self.change(world, 2)
+        assert numbers() == [1, 4, 5]
+
+        out, _ = process.communicate("go\n")
+
+        assert out == "late\n"
+        assert process.returncode == 0
+        world.ok("install", world.wheel("owl"), "-y")
+        assert numbers() == [5, 6]
+        assert not (world.home / "uses" / "plugins.1").exists()
+
+    def test_goes_after_the_process_was_killed(self, world, numbers, server, installed):
+        process = server()
+        self.change(world, 1)
+        process.kill()
+        process.wait()
+        assert numbers() == [1, 2, 3]
+
+        would = json.loads(world.run("runtime", "prune", "--dry-run", "--json").stdout)
+        assert would["leftovers"] == [str(world.home / "plugins" / "1")]
+        assert numbers() == [1, 2, 3]
+        done = json.loads(world.run("runtime", "prune", "--json").stdout)
+        assert done["leftovers"] == would["leftovers"]
+        assert numbers() == [2, 3]
+
+    def test_is_not_pruned_while_it_is_used(self, world, numbers, server, installed):
+        server()
+        self.change(world, 1)
+        assert json.loads(world.run("runtime", "prune", "--json").stdout)["leftovers"] == []
+        assert numbers() == [1, 2, 3]
+
+    def test_is_not_noted_where_no_plugin_is_of_the_home(self, world):
+        assert world.run("runtime", "update", "--check", "--registry-only").returncode == 0
+        assert not (world.home / "uses").exists()
+
+
+_LATE = """
+import sys
+from paceline.host import open_host
+host = open_host()
+print("loaded", [p.name for p in host.plugins.plugins if p.managed], flush=True)
+sys.stdin.readline()
+import parrot_late
+print(parrot_late.SAID)
+"""
 
 
 class TestAtEveryStart:

@@ -21,10 +21,9 @@ from uv import find_uv_bin
 from paceline import processor
 from paceline.errors import ArchiveError, BuildError, DownloadError, InstallError
 from paceline.manager.installation import install, repair
-from paceline.packages import gathering, indexes
+from paceline.packages import cache, gathering, indexes
 from paceline.packages.depot import Depot, PackageFile
 from paceline.packages.download import Patience, download
-from paceline.packages.environment import prune_cache
 from paceline.progress import Phase, silent
 from paceline.store import Store, health
 from paceline.types import Package, Recipe
@@ -127,10 +126,25 @@ def test_every_build_has_what_it_takes(tiny, index, put, store):
         assert sorted(expected) == fetched(index)
         assert settings_of(runtime) == {"mark": str(number)}
 
-    assert "of fetched packages deleted" in prune_cache(tiny.cache)
+    assert {part.name: part.freed_bytes for part in cache.clear(tiny.cache)}["fetched packages"] > 0
+    assert not (tiny.cache / "packages" / "files").exists()
     index.asked.clear()
     assert settings_of(put(tiny.release("3.0", mark="3"))) == {"mark": "3"}
-    assert sorted([BUILDER, SDIST]) == fetched(index)
+    assert sorted([BUILDER, SDIST]) == fetched(index)  # and not the wheel: its line stays, so that uv finds its own
+
+
+def test_what_uv_lost_is_forgotten_and_fetched_again(tiny, index, put):
+    put()
+    depot = Depot(tiny.cache)
+    assert len(list(depot.folder.glob("simple/*/index.html"))) == 3
+    shutil.rmtree(tiny.cache / "uv")
+
+    cache.clear(tiny.cache)
+
+    assert depot.index is None
+    index.asked.clear()
+    put(tiny.release("2.0"))
+    assert fetched(index) == sorted([BUILDER, SDIST, WHEEL])
 
 
 def test_an_update_is_compiled_after_what_it_updates_was(tiny, index):
@@ -450,14 +464,3 @@ def test_pages_of_the_depot(tmp_path):
     assert sorted(lines) == sorted(expected.format(f.sha256, n, f.name) for n, f in enumerate(files, 1))
     with pytest.raises(ValueError, match="nonsense"):
         depot.add([PackageFile("nonsense", "0" * 64)])
-
-
-def test_what_broken_off_downloads_left_is_cleared(tmp_path):
-    depot = Depot(tmp_path)
-    file = depot.path(PackageFile("a-1.0-py3-none-any.whl", "0" * 64))
-    file.parent.mkdir(parents=True)
-    file.with_name(f"{file.name}.partial").write_bytes(b"12345")
-    assert depot.clear() == 5
-    assert not list(file.parent.iterdir())
-    shutil.rmtree(tmp_path / "packages")
-    assert depot.clear() == 0

@@ -95,6 +95,7 @@ _STATUS: tuple[tuple[type[errors.PacelineError], int, str], ...] = (
     (errors.OverloadedError, 429, "rate_limit_error"),
     # Models are looked up before anything else is done, so what is missing here is a runtime.
     (errors.NotFoundError, 503, "engine_error"),
+    (errors.PluginError, 503, "engine_error"),
     (errors.WorkerError, 500, "engine_error"),
     (errors.PacelineError, 500, "engine_error"),
 )

@@ -58,15 +58,15 @@ def get(
 
     Exit codes: 0 done or already installed, 1 failed, 2 wrong usage, 3 nothing matches or nothing that runs here.
     """
-    from paceline import plugins
     from paceline.cli.local import taken_from
     from paceline.manager.exact import ranked_or_found
     from paceline.manager.local_packages import is_path
+    from paceline.manager.plugin_generations import loaded as loaded_plugins
     from paceline.manager.preview import plan_here, preview
 
     if source is None and query is not None and is_path(query):
         source, query = Path(query), None
-    loaded = plugins.load()
+    loaded = loaded_plugins()
     store = Store(paths.home())
     with ExitStack() as kept:
         wheel = None

@@ -42,6 +42,9 @@ def ls(as_json: bool) -> None:
         ]
         rows += [[n, "", "", "", "", "; ".join((s.state.value, *s.problems))] for n, s in states.items()]
         output.table(["LLM ENGINE", "SELECTED", "MODEL FORMAT", "SIZE", "LAST USED", "STATE"], rows)
+        if len(installed) > 1:
+            total = sum(r["size_bytes"] or 0 for r in installed if not r["linked"])
+            click.echo(f"\n{len(installed)} runtimes, {output.size(total)}; files that they share are counted in each")
         _print_reasons(selection)
 
 

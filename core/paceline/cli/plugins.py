@@ -16,6 +16,7 @@ from paceline.store import Store
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from paceline.cli.progress import Shown
     from paceline.manager.plugin_packages import Change
     from paceline.manager.plugin_trial import Trial
     from paceline.plugin_folder import Held, State
@@ -56,10 +57,12 @@ def install(wanted: tuple[str, ...], yes: bool, dry_run: bool, as_json: bool) ->
     What would be installed is shown before any of it runs, but for the build script of a folder. Then the plugins are
     loaded once in a process of their own; if that fails, nothing has changed.
     """
+    from paceline.cli.progress import shown
     from paceline.manager.plugin_packages import install as change
 
-    asking = _asking("install", yes, dry_run, as_json)
-    done = change(wanted, Store(paths.home()), cache=paths.cache(), confirm=asking)
+    with shown() as progress:
+        asking = _asking("install", yes, dry_run, as_json, progress)
+        done = change(wanted, Store(paths.home()), cache=paths.cache(), confirm=asking, progress=progress)
     _tell(done, as_json)
 
 
@@ -70,12 +73,13 @@ def install(wanted: tuple[str, ...], yes: bool, dry_run: bool, as_json: bool) ->
 @output.json_option
 def update(names: tuple[str, ...], yes: bool, dry_run: bool, as_json: bool) -> None:
     """Update plugins that were installed here, or all of them, as far as this Paceline's own packages allow."""
+    from paceline.cli.progress import shown
     from paceline.manager.plugin_packages import update as change
 
-    _tell(
-        change(names, Store(paths.home()), cache=paths.cache(), confirm=_asking("update", yes, dry_run, as_json)),
-        as_json,
-    )
+    with shown() as progress:
+        asking = _asking("update", yes, dry_run, as_json, progress)
+        done = change(names, Store(paths.home()), cache=paths.cache(), confirm=asking, progress=progress)
+    _tell(done, as_json)
 
 
 @plugins.command("remove")
@@ -85,9 +89,12 @@ def update(names: tuple[str, ...], yes: bool, dry_run: bool, as_json: bool) -> N
 @output.json_option
 def remove(names: tuple[str, ...], yes: bool, dry_run: bool, as_json: bool) -> None:
     """Remove plugins that were installed here, with what only they needed. Their runtimes stay."""
+    from paceline.cli.progress import shown
     from paceline.manager.plugin_packages import remove as change
 
-    done = change(names, Store(paths.home()), confirm=_asking("remove", yes, dry_run, as_json))
+    with shown() as progress:
+        asking = _asking("remove", yes, dry_run, as_json, progress)
+        done = change(names, Store(paths.home()), confirm=asking, progress=progress)
     _tell((done, None) if done is not None else None, as_json)
 
 
@@ -118,10 +125,14 @@ def _origin(p: Plugin) -> str:
     return f"{p.distribution or ''} {p.version or ''}".strip()
 
 
-def _asking(verb: str, yes: bool, dry_run: bool, as_json: bool) -> Callable[[Change], bool]:
+def _asking(verb: str, yes: bool, dry_run: bool, as_json: bool, progress: Shown) -> Callable[[Change], bool]:
     """Shows a change, and asks for it; with --json it cannot ask, and raises UsageError unless `yes`."""
 
     def confirm(change: Change) -> bool:
+        with progress.paused():
+            return ask(change)
+
+    def ask(change: Change) -> bool:
         if not (as_json and yes) or dry_run:
             _show(change, as_json)
         if dry_run:

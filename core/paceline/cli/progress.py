@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Protocol
 
 import click
 
@@ -13,10 +13,10 @@ from paceline.progress import Phase
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
+    from rich.progress import Progress as Bars
     from rich.progress import ProgressColumn, Task
-
-    from paceline.progress import Progress
 
 _WORDS = {
     Phase.SEARCH: "searching",
@@ -31,8 +31,17 @@ _WORDS = {
 }
 
 
+class Shown(Protocol):
+    """A `Progress` that can make room."""
+
+    def __call__(self, phase: Phase, done: int = 0, total: int | None = None, message: str = "") -> None: ...
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Show nothing while something else is printed or asked."""
+
+
 @contextmanager
-def shown() -> Iterator[Progress]:
+def shown() -> Iterator[Shown]:
     """Show the progress of what happens inside."""
     if sys.stderr.isatty():
         with _bar() as progress:
@@ -59,27 +68,41 @@ class _Lines:
             count = f" {done}/{total}" if phase is Phase.BUILD else f" {output.size(done)} of {output.size(total)}"
         click.echo(f"{_WORDS[phase]}{count}{': ' + message if message else ''}", err=True)
 
+    def paused(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
 
 @contextmanager
-def _bar() -> Iterator[Progress]:
+def _bar() -> Iterator[Shown]:
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
 
     columns = (TextColumn("{task.description}"), BarColumn(), count_column(), TimeElapsedColumn())
     with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task("starting", total=None, phase=None)
-        last: Phase | None = None
+        yield _Bar(bars)
 
-        def progress(phase: Phase, done: int = 0, total: int | None = None, message: str = "") -> None:
-            nonlocal last
-            if phase is not last:  # so that the rate of a download is its own
-                bars.reset(task)
-                last = phase
-            words = f"{_WORDS[phase]}{': ' + message if message else ''}"
-            bars.update(task, description=words, completed=done, total=total, phase=phase)
 
-        yield progress
+class _Bar:
+    def __init__(self, bars: Bars) -> None:
+        self._bars = bars
+        self._task = bars.add_task("starting", total=None, phase=None)
+        self._last: Phase | None = None
+
+    def __call__(self, phase: Phase, done: int = 0, total: int | None = None, message: str = "") -> None:
+        if phase is not self._last:  # so that the rate of a download is its own
+            self._bars.reset(self._task)
+            self._last = phase
+        words = f"{_WORDS[phase]}{': ' + message if message else ''}"
+        self._bars.update(self._task, description=words, completed=done, total=total, phase=phase)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        self._bars.stop()
+        try:
+            yield
+        finally:
+            self._bars.start()
 
 
 def count_column() -> ProgressColumn:

@@ -51,12 +51,12 @@ def update(
     Exit codes: 0 done or nothing to do, 1 failed, 2 wrong usage, 100 with --check when there are updates. A registry
     whose answer fails its verification is a failure, whatever else was found.
     """
-    from paceline import plugins
     from paceline.cli.progress import shown
     from paceline.manager import updating
+    from paceline.manager.plugin_generations import loaded as loaded_plugins
     from paceline.manager.preview import plan_here
 
-    store, loaded = Store(paths.home()), plugins.load()
+    store, loaded = Store(paths.home()), loaded_plugins()
     asked = updating.sources(store, loaded, policy, output.say, package_index=not registry_only)
     selected = updating.selected_runtimes(store, query)
     findings = updating.find_updates(selected, store, loaded, asked, policy)

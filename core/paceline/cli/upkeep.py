@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +11,11 @@ from paceline import paths
 from paceline.cli import output
 from paceline.manager import inventory
 from paceline.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from paceline.packages.cache import Part
 
 
 @click.command("verify", epilog="Exit codes: 0 all is whole, 1 something is not, 3 nothing matches.")
@@ -48,16 +54,16 @@ def repair(query: str | None, dry_run: bool, as_json: bool) -> None:
 
     Packages come from the cache, or from the network where the cache lacks them.
     """
-    from paceline import plugins
     from paceline.cli.progress import shown
     from paceline.manager.mending import mend, to_mend
+    from paceline.manager.plugin_generations import loaded as loaded_plugins
     from paceline.store import health
 
     store = Store(paths.home())
     names = to_mend(store, query)
     damaged = [name for name in names if not health.full(store.folder / name).ok]
     if damaged and not dry_run:
-        loaded = plugins.load()
+        loaded = loaded_plugins()
         for name in damaged:
             with shown() as progress:
                 mend(name, store, loaded, progress)
@@ -109,14 +115,17 @@ def prune(keep: int, cache: bool, dry_run: bool, as_json: bool) -> None:
     counts the others.
     """
     from paceline.cli.progress import shown
-    from paceline.manager.cleanup import clean_cache, clean_up, plan_cleanup
+    from paceline.manager.cleanup import clean_up, plan_cleanup
+    from paceline.packages.cache import clear, look
 
     store = Store(paths.home())
     with shown() as progress:
         done = plan_cleanup(store, keep) if dry_run or not store.home.exists() else clean_up(store, keep, progress)
-        said = clean_cache(paths.cache(), progress) if cache and not dry_run else None
+        parts = None
+        if cache:
+            parts = look(paths.cache()) if dry_run else clear(paths.cache(), progress)
     if as_json:
-        output.as_json_text(done.describe(said, dry_run=dry_run))
+        output.as_json_text(done.describe(parts, dry_run=dry_run))
         return
     verb = "Would remove" if dry_run else "Removed"
     for runtime in done.runtimes:
@@ -125,9 +134,20 @@ def prune(keep: int, cache: bool, dry_run: bool, as_json: bool) -> None:
         click.echo(f"{verb} {name}, which was incomplete")
     if done.leftovers or done.logs:
         click.echo(f"{verb} {len(done.leftovers)} leftovers of installations and {len(done.logs)} old logs")
-    if said is not None:
-        click.echo(f"Cache: {said}")
+    if parts is not None:
+        _print_cache(parts, dry_run=dry_run)
     if not (done.runtimes or done.incomplete or done.leftovers or done.logs):
         click.echo("nothing to remove")
     for reason in done.kept:
         click.echo(f"Stays: {reason}")
+
+
+def _print_cache(parts: Sequence[Part], *, dry_run: bool) -> None:
+    freed = [f"{output.size(part.freed_bytes)} of {part.name}" for part in parts if part.freed_bytes]
+    click.echo(f"Cache: {'would free' if dry_run else 'freed'} {', '.join(freed) or 'nothing'}")
+    untold = [part.name for part in parts if part.freed_bytes is None]
+    if untold:
+        click.echo(f"Cache: also what nothing refers to of {', '.join(untold)}; how much is known when uv deletes it")
+    if size := sum(part.size_bytes for part in parts):
+        shared = sum(part.shared_bytes for part in parts)
+        click.echo(f"Cache: takes {output.size(size)}, {output.size(shared)} of it shared with runtimes")

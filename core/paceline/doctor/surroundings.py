@@ -76,7 +76,14 @@ def cache(patient: Patient) -> Iterator[Finding]:
 
 
 def disk(patient: Patient) -> Iterator[Finding]:
-    """How much is free, and whether the largest installed runtime would fit once more."""
+    """What the cache takes, how much is free, and whether the largest installed runtime would fit once more."""
+    from paceline.packages.cache import look
+
+    parts = look(patient.cache)
+    taken = ", ".join(f"{part.size_bytes / 1e9:.1f} GB of {part.name}" for part in parts if part.size_bytes)
+    shared = sum(part.shared_bytes for part in parts)
+    said = f"{taken}; {shared / 1e9:.1f} GB of it are shared with runtimes" if taken else "nothing"
+    yield Finding("disk", Status.OK, f"the cache {patient.cache} holds {said}")
     sizes = [patient.store.size(r) or 0 for r in patient.store.runtimes()]
     needed = max([_LEAST_FREE, *sizes])
     for folder in dict.fromkeys((_existing(patient.store.home), _existing(patient.cache))):

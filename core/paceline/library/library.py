@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from paceline.errors import AmbiguousError, ModelFileError, NotFoundError
 from paceline.library.facts_cache import FactsCache
 from paceline.library.naming import Name, ids, name_of
+from paceline.plugin_faults import FAULTS, WAY_OUT, owner, say, show
 from paceline.types import Model, ModelFacts
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class Library:
         found: list[_Found] = []
         problems: list[UnreadableModel] = []
         keys: set[tuple[str, str]] = set()
-        for model_format, path, publisher in self._candidates():
+        for model_format, path, publisher in self._candidates(problems):
             keys.add((str(path), model_format.name))
             outcome = _read(self._cache, model_format, path)
             if isinstance(outcome, ModelFileError):
@@ -110,17 +111,24 @@ class Library:
         self._shelf = _Shelf.of(found, problems)
         self._looked_at = time.monotonic()
 
-    def _candidates(self) -> Iterator[tuple[ModelFormat, Path, str]]:
-        """Each model once, even if folders overlap or a link leads to it a second time."""
+    def _candidates(self, problems: list[UnreadableModel]) -> Iterator[tuple[ModelFormat, Path, str]]:
+        """Each model once, even if folders overlap or a link leads to it a second time.
+
+        Where a format's own bug ends the search of a folder, that is among the `problems`.
+        """
         for model_format in self._formats:
             seen: set[object] = set()
             for folder in self._folders:
                 root = str(folder.path)
-                for path in model_format.find(folder.path):
-                    identity = _identity(path)
-                    if identity not in seen:
-                        seen.add(identity)
-                        yield model_format, path, folder.publisher or _publisher(root, str(path))
+                try:
+                    for path in map(Path, model_format.find(folder.path)):
+                        identity = _identity(path)
+                        if identity not in seen:
+                            seen.add(identity)
+                            yield model_format, path, folder.publisher or _publisher(root, str(path))
+                except FAULTS as error:
+                    said = f"the format {owner(model_format)} could not search {folder.path}: {say(error)}"
+                    problems.append(UnreadableModel(folder.path, ModelFileError(said, help=WAY_OUT)))
 
 
 @dataclass(frozen=True)
@@ -218,15 +226,23 @@ def _read(cache: FactsCache, model_format: ModelFormat, path: Path) -> ModelFact
             return known
     except ModelFileError as error:
         return error
+    except FAULTS as error:
+        return _failed(model_format, path, say(error))
     outcome: ModelFacts | ModelFileError
     try:
         outcome = model_format.read(path)
     except ModelFileError as error:
         outcome = error
-    except Exception as error:
-        return ModelFileError(f"{path.name} cannot be read: {type(error).__name__}: {error}")
+    except FAULTS as error:
+        return _failed(model_format, path, say(error))
+    if not isinstance(outcome, ModelFacts | ModelFileError):
+        return _failed(model_format, path, f"it answered {show(outcome)}")
     cache.remember(path, model_format.name, stamp, outcome)
     return outcome
+
+
+def _failed(model_format: ModelFormat, path: Path, why: str) -> ModelFileError:
+    return ModelFileError(f"the format {owner(model_format)} could not read {path.name}: {why}", help=WAY_OUT)
 
 
 def _stamp(model_format: ModelFormat, path: Path) -> str:

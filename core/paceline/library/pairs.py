@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from paceline.errors import UsageError
 from paceline.library.database import Database
+from paceline.plugin_faults import FAULTS, say, show
 from paceline.types import Model, ModelKind, PairStatus, PairVerdict
 from paceline.untrusted_json import parse
 
@@ -147,10 +148,10 @@ class PairIndex:
             return known
         try:
             verdict = engine.judge_pair(main, draft, variant)
-        except Exception as error:
-            return _could_not_judge(engine, f"{type(error).__name__}: {error}")
+        except FAULTS as error:
+            return _could_not_judge(engine, say(error))
         if not isinstance(verdict, PairVerdict):
-            return _could_not_judge(engine, f"it answered {verdict!r}")
+            return _could_not_judge(engine, f"it answered {show(verdict)}")
         if all(keys):
             self._memory.remember(question, verdict)
         return verdict

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from paceline.errors import InUseError, NotFoundError, StoreError
-from paceline.packages.environment import prune_cache
+from paceline.manager import plugin_generations
 from paceline.progress import silent
 from paceline.store import transaction
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from paceline.packages.cache import Part
     from paceline.progress import Progress
     from paceline.store import Store
     from paceline.types import Runtime
@@ -31,7 +32,7 @@ class Cleanup:
     incomplete: tuple[str, ...]
     """Folders among the runtimes that do not count as installed."""
     leftovers: tuple[Path, ...]
-    """Of installations that ended on the way."""
+    """Of installations that ended on the way, and generations of plugins that no process needs any more."""
     logs: tuple[Path, ...]
     """Of failed installations, but for the newest."""
     kept: tuple[str, ...]
@@ -39,15 +40,15 @@ class Cleanup:
     sizes: Mapping[str, int | None]
     """By id, the bytes of each installed runtime, as its manifest has them."""
 
-    def describe(self, cache: str | None, *, dry_run: bool) -> dict[str, Any]:
-        """As JSON. `cache`: what was said of the cache; None when nobody looked at it."""
+    def describe(self, cache: Sequence[Part] | None, *, dry_run: bool) -> dict[str, Any]:
+        """As JSON. `cache`: the parts of the download cache; None when nobody looked at it."""
         return {
             "runtimes": [{"id": r.id, "size_bytes": self.sizes[r.id]} for r in self.runtimes],
             "incomplete": list(self.incomplete),
             "leftovers": [str(path) for path in self.leftovers],
             "logs": [str(path) for path in self.logs],
             "kept": list(self.kept),
-            "cache": cache,
+            "cache": [asdict(part) for part in cache] if cache is not None else None,
             "dry_run": dry_run,
         }
 
@@ -67,7 +68,7 @@ def plan_cleanup(store: Store, keep: int) -> Cleanup:
     return Cleanup(
         runtimes=tuple(idle[: max(0, len(idle) - keep)]),
         incomplete=store.incomplete(),
-        leftovers=_children(store.staging),
+        leftovers=(*_children(store.staging), *plugin_generations.unneeded(store)),
         logs=tuple(sorted(_children(store.logs), key=_modified)[:-KEPT_LOGS]),
         kept=tuple(needed),
         sizes={runtime.id: store.size(runtime) for runtime in installed},
@@ -97,12 +98,8 @@ def clean_up(store: Store, keep: int, progress: Progress = silent) -> Cleanup:
                 continue
         for log in plan.logs:
             transaction.discard(log)
-    return replace(plan, runtimes=tuple(removed), incomplete=tuple(incomplete), leftovers=leftovers)
-
-
-def clean_cache(cache: Path, progress: Progress = silent) -> str:
-    """Delete from the cache what nothing refers to, uv's part with uv; returns what was deleted, in words."""
-    return prune_cache(cache, progress)
+    swept = plugin_generations.sweep(store)
+    return replace(plan, runtimes=tuple(removed), incomplete=tuple(incomplete), leftovers=(*leftovers, *swept))
 
 
 def _last_needed(store: Store, runtime: Runtime) -> datetime:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import paceline
 from paceline import paths
-from paceline.errors import InstallError, PacelineError, SmokeTestError, UnpinnedError
+from paceline.errors import InstallError, PacelineError, PluginError, SmokeTestError, UnpinnedError
 from paceline.manager.diskspace import check_space
 from paceline.packages import first_use, native_builds, unhashed
 from paceline.packages.depot import Depot
@@ -98,13 +98,12 @@ def start_once(runtime: Runtime, engine: Engine, gpu: GpuRequirement | None = No
 
 def worker_of(runtime: Runtime, engine: Engine) -> WorkerSpec:
     """How `engine` starts a worker of `runtime`. Raises SmokeTestError when it cannot say."""
+    from paceline.serving import specification
+
     try:
-        return engine.worker(runtime)
-    except Exception as error:
-        raise SmokeTestError(
-            f"engine {engine.name} could not say how its worker starts: {type(error).__name__}: {error}",
-            help="report it to the author of the plugin; `paceline plugins` names it",
-        ) from error
+        return specification.worker_of(engine, runtime)
+    except PluginError as error:
+        raise SmokeTestError(error.message, help=error.help) from error
 
 
 def repair(

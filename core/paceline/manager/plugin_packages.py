@@ -23,6 +23,7 @@ from packaging.utils import canonicalize_name
 from paceline import paths
 from paceline.errors import InstallError, NotFoundError, PluginError, UsageError
 from paceline.manager.local_packages import is_path, package_at
+from paceline.manager.plugin_generations import sweep
 from paceline.manager.plugin_trial import Trial, try_plugins
 from paceline.packages import overlay
 from paceline.packages.environment import build_wheel
@@ -78,7 +79,7 @@ def install(
     with _changing(store, progress) as (before, staged):
         requests = dict(before.requests)
         for text in wanted:
-            name, request = _request(text, staged, cache)
+            name, request = _request(text, staged, cache, progress)
             requests[name] = request
         return _switch(before, requests, {*requests} - {*before.requests}, staged, store, cache, confirm, progress)
 
@@ -166,9 +167,7 @@ def _put_in_force(change: Change, store: Store) -> Change:
         transaction.delete(final)
     transaction.publish(change.staged, final)
     transaction.write_json(state_file(store.home), state_json(change.after))
-    for older in final.parent.iterdir():
-        if older.name.isdigit() and int(older.name) < change.before.generation:
-            transaction.discard(older)
+    sweep(store)
     return replace(change, staged=final)
 
 
@@ -199,7 +198,7 @@ def _changing(store: Store, progress: Progress) -> Iterator[tuple[State, Path]]:
             lock.release()
 
 
-def _request(text: str, staged: Path, cache: Path) -> tuple[str, Request]:
+def _request(text: str, staged: Path, cache: Path, progress: Progress) -> tuple[str, Request]:
     if not is_path(text) or "://" in text:
         try:
             requirement = Requirement(text)
@@ -220,7 +219,7 @@ def _request(text: str, staged: Path, cache: Path) -> tuple[str, Request]:
     built = staged / "built"
     if path.is_dir():
         transaction.make_folder(built)
-        wheel = read_wheel(build_wheel(path, name, Recipe(), built, cache=cache, progress=silent))
+        wheel = read_wheel(build_wheel(path, name, Recipe(), built, cache=cache, progress=progress))
     else:
         wheel = read_wheel(path)
     if not wheel.fits_here:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from paceline import paths, plugins
-from paceline.manager import inventory, updating
-from paceline.manager.cleanup import clean_cache, clean_up, plan_cleanup
+from paceline import paths
+from paceline.manager import inventory, plugin_generations, updating
+from paceline.manager.cleanup import clean_up, plan_cleanup
 from paceline.manager.exact import ranked_or_found
 from paceline.manager.installation import install
 from paceline.manager.mending import mend, to_mend
 from paceline.manager.preview import plan_here
+from paceline.packages import cache as download_cache
 from paceline.preferences import Policy
 from paceline.progress import Phase
 from paceline.store import health
@@ -35,7 +36,7 @@ def _install(
     channel: str,
     minimum_age_days: float,
 ) -> dict[str, Any]:
-    loaded = plugins.load()
+    loaded = plugin_generations.loaded()
     policy = Policy(channel, timedelta(days=minimum_age_days), prefer, allow_unpinned)
     ranked = ranked_or_found(store, loaded, query, channel=channel)
     choice = inventory.chosen(ranked, store, query, policy=policy, allow_incompatible=allow_incompatible)
@@ -61,7 +62,7 @@ def _update(
     hold_failed: bool,
 ) -> dict[str, Any]:
     """`hold_failed`: as `updating.attempt` has it."""
-    loaded = plugins.load()
+    loaded = plugin_generations.loaded()
     policy = Policy(channel, timedelta(days=minimum_age_days), allow_unpinned=allow_unpinned)
     tell, selected = teller(None), updating.selected_runtimes(store, query)
     asked = updating.sources(
@@ -112,15 +113,17 @@ def _repair(store: Store, teller: Teller, *, query: str | None) -> dict[str, Any
     names = to_mend(store, query)
     damaged = [name for name in names if not _checked(store, name, teller).ok]
     for name in damaged:
-        mend(name, store, plugins.load(), teller(name))
+        mend(name, store, plugin_generations.loaded(), teller(name))
     return {"whole": [n for n in names if n not in damaged], "repaired": damaged}
 
 
 def _prune(store: Store, teller: Teller, *, keep: int, cache: bool, dry_run: bool) -> dict[str, Any]:
     progress = teller(None)
     done = plan_cleanup(store, keep) if dry_run else clean_up(store, keep, progress)
-    said = clean_cache(paths.cache(), progress) if cache and not dry_run else None
-    return done.describe(said, dry_run=dry_run)
+    parts = None
+    if cache:
+        parts = download_cache.look(paths.cache()) if dry_run else download_cache.clear(paths.cache(), progress)
+    return done.describe(parts, dry_run=dry_run)
 
 
 def _checked(store: Store, name: str, teller: Teller) -> health.Health:

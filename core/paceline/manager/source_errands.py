@@ -7,9 +7,9 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from paceline import network, paths, plugins
+from paceline import network, paths
 from paceline.errors import InstallError
-from paceline.manager import bundle_shelf, bundles, bundling, inventory, plugin_packages, registries
+from paceline.manager import bundle_shelf, bundles, bundling, inventory, plugin_generations, plugin_packages, registries
 from paceline.manager.installation import install
 from paceline.manager.plugin_listing import NEXT_START, describe_change
 from paceline.preferences import Policy
@@ -49,7 +49,7 @@ def _create_bundle(
     file = bundle_shelf.place(store.home, name)
     bundling.check_pythons(pythons)
     policy = Policy(channel, timedelta(days=minimum_age_days), prefer)
-    content = bundling.chosen(queries, store, plugins.load(), policy, platform=platform)
+    content = bundling.chosen(queries, store, plugin_generations.loaded(), policy, platform=platform)
     python = pythons or [bundling.python_here()]
     made = bundles.create(content.releases, file, python, paths.cache(), teller(name), wheels=content.wheels)
     return {**bundle_shelf.describe(made), "remarks": content.remarks}
@@ -62,7 +62,7 @@ def _install_bundle(
     found = bundles.read_bundle(bundle_shelf.find(store.home, name))
     teller(name)(Phase.CHECK, message="comparing its files with their hashes")
     found.check()
-    releases, loaded = bundling.that_run_here(found, allow_incompatible=allow_incompatible), plugins.load()
+    releases, loaded = bundling.that_run_here(found, allow_incompatible=allow_incompatible), plugin_generations.loaded()
     if dry_run:
         return {"would_install": [release.id for release in releases]}
     made = [install(r, store, loaded.engine(r.engine), teller(r.id), supply=found) for r in releases]

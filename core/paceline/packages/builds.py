@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from paceline.packages.held import LOCK, held
 from paceline.store import transaction
-from paceline.store.digests import files_below
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,23 +25,18 @@ def build_folder(cache: Path, progress: Progress) -> Iterator[Path]:
             yield Path(name)
 
 
-def clear(cache: Path, progress: Progress) -> int:
-    """Delete what builds left that broke off; returns its bytes. Waits for a build that is under way."""
+def clear(cache: Path, progress: Progress) -> None:
+    """Delete what builds left that broke off. Waits for a build that is under way."""
     folder = cache / "builds"
-    if not folder.is_dir():
-        return 0
-    with held(folder, progress, _WAITING):
-        return _clear(folder)
+    if folder.is_dir():
+        with held(folder, progress, _WAITING):
+            _clear(folder)
 
 
 _WAITING = "another process builds a wheel in the same cache, waiting for it"
 
 
-def _clear(folder: Path) -> int:
-    freed = 0
+def _clear(folder: Path) -> None:
     for left in folder.iterdir():
         if left.name != LOCK:
-            is_folder = left.is_dir() and not left.is_symlink()
-            freed += sum(s.st_size for s in files_below(left).values()) if is_folder else left.lstat().st_size
             transaction.discard(left)
-    return freed

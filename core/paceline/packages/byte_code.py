@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from paceline.store.digests import Digests
 
-_FOLDER = "bytecode"
+FOLDER = "bytecode"
 
 
 def bring(environment: Path, cache: Path, digests: Digests) -> None:
@@ -36,7 +36,7 @@ def bring(environment: Path, cache: Path, digests: Digests) -> None:
     What does not compile has none. `digests` knows these files afterwards. Where `cache` cannot be written, or is on
     another file system, nothing is kept. Raises OSError when the environment cannot be written.
     """
-    kept = cache / _FOLDER / f"{sys.implementation.cache_tag}-{importlib.util.MAGIC_NUMBER.hex()}"
+    kept = cache / FOLDER / f"{sys.implementation.cache_tag}-{importlib.util.MAGIC_NUMBER.hex()}"
     for packages in (*environment.glob("lib/python*/site-packages"), *environment.glob("Lib/site-packages")):
         transaction.step("link", packages)
         below = files_below(packages)
@@ -46,16 +46,14 @@ def bring(environment: Path, cache: Path, digests: Digests) -> None:
         _make(packages, {name: sha256 for name, sha256 in sources.items() if name not in linked}, kept, digests)
 
 
-def clear(cache: Path) -> int:
-    """Delete from `cache` the byte code that no environment has a link to; returns its bytes."""
-    freed = 0
-    for file in (cache / _FOLDER).glob("*/*/*"):
-        with suppress(OSError):
-            status = file.lstat()
-            if status.st_nlink == 1:
-                transaction.delete(file)
-                freed += status.st_size
-    return freed
+def clear(cache: Path) -> None:
+    """Delete from `cache` the byte code that no environment has a link to, and the folders that are empty then."""
+    for folder, _, files in os.walk(cache / FOLDER, topdown=False):
+        for file in files:
+            with suppress(OSError):
+                if os.lstat(f"{folder}/{file}").st_nlink == 1:
+                    transaction.delete(Path(folder, file))
+        transaction.discard_empty(Path(folder))
 
 
 def _hashed(packages: Path, names: Collection[str], digests: Digests) -> dict[str, str]:

@@ -1,11 +1,12 @@
 """Files of packages that were fetched and that uv still needs, as a package index on this disk:
 
     files/<sha256>/<file name>         a file, whole; beside it, while it comes, what has come
-    simple/<project>/index.html        the files that ever were here, with their hashes
+    simple/<project>/index.html        the files that were here, with their hashes
     seen/                              see `unhashed`
 
 A file is deleted when uv has unpacked it into its own cache, but for those that builds take: uv reads them for each
-build. The line on the page stays: uv finds what it unpacked, and what it built, under the index that listed it.
+build. The line on the page stays as long as uv has that: it finds what it unpacked, and what it built, under the index
+that listed it.
 
 The format: https://packaging.python.org/en/latest/specifications/simple-repository-api/#base-html-api
 """
@@ -13,6 +14,7 @@ The format: https://packaging.python.org/en/latest/specifications/simple-reposit
 from __future__ import annotations
 
 import html
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -27,11 +29,13 @@ from paceline.store import transaction
 from paceline.store.digests import sha256_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from paceline.progress import Progress
     from paceline.types import Package
+
+_LISTED = re.compile(r'#sha256=(?P<sha256>[0-9a-f]{64})">(?P<name>[^<]+)</a>')
 
 BUNDLES = "bundles"
 """The folder of the cache that has a depot of its own, for what a bundle is made of."""
@@ -50,8 +54,16 @@ class PackageFile:
     @property
     def project(self) -> str:
         """The normalized name of the package. Raises ValueError for what is not named like one's file."""
-        parse = parse_wheel_filename if self.name.endswith(".whl") else parse_sdist_filename
-        return str(canonicalize_name(str(parse(self.name)[0])))
+        return str(canonicalize_name(str(self._parsed[0])))
+
+    @property
+    def version(self) -> str:
+        """The normalized version of the package. Raises as `project`."""
+        return str(self._parsed[1])
+
+    @property
+    def _parsed(self) -> tuple[object, ...]:
+        return (parse_wheel_filename if self.name.endswith(".whl") else parse_sdist_filename)(self.name)
 
 
 class Depot:
@@ -94,27 +106,52 @@ class Depot:
                 lines = page.read_text(encoding="utf-8").splitlines() if page.exists() else []
                 if line not in lines:
                     transaction.make_folder(page.parent)
-                    draft = page.with_name(".index.html")
-                    transaction.write_text(draft, "\n".join([*lines, line, ""]))
-                    transaction.settle(draft, page)
+                    self._write(page, [*lines, line])
 
     def drop(self, files: Iterable[PackageFile]) -> None:
-        """Delete files that uv has taken over."""
+        """Delete files that uv has taken over. While `held`."""
         for file in files:
-            transaction.discard(self.path(file))
+            transaction.discard(self.path(file).parent)
 
-    def clear(self, progress: Progress = silent) -> int:
-        """Delete what was fetched, whole or not; builds fetch theirs again. Returns its bytes."""
-        freed = 0
-        if not self.folder.is_dir():
-            return freed
-        with self.held(progress):
-            for file in self.folder.glob("files/*/*"):
-                if not file.name.endswith(".lock"):
-                    freed += file.stat().st_size
-                    transaction.discard(file)
-            transaction.discard(self.folder / "seen")
-        return freed
+    def clear(self, progress: Progress = silent) -> None:
+        """Delete what was fetched, whole or not; builds fetch theirs again."""
+        if self.folder.is_dir():
+            with self.held(progress):
+                transaction.discard(self.folder / "files")
+                transaction.discard(self.folder / "seen")
+
+    def forget_lost(self, uv_cache: Path, progress: Progress = silent) -> None:
+        """Take from the pages the lines of files that are neither here nor, unpacked or built, in uv's cache."""
+        if not self._pages.is_dir():
+            return
+        with self.held(progress), self._changing():
+            for page in self._pages.glob("*/index.html"):
+                lines = page.read_text(encoding="utf-8").splitlines()
+                kept = [line for line in lines if self._is_of_use(line, page.parent.name, uv_cache)]
+                if not kept:
+                    transaction.discard(page.parent)
+                elif kept != lines:
+                    self._write(page, kept)
+            transaction.discard_empty(self._pages)
+
+    def _is_of_use(self, line: str, project: str, uv_cache: Path) -> bool:
+        listed = _LISTED.search(line)
+        if listed is None:
+            return False
+        file = PackageFile(html.unescape(listed["name"]), listed["sha256"])
+        if self.path(file).exists():
+            return True
+        # Of the index it was found under, uv has wheels-v*/index/*/<project>/<version>-<tags> and, of what is built,
+        # sdists-v*/index/*/<project>/<version>.
+        return any(
+            entry.name == file.version or entry.name.startswith(f"{file.version}-")
+            for entry in uv_cache.glob(f"*/index/*/{project}/*")
+        )
+
+    def _write(self, page: Path, lines: Sequence[str]) -> None:
+        draft = page.with_name(".index.html")
+        transaction.write_text(draft, "\n".join([*lines, ""]))
+        transaction.settle(draft, page)
 
     @contextmanager
     def _changing(self) -> Iterator[None]:

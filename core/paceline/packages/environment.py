@@ -7,19 +7,18 @@ import re
 import subprocess
 import tempfile
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paceline import child
 from paceline.errors import BuildError
-from paceline.packages import builds, byte_code, native_builds, wheel_records
-from paceline.packages.depot import BUNDLES, Depot
+from paceline.packages import byte_code, native_builds, wheel_records
+from paceline.packages.depot import Depot
 from paceline.packages.gathering import gather
 from paceline.packages.locked import applies
 from paceline.packages.uv import base_interpreter, uv_command, uv_environment, waited_in_vain, way_out
-from paceline.progress import Phase, silent
+from paceline.progress import Phase
 from paceline.store import transaction
 from paceline.store.digests import Digests
 from paceline.store.manifest import python_of
@@ -98,46 +97,6 @@ def build_wheel(folder: Path, name: str, recipe: Recipe, into: Path, *, cache: P
         progress(Phase.BUILD, message=name)
         _Uv(log, into, recipe, progress).run([*arguments, "--cache-dir", cache / "uv", "-v", folder])
     return next((into / "wheel").glob("*.whl"))
-
-
-def prune_cache(cache: Path, progress: Progress = silent) -> str:
-    """Delete from `cache` what nothing refers to; returns what was done. Raises BuildError when uv cannot.
-
-    Waits for those who use it: an installation, a build, a bundle that is made, uv itself.
-    """
-    resolution = cache / "resolution"
-    freed = {
-        "fetched packages": Depot(cache).clear(progress) + Depot(cache / BUNDLES).clear(progress),
-        "what broken-off builds left": builds.clear(cache, progress),
-        "unused byte code": byte_code.clear(cache),
-        "what indexes answered": _size_of(resolution),
-    }
-    if resolution.is_dir():
-        _clean(cache, "clean", resolution)
-    left = [f"{size / 1e6:.1f} MB of {what} deleted" for what, size in freed.items() if size]
-    folder = cache / "uv"
-    lines = _clean(cache, "prune", folder) if folder.is_dir() else []
-    said = lines[-1].strip() if lines else "nothing to delete" if folder.is_dir() else "the cache is empty"
-    return "; ".join([*left, said])
-
-
-def _clean(cache: Path, how: str, folder: Path) -> list[str]:
-    """Let uv `clean` (delete) or `prune` its cache `folder`, which no other uv uses meanwhile; what it says of it."""
-    lines: list[str] = []
-    environment = uv_environment(os.environ)
-    argv: list[str | Path] = ["cache", how, "--cache-dir", folder]
-    if child.run(uv_command(argv, environment), env=environment, cwd=cache, on_line=lines.append):
-        raise BuildError(f"uv could not clean its cache {folder}:\n{''.join(lines)}")
-    return lines
-
-
-def _size_of(folder: Path) -> int:
-    """Bytes of the files below `folder`, as far as they stay there meanwhile."""
-    total = 0
-    for path in folder.rglob("*"):
-        with suppress(OSError):
-            total += path.lstat().st_size if not path.is_dir() else 0
-    return total
 
 
 def lock_text(packages: Iterable[Package]) -> str:

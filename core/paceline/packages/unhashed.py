@@ -133,6 +133,7 @@ def _settle(wanted: Wanted, depot: Depot) -> PackageFile:
     place = depot.path(file)
     transaction.make_folder(place.parent)
     transaction.settle(pending, place)
+    transaction.discard(pending.parent)
     return file
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from packaging.specifiers import SpecifierSet
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from paceline import paths, query
 from paceline.errors import RegistryError, StoreError
@@ -193,7 +193,10 @@ def _is_driven(release: Release, plugins: Plugins) -> bool:
     """Whether a release from a package index is still one that its engine's plugin says it can drive."""
     engine = plugins.engines.get(release.engine)
     upstream = None if engine is None else engine.upstream
-    return upstream is None or SpecifierSet(upstream.versions).contains(release.version, prereleases=True)
+    try:
+        return upstream is None or SpecifierSet(upstream.versions).contains(release.version, prereleases=True)
+    except InvalidSpecifier:
+        return False
 
 
 def _of_engine(name: str, releases: Callable[[], Iterable[Release]]) -> list[Release]:

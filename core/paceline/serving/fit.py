@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from paceline.errors import DoesNotFitError, ModelFileError
 from paceline.loading import LoadConfig, MemoryEstimate
+from paceline.plugin_faults import FAULTS, owner, show
 from paceline.survey.memory import memory_available
 from paceline.survey.overrides import read_overrides
 
@@ -117,12 +118,16 @@ def estimate(
 ) -> MemoryEstimate | None:
     """The engine's estimate; None when it has none, or when its plugin fails to make one."""
     try:
-        return engine.estimate(model, config, runtime=runtime, draft=draft)
+        found = engine.estimate(model, config, runtime=runtime, draft=draft)
     except ModelFileError:
         return None  # the engine will say what is wrong with the file
-    except Exception:
-        log.exception("the engine %s failed to estimate what %s takes", engine.name, model.id)
+    except FAULTS:
+        log.exception("the engine %s failed to estimate what %s takes", owner(engine), model.id)
         return None
+    if found is not None and not isinstance(found, MemoryEstimate):
+        log.error("the engine %s estimated what %s takes as %s", owner(engine), model.id, show(found))
+        return None
+    return found
 
 
 def check_fits(

@@ -17,6 +17,7 @@ from paceline.serving.client import WorkerClient, WorkerInfo
 from paceline.serving.configuration import check_options, fitting, load_params, selected_runtime
 from paceline.serving.fit import MemoryGuard, Room, room_now
 from paceline.serving.launcher import Launcher
+from paceline.serving.specification import worker_of
 from paceline.types import Model, ModelKind, Runtime
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ class Starter:
         force: bool,
         others: Sequence[tuple[str, int]],
     ) -> Worker:
-        spec = self._plugins.engine(runtime.engine).worker(runtime)
+        spec = await asyncio.to_thread(worker_of, self._plugins.engine(runtime.engine), runtime)
         started = time.monotonic()
         client = WorkerClient(await self._launcher.launch(spec), patience_s=self._patience_s)
         try:

@@ -125,6 +125,10 @@ class StoreReader:
         """The ids of the processes that use it now."""
         return uses.holders(self._uses(runtime.id))
 
+    def plugins_in_use_by(self, generation: int) -> tuple[int, ...]:
+        """The ids of the processes that use a generation of plugins."""
+        return uses.holders(self._uses_of_plugins(generation))
+
     def ended_uses(self) -> tuple[Path, ...]:
         """The files that processes left which used a runtime and ended without saying so."""
         folder = self.home / "uses"
@@ -248,6 +252,9 @@ class StoreReader:
 
     def _uses(self, runtime_id: str) -> Path:
         return self.home / "uses" / runtime_id
+
+    def _uses_of_plugins(self, generation: int) -> Path:
+        return self.home / "uses" / f"plugins.{generation}"  # no runtime's name: those have an @
 
     def _nothing_to_return_to(self, model_format: str | None, chosen: Selection) -> NotFoundError:
         names = [model_format] if model_format is not None else sorted(chosen.previous)

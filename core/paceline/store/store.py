@@ -4,7 +4,8 @@
                              files.json (size and sha256 of every file), manifest.json (written last);
                              or a link to an environment elsewhere, which is a manifest alone
     selection.json           which runtime serves a model format, and what served it before (see `selection`)
-    uses/<id>/               which processes use a runtime, and when it was used last (see `uses`)
+    uses/<id>/               which processes use a runtime, and when it was used last (see `uses`);
+    uses/plugins.<number>/   the same of a generation of plugins (see `plugin_folder`)
     staging/  locks/  logs/  installs under way, their locks, the logs of failed ones
 
 A runtime counts when its manifest is there and readable; `health` says whether the rest of it is, too.
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from paceline import plugin_folder
 from paceline.errors import InUseError, NotFoundError, StoreError
 from paceline.progress import Phase, silent
 from paceline.store import health, selection, transaction, uses
@@ -159,6 +161,29 @@ class Store(StoreReader):
                 return uses.begin(self._uses(runtime.id))
         except StoreError:
             return uses.NOTHING_HELD
+
+    def use_plugins(self, generation: int) -> Use:
+        """Hold a generation of plugins for this process, as `use` holds a runtime; a home without it is no error."""
+        folder = self._uses_of_plugins(generation)
+        try:
+            with self._changing("using plugins"):
+                if not plugin_folder.generation(self.home, generation).exists():
+                    return uses.NOTHING_HELD
+                uses.clean(folder)
+                return uses.begin(folder)
+        except StoreError:
+            return uses.NOTHING_HELD
+
+    def remove_plugins(self, generation: int) -> bool:
+        """Delete a generation of plugins; False, and nothing is deleted, when a process uses it or it is gone."""
+        folder = plugin_folder.generation(self.home, generation)
+        with self._changing("removing plugins"):
+            if self.plugins_in_use_by(generation) or not folder.exists():
+                return False
+            grave = transaction.bury(folder, self.staging)
+            transaction.discard(self._uses_of_plugins(generation))
+        transaction.discard(grave)
+        return True
 
     def forget_ended_uses(self) -> None:
         """Delete what `ended_uses` names."""

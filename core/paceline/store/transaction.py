@@ -166,6 +166,12 @@ def discard(path: Path) -> None:
         delete(path)
 
 
+def discard_empty(folder: Path) -> None:
+    """Delete a folder that may be empty; one that is not stays."""
+    with suppress(OSError):
+        _rmdir(folder)
+
+
 def delete(path: Path) -> None:
     """Delete a file, a link or a folder with everything in it; what is already gone is fine.
 
