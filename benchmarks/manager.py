@@ -43,6 +43,8 @@ SECOND_VERSIONS = {"mlx-linux-x86_64-cpu": "mlx"}
 BARS_S = {
     f"`runtime ls`, {LISTED} runtimes": 0.3,
     "`--help`": 0.3,
+    "`runtime select`": 0.05,
+    "`runtime rollback`": 0.05,
     "selecting": 0.05,
     "rolling back": 0.05,
     f"quick check of {CHECKED} runtimes, as at the start": 0.05,
@@ -55,8 +57,10 @@ Times = dict[str, list[float]]
 """Seconds of each run: `wall_s` and `cpu_s`."""
 
 
-def measure(rounds: int, releases: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Every figure. `folder` has to be on the file system of the cache, or nothing could be linked."""
+def measure(rounds: int, releases: Sequence[str], folder: Path, *, online: bool = False) -> dict[str, Any]:
+    """Every figure. `folder` has to be on the file system of the cache, or nothing could be linked. `online`: install
+    older packages from the index, too, for what a second version adds."""
+    os.environ["PACELINE_OFFLINE"] = "1"
     others = OtherWork()
     store = Store(folder / "home")
     runtimes = [make_runtime(store, f"{n}.0", FILES_EACH, NATIVE_EACH) for n in range(1, LISTED + 1)]
@@ -71,7 +75,7 @@ def measure(rounds: int, releases: Sequence[str], folder: Path) -> dict[str, Any
         "commands": commands(store, runtimes, rounds, folder / "cache"),
         "server": server(store.home, folder, max(1, rounds // 3)),
         "installs": list(_installs(releases, max(2, rounds // 5), folder)),
-        "second_versions": list(_second_versions(releases, folder)),
+        "second_versions": list(_second_versions(releases, folder)) if online else [],
     }
     return {**figures, "other_cores": others.cores()}
 
@@ -237,6 +241,7 @@ def _installs(releases: Sequence[str], rounds: int, folder: Path) -> list[dict[s
 
 
 def _second_versions(releases: Sequence[str], folder: Path) -> Iterator[dict[str, Any]]:
+    del os.environ["PACELINE_OFFLINE"]
     for name in (name for name in releases if name in SECOND_VERSIONS):
         try:
             yield installs.second_version(name, SECOND_VERSIONS[name], folder / "second" / name)
@@ -314,12 +319,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Measure what the runtime manager costs.")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--releases", nargs="*", default=RELEASES, metavar="NAME", help="Installed beside uv alone.")
+    parser.add_argument("--online", action="store_true", help="Ask the package index what a second version adds.")
     parser.add_argument("--json", type=Path, metavar="FILE", help="Keep every single figure.")
     options = parser.parse_args(argv)
-    os.environ["PACELINE_OFFLINE"] = "1"
     paths.cache().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=paths.cache(), prefix="benchmark-store.") as folder:
-        figures = measure(options.rounds, options.releases, Path(folder))
+        figures = measure(options.rounds, options.releases, Path(folder), online=options.online)
     for name, value in figures["machine"].items():
         print(f"- {name}: {value}")
     print(f"\n{tables(figures)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -44,7 +45,11 @@ class LazyGroup(Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         module = self.modules.get(cmd_name)
-        return getattr(import_module(module), cmd_name) if module is not None else None
+        if module is None:
+            return None
+        command: click.Command = getattr(import_module(module), cmd_name)
+        gc.freeze()  # what was imported stays: to look through it again and again is a tenth of a short command
+        return command
 
 
 _GUESSES = 3
