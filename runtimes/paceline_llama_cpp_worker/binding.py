@@ -380,6 +380,7 @@ class Batch:
         self._pos = np.ctypeslib.as_array(self.struct.pos, (room,))
         self._output = np.ctypeslib.as_array(self.struct.logits, (room,))
         np.ctypeslib.as_array(self.struct.n_seq_id, (room,))[:] = 1
+        self._seq = [self.struct.seq_id[i] for i in range(room)]
 
     @property
     def size(self) -> int:
@@ -404,12 +405,11 @@ class Batch:
         if not (0 < n <= self.left and outputs <= n and self._output_count <= self._outputs):
             raise Fault("engine_failed", f"{n} tokens with {outputs} outputs do not fit the batch of {first}")
         end = first + n
-        self._token[first:end] = tokens
-        self._pos[first:end] = np.arange(start, start + n)
-        self._output[first : end - outputs] = 0
-        self._output[end - outputs : end] = 1
-        for i in range(first, end):
-            self.struct.seq_id[i][0] = seq
+        for i, token in enumerate(tokens, first):
+            self._token[i] = token
+            self._pos[i] = start + i - first
+            self._output[i] = i >= end - outputs
+            self._seq[i][0] = seq
         self.struct.n_tokens = end
         return end - outputs
 

@@ -20,6 +20,9 @@ INTERNAL_ERROR = -32603
 WORKER_ERROR = -32000
 
 
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
+
 class Fault(Exception):
     """An error the host is told: a kind of docs/worker-protocol.md, a sentence, and data."""
 
@@ -82,7 +85,7 @@ class Wire:
         self.fail(None, Fault("invalid_request", message, code=code))
 
     def _write(self, frame: Mapping[str, Any]) -> None:
-        data = memoryview(json.dumps(frame, separators=(",", ":")).encode() + b"\n")
+        data = memoryview(_encode(frame).encode() + b"\n")
         with self._lock:
             try:
                 while data:
