@@ -15,7 +15,9 @@ from paceline.manager.bundles import CONTENTS, create, read_bundle
 from paceline.manager.installation import install
 from paceline.packages import first_use, indexes
 from paceline.packages.download import Patience, download
+from paceline.plugins import Plugins
 from paceline.progress import silent
+from paceline.registry import load_registry
 from paceline.store import Store
 from paceline.types import Package, Recipe, Requirements
 
@@ -122,6 +124,14 @@ def test_the_record_of_one_platform_pins_no_other(tiny, page, far, near, make):
     install(near, Store(tiny.home), tiny.engine, allow_unpinned=True)
     assert recorded(tiny) == {"Python 3.12 on windows x86_64": [hashes[0]], first_use.place(): [hashes[-1]]}
     assert [f.name for f in make(far, accepted=False).listed] == [FAR[0]]
+
+
+def test_what_is_recorded_here_pins_no_other_platform_in_lists(tiny, page, far, near):
+    page(*FAR, HERE)
+    tiny.offer(far, near)
+    install(near, Store(tiny.home), tiny.engine, allow_unpinned=True)
+    known = load_registry(Plugins((), {"tiny": tiny.engine}), home=tiny.home)
+    assert {r.id: len(r.recipe.unpinned) for r in known.releases} == {near.id: 0, far.id: 1}
 
 
 @pytest.mark.parametrize("names", [FAR[1:], [FAR[0].replace("1.0.0", "1.0.1")], [HERE.replace("py3", "cp27")]])
