@@ -16,8 +16,11 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from paceline.registry import registry_text
 from paceline.types import Package, Recipe, Release, Requirements
@@ -104,6 +107,26 @@ class TinyWorld:
             text=True,
             timeout=120,
         )
+
+    def at_a_terminal(self, typed: str, *arguments: str, **variables: str) -> tuple[int, str]:
+        """The status of a command and everything shown when it runs at a terminal where somebody types."""
+        pty = pytest.importorskip("pty")
+        ours, theirs = pty.openpty()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "paceline", *arguments],
+            env={**os.environ, **self.environment(), **variables},
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+        )
+        os.close(theirs)
+        os.write(ours, typed.encode())
+        shown = b""
+        with suppress(OSError):  # Linux says so when the other side is closed
+            while part := os.read(ours, 65536):
+                shown += part
+        os.close(ours)
+        return process.wait(timeout=120), shown.decode()
 
     def _write_packages(self) -> None:
         self.index.mkdir(parents=True)

@@ -202,6 +202,28 @@ class TestBundles:
         assert [r.id for r in store.runtimes()] == ["tiny-any-cpu@1.0"]
         assert index.asked == []
 
+    def test_what_has_no_published_hash_is_accepted_or_refused(self, tiny, store, index, managed, limited, tmp_path):
+        """When it is bundled, and when a bundle is installed where it was not seen before."""
+        name = "tinyengine-1.0.0-py3-none-any.whl"
+        files = {"tinyengine/__main__.py": tiny.worker, "tinyengine/settings.json": "{}"}
+        tiny.write_wheel(tmp_path / name, "tinyengine", files)
+        index.files[f"/page/tinyengine/{name}"] = (tmp_path / name).read_bytes(), "application/zip"
+        index.files["/page/tinyengine/"] = f'<a href="{name}">{name}</a>'.encode(), "text/html"
+        recipe = Recipe((Package("tinyengine", "1.0.0", index=f"{index.url}/page"),))
+        tiny.offer(Release("tiny", "1.0", "any-cpu", ("tiny",), Requirements(), recipe))
+        server = managed(**index.variables)
+        with server.client(limited) as http:
+            making = {"name": "b", "queries": ["tiny"]}
+            assert refused(http.post("/api/v1/bundles/create", json=making)) == (409, "unpinned_packages", None)
+            made = result(http, "bundles/create", **making, allow_unpinned=True)
+            assert [r["unpinned"] for r in made["releases"]] == [["tinyengine"]]
+
+            (store.home / "first-use.json").unlink()
+            (_, data) = work(http, "bundles/install", name="b", dry_run=True)[-1]
+            assert (data["error"]["code"], store.runtimes()) == ("unpinned_packages", ())
+            (runtime,) = result(http, "bundles/install", name="b", allow_unpinned=True)["runtimes"]
+            assert store.manifest(store.get(runtime["id"]))["unpinned"] == ["tinyengine"]
+
     def test_what_is_no_bundle_is_not_kept(self, managed, store):
         server = managed(PACELINE_OFFLINE="1")
         with server.client(server.admin) as http:

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import pytest
 
-from paceline.errors import ArchiveError, InstallError, OfflineError, RegistryError
+from paceline.errors import ArchiveError, InstallError, OfflineError, RegistryError, UnpinnedError
 from paceline.manager.bundles import CONTENTS, create, read_bundle
 from paceline.manager.installation import install, start_once
 from paceline.packages.depot import Depot
@@ -40,7 +40,9 @@ def index(tiny, file_server, monkeypatch):
 @pytest.fixture
 def made(tiny, index, tmp_path):
     """A bundle of the tiny engine's release, made with a cache of its own."""
-    return create([tiny.release()], tmp_path / "tiny.bundle", [PYTHON], tmp_path / "maker", silent)
+    return create(
+        [tiny.release()], tmp_path / "tiny.bundle", [PYTHON], tmp_path / "maker", silent, store=Store(tiny.home)
+    )
 
 
 @pytest.fixture
@@ -77,7 +79,9 @@ def test_it_holds_everything_and_is_always_the_same(tiny, made, tmp_path):
     assert made.releases == (tiny.release(),)
     assert made.pythons == (PYTHON,)
     made.check()
-    again = create([tiny.release()], tmp_path / "again.bundle", [PYTHON], tmp_path / "other", silent)
+    again = create(
+        [tiny.release()], tmp_path / "again.bundle", [PYTHON], tmp_path / "other", silent, store=Store(tiny.home)
+    )
     assert again.path.read_bytes() == made.path.read_bytes()
     assert not list(tmp_path.glob("maker/bundles/packages/files/*/tiny*"))
 
@@ -115,7 +119,12 @@ def test_a_release_for_other_machines(tiny, index, file_server, tmp_path):
     release = replace(tiny.release(), platform="mac-arm64", requires=mac, recipe=Recipe(packages))
 
     def listed(*pythons):
-        return [f.name for f in create([release], tmp_path / "mac.bundle", pythons, tmp_path / "maker", silent).listed]
+        return [
+            f.name
+            for f in create(
+                [release], tmp_path / "mac.bundle", pythons, tmp_path / "maker", silent, store=Store(tiny.home)
+            ).listed
+        ]
 
     assert listed("3.12") == names[:1]
     assert listed("3.12", "3.13") == [*names[:2], NAMES[1]]
@@ -123,20 +132,20 @@ def test_a_release_for_other_machines(tiny, index, file_server, tmp_path):
         listed("3.11")
     other = replace(release, recipe=Recipe((replace(packages[0], sha256=("0" * 64,)),)))
     with pytest.raises(InstallError, match=r"no file of far 1\.0 for Python 3\.12 on mac-arm64"):
-        create([other], tmp_path / "other.bundle", ["3.12"], tmp_path / "maker", silent)
+        create([other], tmp_path / "other.bundle", ["3.12"], tmp_path / "maker", silent, store=Store(tiny.home))
     assert not (tmp_path / "other.bundle").exists()
 
 
-def test_what_has_no_hash_cannot_be_bundled(tiny, index, tmp_path):
+def test_what_has_no_hash_is_not_bundled_silently(tiny, index, tmp_path):
     release = replace(tiny.release(), recipe=Recipe((Package("a", "1", index="https://a.example"),)))
-    with pytest.raises(InstallError, match="cannot be bundled: nothing published says which files of a are"):
-        create([release], tmp_path / "b", [PYTHON], tmp_path / "maker", silent)
+    with pytest.raises(UnpinnedError, match=r"takes a 1 from https://a\.example, where no hashes are published"):
+        create([release], tmp_path / "b", [PYTHON], tmp_path / "maker", silent, store=Store(tiny.home))
 
 
 def test_offline_none_is_made(tiny, index, tmp_path, monkeypatch):
     monkeypatch.setenv("PACELINE_OFFLINE", "1")
     with pytest.raises(OfflineError, match="was not made"):
-        create([tiny.release()], tmp_path / "tiny.bundle", [PYTHON], tmp_path / "maker", silent)
+        create([tiny.release()], tmp_path / "tiny.bundle", [PYTHON], tmp_path / "maker", silent, store=Store(tiny.home))
 
 
 class TestAttacks:
@@ -235,7 +244,7 @@ class TestAttacks:
         package = Package("tinydep", "1.0.0", (hashlib.sha256(content).hexdigest(),))
         release = replace(tiny.release(), recipe=Recipe((package,)))
         with pytest.raises(ArchiveError, match=r"its file '../../escaped.py' has a name that leads elsewhere"):
-            create([release], tmp_path / "b", [PYTHON], tmp_path / "maker", silent)
+            create([release], tmp_path / "b", [PYTHON], tmp_path / "maker", silent, store=Store(tiny.home))
 
 
 class TestTheCommand:
@@ -311,7 +320,14 @@ class TestTheCommand:
     def test_made_for_other_machines_is_refused(self, tiny, index, tmp_path, other):
         far = replace(tiny.release(), platform="windows", requires=Requirements(os="windows"))
         recipe = Recipe((Package("tinydep", "1.0.0", (tiny.hash(NAMES[1]),)),))
-        file = create([replace(far, recipe=recipe)], tmp_path / "far", [PYTHON], tmp_path / "maker", silent).path
+        file = create(
+            [replace(far, recipe=recipe)],
+            tmp_path / "far",
+            [PYTHON],
+            tmp_path / "maker",
+            silent,
+            store=Store(tiny.home),
+        ).path
         done = other("install", file)
         assert (done.returncode, done.stdout) == (3, "")
         assert (
@@ -320,7 +336,9 @@ class TestTheCommand:
         )
         assert "incompatiblePlatform" in other("ls", file).stdout
 
-        old = create([tiny.release()], tmp_path / "old", ["3.9"], tmp_path / "maker", silent).path
+        old = create(
+            [tiny.release()], tmp_path / "old", ["3.9"], tmp_path / "maker", silent, store=Store(tiny.home)
+        ).path
         done = other("install", old)
         assert done.returncode == 3
         assert f"is for Python 3.9; runtimes are built on Python {PYTHON} here" in done.stderr

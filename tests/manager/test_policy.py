@@ -81,7 +81,7 @@ def test_a_beta_waits_until_it_is_asked_for():
     assert choose([(beta, YES), (release("1"), YES)]).release.version == "1"
     assert choose([(beta, YES), (release("1"), YES)], channel="nightly").release.version == "3"
     assert choose([(beta, YES), (release("1"), NO)]).release.version == "3"
-    with pytest.raises(InstallError, match="engine-any@1 would run here, but no hashes"):
+    with pytest.raises(InstallError, match="engine-any@1 could be taken, but no hashes"):
         choose([(beta, YES), (release("1", UNPINNED), YES)])
 
 

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
-from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -155,30 +151,9 @@ def test_the_command_line_shows_and_asks(tiny, release, store):
     assert "needs --allow-unpinned" in tiny.paceline("runtime", "get", "--list").stdout
     assert tiny.paceline("runtime", "get").returncode == 1
 
-    no = at_a_terminal(tiny, "n\n")
+    no = tiny.at_a_terminal("n\n", "runtime", "get", PIP_NO_INDEX="")
     assert (no[0], "no hashes are published for tinyengine 1.0.0" in no[1]) == (1, True), no
     assert not store.runtimes()
-    yes = at_a_terminal(tiny, "y\n")
+    yes = tiny.at_a_terminal("y\n", "runtime", "get", PIP_NO_INDEX="")
     assert (yes[0], "Recorded what tinyengine is here" in yes[1]) == (0, True), yes
     assert "needs --allow-unpinned" not in tiny.paceline("runtime", "get", "--list").stdout
-
-
-def at_a_terminal(tiny, typed):
-    """The status and everything shown when `paceline runtime get` runs at a terminal where somebody types."""
-    pty = pytest.importorskip("pty")
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "paceline", "runtime", "get"],
-        env={**os.environ, **tiny.environment(), "PIP_NO_INDEX": ""},
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-    )
-    os.close(theirs)
-    os.write(ours, typed.encode())
-    shown = b""
-    with suppress(OSError):  # Linux says so when the other side is closed
-        while part := os.read(ours, 65536):
-            shown += part
-    os.close(ours)
-    return process.wait(timeout=120), shown.decode()

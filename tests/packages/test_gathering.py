@@ -402,6 +402,9 @@ class _Nothing:
     def files(self, packages):
         return {}
 
+    def unhashed(self, packages):
+        return {}
+
 
 class TestTheCrew:
     """`gather` with a supply of this test's own."""

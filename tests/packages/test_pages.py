@@ -7,7 +7,8 @@ import json
 import pytest
 from packaging.tags import sys_tags
 
-from paceline.packages.pages import Listed, best_here, parse
+from paceline.packages.pages import Listed, best, parse
+from paceline.packages.targets import here
 from paceline.types import Package
 
 BASE = "https://example.org/whl/alpha/"
@@ -63,12 +64,12 @@ def test_the_best_wheel_is_for_this_python_machine_and_version():
         "nonsense.whl",
     ]
     listed = [Listed(name, f"{BASE}{name}") for name in names]
-    assert best_here(listed, Package("alpha", "1.0")).name == names[1]
-    assert best_here(listed[2:], Package("alpha", "1.0")).name == names[2]
-    assert best_here(listed, Package("alpha", "2.0")).name == names[3]
-    assert best_here(listed[3:], Package("alpha", "1.0")) is None
-    assert best_here([Listed(names[2], BASE, requires_python=">=4")], Package("alpha", "1.0")) is None
+    assert best(listed, Package("alpha", "1.0"), here()).name == names[1]
+    assert best(listed[2:], Package("alpha", "1.0"), here()).name == names[2]
+    assert best(listed, Package("alpha", "2.0"), here()).name == names[3]
+    assert best(listed[3:], Package("alpha", "1.0"), here()) is None
+    assert best([Listed(names[2], BASE, requires_python=">=4")], Package("alpha", "1.0"), here()) is None
     built = [Listed(f"alpha-1.0-{n}-py3-none-any.whl", BASE) for n in (2, 10, 1)]
-    assert best_here([*built, listed[2]], Package("alpha", "1.0")) == built[1]
+    assert best([*built, listed[2]], Package("alpha", "1.0"), here()) == built[1]
     local = Listed("alpha-1.0+cu124-py3-none-any.whl", BASE)
-    assert best_here([local], Package("alpha", "1.0")) == local
+    assert best([local], Package("alpha", "1.0"), here()) == local

@@ -18,7 +18,7 @@ from paceline.packages.heads import head_of
 from paceline.packages.unhashed import bring, locate
 from paceline.progress import Phase
 from paceline.store import Store, transaction
-from paceline.types import Package, Recipe
+from paceline.types import Package
 
 NAME = "tinyengine-1.0.0-py3-none-any.whl"
 PATH = f"/whl/files/{NAME}"
@@ -63,7 +63,7 @@ def fetch(tiny, package):
         run.bytes = None
         found = indexes.Indexes(tiny.cache)
         try:
-            wanted = locate(Recipe((replace(package, **options),)), found, depot)
+            wanted = locate([replace(package, **options)], found, depot)
             (file,) = bring(wanted, found, depot, progress).values()
         finally:
             found.close()
@@ -172,7 +172,7 @@ def test_another_file_than_the_recorded_one_is_refused_before_it_is_taken(tiny, 
     said = rf"the server offers {len(page.content)} bytes instead of {before}"
     with pytest.raises(DownloadError, match=said) as caught:
         put(cache=tiny.cache / "another")
-    assert "required is what was first installed here: tinyengine 1.0.0 (" in caught.value.help
+    assert "required is what was first used here: tinyengine 1.0.0 (" in caught.value.help
 
 
 def test_what_is_recorded_is_fetched_in_the_same_way(tiny, file_server, page, put):

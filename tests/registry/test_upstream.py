@@ -364,6 +364,29 @@ class TestTheCommand:
         offline = self.run(tiny, index, "get", "tiny@1.9", PACELINE_OFFLINE="1")
         assert (offline.returncode, "the package index was not asked" in offline.stderr) == (3, True)
 
+    @pytest.mark.parametrize("platform", [None, "mac"])
+    def test_a_version_that_is_not_listed_is_bundled_by_its_name(self, tiny, index, release, tmp_path, platform):
+        mac = Requirements(os="macos", arch="arm64")
+        tiny.offer(replace(release, requires=Requirements()), replace(release, platform="mac", requires=mac))
+        digest = index.publish("1.1", "2030-02-01")
+
+        def bundle(version, **variables):
+            file, chosen = str(tmp_path / "made.bundle"), ["--platform", platform] if platform else []
+            place = {"UV_DEFAULT_INDEX": index.url, "PIP_NO_INDEX": "", "UV_FIND_LINKS": ""} | variables
+            return tiny.paceline("bundle", "create", f"tiny@{version}", "-o", file, "--json", *chosen, **place)
+
+        done = bundle("1.1")
+        assert done.returncode == 0, done.stderr
+        assert "tiny@1.1 is not listed: asking the package index for tinyengine 1.1" in done.stderr
+        made = json.loads(done.stdout)
+        assert [r["id"] for r in made["releases"]] == [f"tiny-{platform or 'any-cpu'}@1.1"]
+        assert [f["sha256"] for f in made["files"]] == [digest]
+        assert "asking" not in bundle("1.1").stderr  # it is remembered
+        unknown = bundle("1.9")
+        assert (unknown.returncode, "is 1.1\n" in unknown.stderr) == (3, True), unknown.stderr
+        offline = bundle("1.9", PACELINE_OFFLINE="1")
+        assert (offline.returncode, "the package index was not asked" in offline.stderr) == (3, True), offline.stderr
+
     @pytest.mark.usefixtures("installed")
     def test_what_is_too_young_is_not_got_without_its_version(self, tiny, index):
         index.publish("1.1", "2030-02-01")

@@ -43,11 +43,13 @@ class Create(Long):
     prefer: Literal["wheel"] | None = None
     channel: Channel | None = None
     minimum_age_days: Days | None = None
+    allow_unpinned: bool | None = None
 
 
 class Install(Long):
     name: Query
     allow_incompatible: bool | None = None
+    allow_unpinned: bool | None = None
     dry_run: bool | None = None
 
 
@@ -86,6 +88,7 @@ def routes(admin: Administration) -> APIRouter:
             "prefer": wanted.prefer or preferred(),
             "channel": wanted.channel or usual.channel,
             "minimum_age_days": usual.minimum_age_days if age is None else age,
+            "allow_unpinned": bool(wanted.allow_unpinned),
         }
         return follow(operations, "create_bundle", wanted, name=wanted.name, **told)
 
@@ -93,7 +96,11 @@ def routes(admin: Administration) -> APIRouter:
     async def install(request: Request) -> Response:
         wanted = validate(Install, await read_object(request))
         await done(lambda: bundle_shelf.find(home, wanted.name), param="name")
-        told = {"allow_incompatible": bool(wanted.allow_incompatible), "dry_run": bool(wanted.dry_run)}
+        told = {
+            "allow_incompatible": bool(wanted.allow_incompatible),
+            "allow_unpinned": bool(wanted.allow_unpinned),
+            "dry_run": bool(wanted.dry_run),
+        }
         return follow(operations, "install_bundle", wanted, name=wanted.name, **told)
 
     @router.post("/remove")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -15,7 +14,7 @@ import click
 from paceline import paths
 from paceline.cli import output
 from paceline.cli.plans import print_cost, print_plan
-from paceline.cli.policy import policy_options
+from paceline.cli.policy import accepts, policy_options
 from paceline.errors import UnpinnedError
 from paceline.manager import inventory
 from paceline.store import Store
@@ -83,7 +82,7 @@ def get(
         try:
             choice = choose(policy=policy)
         except UnpinnedError as error:
-            if dry_run or as_json or not _accepts(error):
+            if dry_run or as_json or not accepts(error):
                 raise
             policy = replace(policy, allow_unpinned=True)
             choice = choose(policy=policy)
@@ -110,14 +109,6 @@ def install_best(loaded: Plugins, store: Store, model_format: str, policy: Polic
         output.say(remark)
     plan = plan_here(choice.release, store)
     return _run_install(choice.release, plan, store, loaded, allow_unpinned=policy.allow_unpinned)
-
-
-def _accepts(error: UnpinnedError) -> bool:
-    """Whether a person at the terminal takes what cannot be checked; False where nobody can be asked."""
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        return False
-    click.echo(error.message, err=True)
-    return click.confirm("Install it, and require the same files from then on?", err=True)
 
 
 def _run_install(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Collection
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from paceline.preferences import CHANNEL, CHANNELS, PREFER, WHEEL, Policy
+
+if TYPE_CHECKING:
+    from paceline.errors import UnpinnedError
 
 
 def policy_options(*, without: Collection[str] = (), prefix: str = "") -> Callable[[Any], Any]:
@@ -33,6 +37,14 @@ def policy_options(*, without: Collection[str] = (), prefix: str = "") -> Callab
         return with_policy
 
     return decorate
+
+
+def accepts(error: UnpinnedError, question: str = "Install it, and require the same files from then on?") -> bool:
+    """Whether a person at the terminal takes what cannot be checked; False where nobody can be asked."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    click.echo(error.message, err=True)
+    return click.confirm(question, err=True)
 
 
 _OPTIONS: dict[str, dict[str, Any]] = {

@@ -2,7 +2,8 @@
 
 It is a zip archive of uncompressed entries, the same bytes for the same content:
 
-    paceline-bundle.json       format, Pythons, releases as in registry.json, each file's hash and size
+    paceline-bundle.json       format, Pythons, releases as in registry.json, each file's hash and size, and which files
+                               are of packages that no index publishes hashes of
     files/<sha256>/<name>      wheels and source distributions
 
 Nothing is ever unpacked by a name that the archive gives: entries must be exactly those that the first one lists.
@@ -22,29 +23,32 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from packaging.tags import compatible_tags, cpython_tags, platform_tags
-
 from paceline import network
-from paceline.errors import ArchiveError, InstallError, NotFoundError
+from paceline.errors import ArchiveError, NotFoundError
+from paceline.manager import bundle_files
+from paceline.packages import first_use, pages, targets
 from paceline.packages.archives import wrong_name
 from paceline.packages.depot import BUNDLES, Depot, PackageFile
 from paceline.packages.gathering import bring_all, check_room
 from paceline.packages.indexes import Indexes
-from paceline.packages.locked import applies
+from paceline.packages.pages import Listed
 from paceline.packages.source_archives import admit
-from paceline.packages.wheels import read_wheel
 from paceline.registry import registry_value
 from paceline.registry.reading import parse_registry_value
 from paceline.store import transaction
+from paceline.types import Package
 from paceline.untrusted_json import parse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from paceline.packages.download import Progress as FileProgress
     from paceline.progress import Progress
-    from paceline.types import Package, Release
+    from paceline.store import Store
+    from paceline.types import Release
+
+    Identity = tuple[str, str, str | None]
 
 FORMAT = 1
 CONTENTS = "paceline-bundle.json"
@@ -64,11 +68,31 @@ class Bundle:
     listed: tuple[PackageFile, ...]
     _entries: Mapping[str, str] = field(repr=False)
     """The archive's entry of each file, by sha256."""
+    _unhashed: Mapping[Identity, frozenset[str]] = field(repr=False)
+    """By what identifies a package that no index publishes a hash of, the sha256 of its wheels for each Python."""
 
     def files(self, packages: Sequence[Package]) -> dict[str, list[PackageFile]]:
         """By name, the files of packages, as an installation wants them (see `gathering.Supply`)."""
         found = {p.name: [f for f in self.listed if f.sha256 in p.sha256] for p in packages}
         return {name: files for name, files in found.items() if files}
+
+    def unhashed(self, packages: Sequence[Package]) -> dict[str, PackageFile]:
+        """As `gathering.Carrier` says. Raises ArchiveError."""
+        found = {}
+        for package in packages:
+            hashes = self._unhashed.get(identity(package), frozenset())
+            if package.sha256 and not hashes:  # whoever published the release knows what it is
+                continue
+            files = {f.sha256: f for f in self.listed if f.sha256 in hashes}
+            best = pages.best([Listed(f.name, "", f.sha256, f.size) for f in files.values()], package, targets.here())
+            named = f"{package.name} {package.version}"
+            if best is None or best.sha256 is None:
+                raise _refused(self.path, f"it has no wheel of {named} for this Python and machine")
+            if package.sha256 and best.sha256 not in package.sha256:
+                wanted = ", ".join(package.sha256)
+                raise ArchiveError(f"{self.path} has another {named}: its sha256 is {best.sha256}, not {wanted}")
+            found[package.name] = files[best.sha256]
+        return found
 
     def check(self) -> None:
         """Read every file and compare its hash. Raises ArchiveError."""
@@ -109,19 +133,35 @@ def create(
     cache: Path,
     progress: Progress,
     *,
+    store: Store,
     wheels: Mapping[str, Path] = MappingProxyType({}),
+    accepted: Collection[str] = (),
 ) -> Bundle:
     """Write a bundle of `releases` for runtimes built on `pythons` ("3.12"), for whatever platforms they are.
 
-    `wheels`: by sha256, files that are here and in no index (see `local_packages.carried`). Raises InstallError when a
-    package has no hash or no file for one of the Pythons, OfflineError, DownloadError and OSError. What was fetched
-    stays under `cache` until the bundle is written.
+    `wheels`: by sha256, files that are here and in no index (see `local_packages.carried`). `accepted`: the ids of
+    releases that may bring packages without hashes. What those are is recorded in `store`, and required the next time.
+    Raises UnpinnedError for others, InstallError when there is no file for one of the Pythons, OfflineError,
+    DownloadError, StoreError and OSError. What was fetched stays under `cache` until the bundle is written.
     """
     network.require_online(f"{path.name} was not made")
     files: dict[str, PackageFile] = {}
+    unhashed: dict[Identity, frozenset[str]] = {}
+    first: list[tuple[list[Package], str]] = []
     for release in releases:
         for python in pythons:
-            files |= {file.sha256: file for file in _files(release, python, cache, wheels)}
+            found = bundle_files.find(
+                release, python, store.home, cache, progress, wheels=wheels, allow_unpinned=release.id in accepted
+            )
+            files |= {file.sha256: file for file in found.files}
+            for package in found.unhashed:
+                key = identity(package)
+                unhashed[key] = unhashed.get(key, frozenset()) | set(package.sha256)
+            first.append((found.unhashed, found.place))
+    if unhashed:
+        with store.installing(progress), transaction.explained("recording what was fetched", store.home):
+            for packages, place in first:
+                first_use.record(store.home, packages, place)
     listed = sorted(files.values(), key=lambda file: (file.name, file.sha256))
     fetched = [file for file in listed if file.sha256 not in wheels]
     depot = Depot(cache / BUNDLES)
@@ -129,7 +169,8 @@ def create(
         check_room(fetched, depot)
         with closing(Indexes(cache)) as indexes:
             bring_all(fetched, depot, indexes, progress)
-        _write(releases, path, pythons, [(file, wheels.get(file.sha256) or depot.path(file)) for file in listed])
+        here = [(file, wheels.get(file.sha256) or depot.path(file)) for file in listed]
+        _write(path, _contents(releases, pythons, here, unhashed), here)
         depot.drop(fetched)
     return read_bundle(path)
 
@@ -163,6 +204,7 @@ def read_bundle(path: Path) -> Bundle:
         try:
             pythons = tuple(text for text in map(str, value["pythons"]) if re.fullmatch(r"3\.\d+", text))
             files = tuple(_file(item) for item in value["files"])
+            unhashed = {identity(p): frozenset(p.sha256) for p in map(_unhashed, value.get("unhashed", ()))}
             registry = value["registry"]
         except (ValueError, KeyError, TypeError) as error:
             raise _refused(path, f"its {CONTENTS} is wrong: {error}") from None
@@ -170,19 +212,22 @@ def read_bundle(path: Path) -> Bundle:
     if sizes != {_name(file): file.size for file in files} or len({f.sha256 for f in files}) != len(files):
         raise _refused(path, f"it has other files than its {CONTENTS} lists")
     releases = parse_registry_value(registry, f"the registry in {path}", way_out=_AGAIN, remote=True)
-    return Bundle(path, pythons, releases, files, {file.sha256: _name(file) for file in files})
+    return Bundle(path, pythons, releases, files, {file.sha256: _name(file) for file in files}, unhashed)
 
 
-def _write(
-    releases: Sequence[Release], path: Path, pythons: Sequence[str], listed: Sequence[tuple[PackageFile, Path]]
-) -> None:
+def identity(package: Package) -> Identity:
+    """What tells a package from those of other index pages, which call different files by one name."""
+    return package.name, package.version, package.index
+
+
+def _write(path: Path, contents: str, listed: Sequence[tuple[PackageFile, Path]]) -> None:
     """Make the archive beside `path`, read it back, and give it its name."""
     transaction.make_folder(path.absolute().parent)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         transaction.step("write", draft)
         with zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED, strict_timestamps=True) as archive:
-            archive.writestr(_entry(CONTENTS), _contents(releases, pythons, listed))
+            archive.writestr(_entry(CONTENTS), contents)
             for file, here in listed:
                 with here.open("rb") as content:
                     entry = _entry(_name(file))
@@ -197,60 +242,23 @@ def _write(
         transaction.discard(draft)
 
 
-def _files(release: Release, python: str, cache: Path, wheels: Mapping[str, Path]) -> list[PackageFile]:
-    """Every file that installing `release` on Python `python` takes, by the versions and hashes of its lock."""
-    recipe = release.recipe
-    if recipe.unpinned or any(p.file for p in recipe.packages):
-        names = ", ".join(p.name for p in recipe.packages if p.file or not p.sha256)
-        raise InstallError(
-            f"{release.id} cannot be bundled: nothing published says which files of {names} are the right ones",
-            help="choose a release whose packages are all pinned by hash",
-        )
-    built = any(p.source for p in recipe.packages)
-    files: list[PackageFile] = []
-    for packages in (recipe.packages, recipe.build_packages if built else ()):
-        here = [digest for p in packages for digest in p.sha256 if digest in wheels]
-        files += [_wheel_here(wheels[digest], digest, release, python) for digest in here]
-        wanted = [p for p in packages if applies(p, python) and not wheels.keys() & set(p.sha256)]
-        found = Indexes(cache, release.requires, [python]).locate(wanted)
-        for package in wanted:
-            fetched = [f for f in found.get(package.name, ()) if f.url is not None]
-            if not fetched:
-                raise InstallError(
-                    f"the package index has no file of {package.name} {package.version} for Python {python} on "
-                    f"{release.platform} that {release.id} is locked to",
-                    help="choose other Pythons with --python, or check the index that UV_DEFAULT_INDEX names",
-                )
-            files += fetched
-    return files
-
-
-def _wheel_here(path: Path, sha256: str, release: Release, python: str) -> PackageFile:
-    """A wheel that is here and in no index. Raises InstallError when it is another one or not for Python `python`."""
-    wheel = read_wheel(path)
-    if wheel.sha256 != sha256:
-        raise InstallError(
-            f"{release.id} cannot be bundled: {path} is not the file that it was made with",
-            help="make the runtime anew: `paceline runtime get PATH` with the wheel it was made with",
-        )
-    version = (3, int(python.partition(".")[2]))
-    machine = list(platform_tags())
-    fitting = {*cpython_tags(version, platforms=machine), *compatible_tags(version, platforms=machine)}
-    if wheel.tags.isdisjoint(fitting):
-        raise InstallError(
-            f"{release.id} cannot be bundled for Python {python}: its {path.name} is for another one",
-            help="choose the wheel's own Python with --python, or install one that is built for that Python",
-        )
-    return PackageFile(path.name, wheel.sha256, path.stat().st_size)
-
-
-def _contents(releases: Sequence[Release], pythons: Sequence[str], files: Sequence[tuple[PackageFile, Path]]) -> str:
+def _contents(
+    releases: Sequence[Release],
+    pythons: Sequence[str],
+    files: Sequence[tuple[PackageFile, Path]],
+    unhashed: Mapping[Identity, frozenset[str]],
+) -> str:
     value: dict[str, Any] = {
         "format": FORMAT,
         "pythons": sorted(pythons),
         "registry": registry_value(sorted(releases, key=lambda release: release.id)),
         "files": [{"name": f.name, "sha256": f.sha256, "size": path.stat().st_size} for f, path in files],
     }
+    if unhashed:
+        value["unhashed"] = [
+            {"name": name, "version": version, "index": index, "sha256": sorted(unhashed[name, version, index])}
+            for name, version, index in sorted(unhashed, key=str)
+        ]
     return json.dumps(value, indent=1) + "\n"
 
 
@@ -263,6 +271,13 @@ def _file(item: Any) -> PackageFile:
     file = PackageFile(name, sha256, size, url=f"bundle:{sha256}")
     _ = file.project  # raises for what is named like no package
     return file
+
+
+def _unhashed(item: Any) -> Package:
+    hashes = tuple(item["sha256"])
+    if not all(isinstance(text, str) for text in (item["name"], item["version"], item["index"], *hashes)):
+        raise ValueError(f"{item!r} is no package")
+    return Package(item["name"], item["version"], hashes, index=item["index"])
 
 
 def _name(file: PackageFile) -> str:

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import platform as machine
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from paceline.errors import AmbiguousError, IncompatibleError, NotFoundError, UnpinnedError, UsageError
 from paceline.manager import inventory
+from paceline.manager.exact import find
+from paceline.manager.installation import check_pinned
 from paceline.manager.local_packages import carried
+from paceline.packages import first_use
 from paceline.types import Compatibility, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     from paceline.manager.bundles import Bundle
     from paceline.plugins import Plugins
     from paceline.preferences import Policy
-    from paceline.registry import Registry
     from paceline.store import Store
     from paceline.types import Release, Runtime
 
@@ -47,24 +50,34 @@ class Content:
     """By sha256, those that no index has."""
     remarks: list[str]
     """What whoever asked should be told."""
+    accepted: list[str]
+    """The ids of releases whose packages without published hashes may be fetched."""
 
 
 def chosen(
-    queries: Sequence[str], store: Store, plugins: Plugins, policy: Policy, *, platform: str | None = None
+    queries: Sequence[str],
+    store: Store,
+    plugins: Plugins,
+    policy: Policy,
+    *,
+    pythons: Sequence[str],
+    platform: str | None = None,
+    accept: Callable[[UnpinnedError], bool] = lambda error: False,
+    asking: Callable[[str], None] = lambda sentence: None,
 ) -> Content:
-    """The releases that `queries` mean, each the best of `platform` or for this machine.
+    """The releases that `queries` mean, as they were published, each the best of `platform` or for this machine.
 
-    A query that only an installed runtime has the name of means that runtime as it was installed. Raises NotFoundError,
-    AmbiguousError, and UnpinnedError for what no index publishes hashes of.
+    A query that only an installed runtime has the name of means that runtime as it was installed; a version that
+    nothing lists is asked of the package index, which `asking` is told of. Packages without published hashes are taken
+    where they were before for all `pythons`, where the policy allows them, or where `accept` does. Raises
+    NotFoundError, AmbiguousError, UnpinnedError, and InstallError when the index cannot be asked.
     """
+    choosing = _Choosing(store, plugins, policy, pythons, platform, accept, asking)
     releases: dict[str, Release] = {}
-    wheels: dict[str, Path] = {}
-    known = inventory.known(store, plugins)
-    remarks = [str(remark) for remark in known.remarks]
     for query in queries:
-        release, kept, said = _release(query, store, known, policy, platform)
-        releases[release.id], wheels, remarks = release, wheels | kept, [*remarks, *said]
-    return Content(list(releases.values()), wheels, remarks)
+        release = choosing.release(query)
+        releases[release.id] = release
+    return Content(list(releases.values()), choosing.wheels, choosing.remarks, choosing.accepted)
 
 
 def judged(bundle: Bundle) -> dict[str, Verdict]:
@@ -92,44 +105,108 @@ def that_run_here(bundle: Bundle, *, allow_incompatible: bool = False) -> list[R
     return releases
 
 
+def check_accepted(
+    releases: Iterable[Release], store: Store, *, accept: Callable[[UnpinnedError], bool], pythons: Sequence[str] = ()
+) -> None:
+    """Raise UnpinnedError for one with packages whose hashes nobody published, if `accept` does not take it either.
+
+    What was used before for all `pythons`, by default here, needs no acceptance.
+    """
+    for release in releases:
+        try:
+            check_pinned(_as_seen(release, store, pythons))
+        except UnpinnedError as error:
+            if not accept(error):
+                raise
+
+
 def describe(bundle: Bundle, verdicts: dict[str, Verdict] | None = None) -> dict[str, Any]:
     """What a bundle holds, as JSON shows it."""
     return {
         "pythons": list(bundle.pythons),
         "releases": [
-            {"id": r.id, "platform": r.platform, **({"verdict": verdicts[r.id]} if verdicts else {})}
+            {
+                "id": r.id,
+                "platform": r.platform,
+                "unpinned": [p.name for p in r.recipe.unpinned],
+                **({"verdict": verdicts[r.id]} if verdicts else {}),
+            }
             for r in bundle.releases
         ],
         "files": [{"name": f.name, "sha256": f.sha256, "size_bytes": f.size} for f in bundle.listed],
     }
 
 
-def _release(
-    query: str, store: Store, known: Registry, policy: Policy, platform: str | None
-) -> tuple[Release, dict[str, Path], Sequence[str]]:
-    from paceline.survey import known_survey
-    from paceline.verdict import rank
+class _Choosing:
+    """Finds out what queries mean, and what goes with that."""
 
-    matching = [r for r in known.match(query) if platform in (None, r.platform)]
-    if not matching and (installed := _installed(query, store, platform)):
-        return *carried(installed, known.releases), ()
-    if not matching:
-        where = f" for {platform}" if platform else ""
-        raise NotFoundError(f"no release matches {query!r}{where}", help="`paceline runtime get --list` shows them all")
-    names = sorted({r.name for r in matching})
-    if platform is not None and len(names) > 1:
-        raise AmbiguousError(
-            f"{query!r} means several releases for {platform}: {', '.join(names)}", help="name one of them"
+    def __init__(
+        self,
+        store: Store,
+        plugins: Plugins,
+        policy: Policy,
+        pythons: Sequence[str],
+        platform: str | None,
+        accept: Callable[[UnpinnedError], bool],
+        asking: Callable[[str], None],
+    ) -> None:
+        self._store, self._plugins, self._policy, self._pythons = store, plugins, policy, pythons
+        self._platform, self._accept, self._asking = platform, accept, asking
+        self._known = inventory.known(store, plugins, as_published=True)
+        self.wheels: dict[str, Path] = {}
+        self.remarks = [str(remark) for remark in self._known.remarks]
+        self.accepted: list[str] = []
+
+    def release(self, query: str) -> Release:
+        matching = [r for r in self._known.match(query) if self._platform in (None, r.platform)]
+        if not matching and (installed := _installed(query, self._store, self._platform)):
+            release, wheels = carried(installed, self._known.releases)
+            self.wheels |= wheels
+            accept = (lambda _: True) if self._policy.allow_unpinned else self._accept
+            check_accepted([release], self._store, accept=accept, pythons=self._pythons)
+        else:
+            release = self._best(matching or [self._found(query)], query)
+        if release.recipe.unpinned:
+            self.accepted.append(release.id)
+        return release
+
+    def _found(self, query: str) -> Release:
+        """Of a version that nothing lists."""
+        where = f" for {self._platform}" if self._platform else ""
+        missing = NotFoundError(
+            f"no release matches {query!r}{where}", help="`paceline runtime get --list` shows them all"
         )
-    ranked = rank(matching, known_survey(), channel=policy.channel)
-    if platform is not None or (len(names) == 1 and not any(verdict.ok for _, verdict in ranked)):
-        ranked = [(release, _NOT_ASKED) for release in matching]
-    try:
-        choice = inventory.chosen(ranked, store, query, policy=policy)
-    except UnpinnedError as error:
-        error.help = "a bundle holds only what is pinned by hash: name another release"
-        raise
-    return choice.release, {}, choice.remarks
+        return find(self._store, self._plugins, query, missing, platform=self._platform, asking=self._asking)
+
+    def _best(self, matching: Sequence[Release], query: str) -> Release:
+        from paceline.survey import known_survey
+        from paceline.verdict import rank
+
+        names = sorted({r.name for r in matching})
+        if self._platform is not None and len(names) > 1:
+            raise AmbiguousError(
+                f"{query!r} means several releases for {self._platform}: {', '.join(names)}", help="name one of them"
+            )
+        as_published = {r.id: r for r in matching}
+        seen = [_as_seen(r, self._store, self._pythons) for r in matching]
+        ranked = rank(seen, known_survey(), channel=self._policy.channel)
+        if self._platform is not None or (len(names) == 1 and not any(verdict.ok for _, verdict in ranked)):
+            ranked = [(release, _NOT_ASKED) for release in seen]
+        choose = partial(inventory.chosen, ranked, self._store, query)
+        try:
+            choice = choose(policy=self._policy)
+        except UnpinnedError as error:
+            if not self._accept(error):
+                raise
+            choice = choose(policy=replace(self._policy, allow_unpinned=True))
+        self.remarks += choice.remarks
+        return as_published[choice.release.id]
+
+
+def _as_seen(release: Release, store: Store, pythons: Sequence[str]) -> Release:
+    """With the hashes of what was used before for all `pythons`, by default here."""
+    places = [first_use.place(release.requires, python) for python in pythons]
+    return replace(release, recipe=first_use.pinned(release.recipe, store.home, places))
 
 
 def _installed(query: str, store: Store, platform: str | None) -> Runtime | None:

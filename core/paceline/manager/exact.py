@@ -38,30 +38,39 @@ def ranked_or_found(
     try:
         return inventory.ranked(store, plugins, text, channel=channel, tell=tell)
     except NotFoundError as missing:
-        if text is None or (found := _find(store, plugins, text, missing, asking)) is None:
+        if text is None:
             raise
-    with transaction.explained("remembering what the package index has", store.home):
-        upstream.remember(found_file(store.home), [found])
+        found = find(store, plugins, text, missing, asking=asking)
     return inventory.ranked(store, plugins, found.id, channel=channel)
 
 
-def _find(
-    store: Store, plugins: Plugins, text: str, missing: NotFoundError, asking: Callable[[str], None]
-) -> Release | None:
-    """The release of the version that a query names; None where the index cannot know it."""
+def find(
+    store: Store,
+    plugins: Plugins,
+    text: str,
+    missing: NotFoundError,
+    *,
+    platform: str | None = None,
+    asking: Callable[[str], None] = lambda sentence: None,
+) -> Release:
+    """The release of a version that nothing lists, now remembered, of `platform` or the best for this machine.
+
+    Raises `missing` where the package index cannot know it, and as `ranked_or_found`.
+    """
     head, _, version = text.strip().partition("@")
-    if not head or not _is_published(version):
-        return None
-    asked = _best_to_ask(store, plugins, head)
+    asked = _best_to_ask(store, plugins, head, platform) if head and _is_published(version) else None
     if asked is None:
-        return None
+        raise missing
     template, source = asked
     if network.is_offline():
         raise NotFoundError(
             f"{missing.message}, and the package index was not asked: Paceline is offline", help=network.HELP
         )
     asking(f"{text} is not listed: asking the package index for {source.package} {version}")
-    return upstream.exactly(template, source, version, cache=paths.cache())
+    found = upstream.exactly(template, source, version, cache=paths.cache())
+    with transaction.explained("remembering what the package index has", store.home):
+        upstream.remember(found_file(store.home), [found])
+    return found
 
 
 def _is_published(version: str) -> bool:
@@ -72,13 +81,14 @@ def _is_published(version: str) -> bool:
     return not is_local(version)
 
 
-def _best_to_ask(store: Store, plugins: Plugins, head: str) -> tuple[Release, Upstream] | None:
+def _best_to_ask(store: Store, plugins: Plugins, head: str, platform: str | None) -> tuple[Release, Upstream] | None:
     """Of the releases that a query without its version means, the best for this machine that comes from an index."""
     from paceline.survey import known_survey
     from paceline.verdict import rank
 
     known = inventory.known(store, plugins).releases
-    names = dict.fromkeys(release.name for release in query.select(head, known))
+    meant = [r for r in query.select(head, known) if platform in (None, r.platform)]
+    names = dict.fromkeys(release.name for release in meant)
     templates = [t for name in names if (t := upstream.template(known, name)) is not None]
     for release, _ in rank(templates, known_survey()):
         source = plugins.engines[release.engine].upstream

@@ -25,6 +25,7 @@ from paceline.packages import first_use, native_builds, unhashed
 from paceline.packages.depot import Depot
 from paceline.packages.environment import PACKAGES, make_environment
 from paceline.packages.indexes import Indexes
+from paceline.packages.locked import applies
 from paceline.packages.uv import base_interpreter
 from paceline.progress import Phase, silent
 from paceline.store import health, transaction
@@ -34,10 +35,12 @@ from paceline.types import GpuRequirement, Package, Recipe, Release, Requirement
 from paceline.untrusted_json import read_object
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from paceline.engine import Engine
-    from paceline.packages.gathering import Supply
+    from paceline.packages.depot import PackageFile
+    from paceline.packages.gathering import Carrier, Supply
     from paceline.progress import Progress
     from paceline.store import Store
     from paceline.types import WorkerSpec
@@ -54,7 +57,7 @@ def install(
     *,
     allow_unpinned: bool = False,
     cache: Path | None = None,
-    supply: Supply | None = None,
+    supply: Carrier | None = None,
     wheel: Path | None = None,
 ) -> Runtime:
     """Install `release` and return its runtime; one that is installed and whole is returned as it is.
@@ -69,7 +72,8 @@ def install(
     kept under <home>/logs. An exception out of `progress`, or Ctrl-C, cancels.
     """
     release = replace(release, recipe=first_use.pinned(release.recipe, store.home))
-    _check_pinned(release, allow_unpinned)
+    if not allow_unpinned:
+        check_pinned(release)
     with store.installing(progress):
         runtime = store.find(release.id)
         if runtime is not None and health.quick(runtime.directory).ok:
@@ -184,9 +188,10 @@ def _package(data: dict[str, Any]) -> Package:
     return Package(**{**data, "sha256": tuple(data["sha256"]), "size": tuple(data.get("size", ()))})
 
 
-def _check_pinned(release: Release, allowed: bool) -> None:
+def check_pinned(release: Release) -> None:
+    """Raise UnpinnedError that names the packages without a hash."""
     unpinned = ", ".join(f"{p.name} {p.version} from {p.index}" for p in release.recipe.unpinned)
-    if unpinned and not allowed:
+    if unpinned:
         raise UnpinnedError(
             f"{release.id} takes {unpinned}, where no hashes are published: what is downloaded cannot be checked",
             help="choose a release that is built from source, or accept it with --allow-unpinned",
@@ -200,7 +205,7 @@ def _make(
     progress: Progress,
     cache: Path,
     *,
-    supply: Supply | None = None,
+    supply: Carrier | None = None,
     wheel: Path | None = None,
 ) -> Runtime:
     staged, depot = store.staging / f"{release.id}.{os.getpid()}", Depot(cache)
@@ -208,17 +213,21 @@ def _make(
     with contextlib.closing(Indexes(cache)) as indexes, transaction.explained(f"installing {release.id}", store.home):
         if unpinned and supply is None:
             progress(Phase.DOWNLOAD, message="looking at packages without published hashes")
-        found = unhashed.locate(release.recipe, indexes, depot) if supply is None else []
+        found = unhashed.locate(filter(applies, release.recipe.unpinned), indexes, depot) if supply is None else []
         check_space(release, store, cache, unhashed.sizes(found))
         try:
             transaction.make_folder(staged)
             if wheel is not None:
                 _bring(wheel, release, staged)
-            if found:
+            brought: Mapping[str, PackageFile] = {}
+            if supply is not None:
+                brought = supply.unhashed([p for p in release.recipe.packages if p.index and applies(p)])
+            elif found:
                 brought = unhashed.bring(found, indexes, depot, progress)
+            if brought:
                 release = replace(release, recipe=first_use.pinned_to_found(release.recipe, brought))
-            supply = supply or indexes
-            made = make_environment(staged, release.recipe, cache=cache, supply=supply, progress=progress)
+            source: Supply = supply or indexes
+            made = make_environment(staged, release.recipe, cache=cache, supply=source, progress=progress)
             progress(Phase.CHECK, message="starting the engine once")
             info = start_once(_runtime(release, staged), engine, release.requires.gpu)
             progress(Phase.CHECK, message="hashing the files")
@@ -231,19 +240,13 @@ def _make(
             return store.publish(staged, release.id)
         except PacelineError as error:
             log = _keep_log(release, store, staged)
-            other = first_use.way_out(release.recipe, store.home) if _is_another_file(error) else None
+            other = first_use.way_out(error, release.recipe, store.home)
             error.help = (
                 "\n".join(filter(None, [error.help, other, f"the whole log is {log}" if log else None])) or None
             )
             raise
         finally:
             transaction.discard(staged)
-
-
-def _is_another_file(error: PacelineError) -> bool:
-    """Whether an installation failed because a file did not have its hash or its size."""
-    said = ("ash mismatch", "sha256", "bytes instead of")
-    return isinstance(error, InstallError) and any(words in error.message for words in said)
 
 
 def _bring(wheel: Path, release: Release, staged: Path) -> None:

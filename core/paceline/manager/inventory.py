@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from paceline.types import Release, Runtime, Verdict
 
 
-def known(store: Store, plugins: Plugins) -> Registry:
-    """Everything that could be installed, with what updates found."""
+def known(store: Store, plugins: Plugins, *, as_published: bool = False) -> Registry:
+    """Everything that could be installed, with what updates found, as `load_registry` says."""
     from paceline.registry import load_registry
 
-    return load_registry(plugins, home=store.home)
+    return load_registry(plugins, home=store.home, as_published=as_published)
 
 
 def ranked(

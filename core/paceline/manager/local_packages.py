@@ -22,7 +22,9 @@ from paceline.packages.builds import build_folder
 from paceline.packages.environment import PACKAGES, build_wheel
 from paceline.packages.locked import applies
 from paceline.packages.wheels import read_wheel
+from paceline.store.manifest import MANIFEST
 from paceline.types import Package
+from paceline.untrusted_json import read_object
 from paceline.versions import LOCAL
 
 if TYPE_CHECKING:
@@ -80,7 +82,8 @@ def with_package(releases: Iterable[Release], name: str, *, built: bool) -> list
 def carried(runtime: Runtime, known: Iterable[Release]) -> tuple[Release, dict[str, Path]]:
     """What an installed runtime was made of, to be made again elsewhere, and by sha256 the wheels that it keeps.
 
-    It needs what the newest of `known` by its name needs. Raises InstallError when nothing says what it is made of.
+    It needs what the newest of `known` by its name needs; what came without a published hash has none. Raises
+    InstallError when nothing says what it is made of.
     """
     if runtime.linked is not None:
         raise InstallError(
@@ -101,7 +104,10 @@ def carried(runtime: Runtime, known: Iterable[Release]) -> tuple[Release, dict[s
         raise InstallError(
             f"{runtime.id} cannot be bundled: {', '.join(gone)} is gone", help="`paceline runtime get` makes it anew"
         )
-    packages = tuple(replace(p, file=None) for p in made.recipe.packages)
+    unhashed = read_object(runtime.directory / MANIFEST).get("unpinned", ())
+    packages = tuple(
+        replace(p, sha256=(), size=()) if p.name in unhashed else replace(p, file=None) for p in made.recipe.packages
+    )
     compiled = any(p.source for p in packages)
     requires = replace(
         like.requires,

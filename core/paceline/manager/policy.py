@@ -143,7 +143,7 @@ def _none_runs_here(ranked: Ranked) -> IncompatibleError:
 
 def _none_is_pinned(release: Release, ranked: Ranked) -> UnpinnedError:
     unpinned = ", ".join(f"{p.name} {p.version}" for p in release.recipe.unpinned)
-    message = f"{release.id} would run here, but no hashes are published for {unpinned}, so it cannot be checked"
+    message = f"{release.id} could be taken, but no hashes are published for {unpinned}, so it cannot be checked"
     better = [verdict for r, verdict in _near_misses(ranked) if r.engine == release.engine and not r.recipe.unpinned]
     if not better:
         return UnpinnedError(message, help="accept that with --allow-unpinned")

@@ -45,27 +45,41 @@ def _create_bundle(
     prefer: str | None,
     channel: str,
     minimum_age_days: float,
+    allow_unpinned: bool,
 ) -> dict[str, Any]:
     file = bundle_shelf.place(store.home, name)
     bundling.check_pythons(pythons)
-    policy = Policy(channel, timedelta(days=minimum_age_days), prefer)
-    content = bundling.chosen(queries, store, plugin_generations.loaded(), policy, platform=platform)
-    python = pythons or [bundling.python_here()]
-    made = bundles.create(content.releases, file, python, paths.cache(), teller(name), wheels=content.wheels)
+    policy = Policy(channel, timedelta(days=minimum_age_days), prefer, allow_unpinned)
+    python, loaded = pythons or [bundling.python_here()], plugin_generations.loaded()
+    content = bundling.chosen(queries, store, loaded, policy, pythons=python, platform=platform)
+    made = bundles.create(
+        content.releases,
+        file,
+        python,
+        paths.cache(),
+        teller(name),
+        store=store,
+        wheels=content.wheels,
+        accepted=content.accepted,
+    )
     return {**bundle_shelf.describe(made), "remarks": content.remarks}
 
 
 def _install_bundle(
-    store: Store, teller: Teller, *, name: str, allow_incompatible: bool, dry_run: bool
+    store: Store, teller: Teller, *, name: str, allow_incompatible: bool, allow_unpinned: bool, dry_run: bool
 ) -> dict[str, Any]:
     network.go_offline()
     found = bundles.read_bundle(bundle_shelf.find(store.home, name))
     teller(name)(Phase.CHECK, message="comparing its files with their hashes")
     found.check()
     releases, loaded = bundling.that_run_here(found, allow_incompatible=allow_incompatible), plugin_generations.loaded()
+    bundling.check_accepted(releases, store, accept=lambda error: allow_unpinned)
     if dry_run:
         return {"would_install": [release.id for release in releases]}
-    made = [install(r, store, loaded.engine(r.engine), teller(r.id), supply=found) for r in releases]
+    made = [
+        install(r, store, loaded.engine(r.engine), teller(r.id), allow_unpinned=allow_unpinned, supply=found)
+        for r in releases
+    ]
     return {"runtimes": [inventory.describe_runtime(runtime, store, store.selection()) for runtime in made]}
 
 

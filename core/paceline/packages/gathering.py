@@ -36,6 +36,16 @@ class Supply(Protocol):
         """Put one file there, having compared its hash. Called in threads; what `progress` raises ends it."""
 
 
+class Carrier(Supply, Protocol):
+    """A supply that brings what no index publishes a hash of, too."""
+
+    def unhashed(self, packages: Sequence[Package]) -> Mapping[str, PackageFile]:
+        """By name, which file each of those packages is that came without a published hash.
+
+        Raises ArchiveError when one is missing, or another than its package is pinned to by now.
+        """
+
+
 def gather(
     packages: Sequence[Package], depot: Depot, supply: Supply, progress: Progress
 ) -> tuple[PackageFile, ...] | None:

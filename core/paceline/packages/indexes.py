@@ -8,17 +8,19 @@ import re
 import shutil
 import tempfile
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from paceline import network
 from paceline.errors import DownloadError, InstallError, OfflineError
-from paceline.packages import pages
+from paceline.packages import pages, targets
 from paceline.packages.credentials import Credentials
 from paceline.packages.depot import PackageFile
 from paceline.packages.download import Digest, download
 from paceline.packages.heads import Head, head_of
+from paceline.packages.locked import files_of
 from paceline.packages.resolution import Resolver
 from paceline.packages.source_archives import admit
 from paceline.packages.uv import uv_environment
@@ -43,13 +45,13 @@ class Indexes:
         self,
         cache: Path,
         requires: Requirements | None = None,
-        pythons: Sequence[str] = (),
+        python: str | None = None,
         patience: Patience | None = None,
     ) -> None:
-        """`requires`, `pythons`: fetch for such a platform and these Pythons ("3.12") instead of this machine's."""
+        """`requires`, `python`: fetch for such a platform and this Python ("3.12") instead of this machine's."""
         here = ".".join(platform.python_version_tuple()[:2])
-        self._resolver = Resolver(requires or Requirements(), pythons or [here], cache=cache / "resolution")
-        self._for_here = requires is None and not pythons
+        self._resolver = Resolver(requires or Requirements(), [python or here], cache=cache / "resolution")
+        self._elsewhere = (requires, python) if requires is not None and python is not None else None
         self._options = {"patience": patience} if patience is not None else {}
         self._clients: network.Clients | None = None
         self._lock = threading.Lock()
@@ -67,7 +69,10 @@ class Indexes:
         return self._resolver.files(packages)
 
     def on_its_page(self, package: Package) -> pages.Listed:
-        """The wheel of `package` for this machine on the index page of its own. Raises DownloadError, OfflineError."""
+        """The wheel of `package` that fits on the index page of its own; what that does not say, the pin may.
+
+        Raises DownloadError, OfflineError.
+        """
         assert package.index is not None
         base = [pages.address(package.index, package.name)]
         with tempfile.TemporaryDirectory() as folder:
@@ -83,13 +88,16 @@ class Indexes:
                 listed = pages.parse(page.read_text(encoding="utf-8", errors="replace"), base[-1])
             except ValueError as error:
                 raise DownloadError(f"{base[0]} cannot be read: {error}") from None
-        found = pages.best_here(listed, package)
+        target = targets.oldest(*self._elsewhere) if self._elsewhere else targets.here()
+        found = pages.best(listed, package, target)
         if found is None:
             raise DownloadError(
-                f"{base[0]} has no wheel of {package.name} {package.version} for this Python and machine",
+                f"{base[0]} has no wheel of {package.name} {package.version} for {target.name}",
                 help="choose another release: `paceline runtime get --list` shows them all",
             )
-        return found
+        pinned = files_of(package)
+        sha256 = found.sha256 or (package.sha256[0] if len(pinned) == 1 else None)
+        return replace(found, sha256=sha256, size=pinned.get(sha256 or "") or found.size)
 
     def head(self, url: str) -> Head | None:
         """What the server says of a file that it would send; None where it says nothing. Of files here, their size."""
@@ -123,14 +131,12 @@ class Indexes:
 
     def _pinned_on_its_page(self, package: Package) -> PackageFile | None:
         """A pinned package's file on the index page of its own, where it is known which of its hashes that has."""
-        if package.index is None or not package.sha256 or not self._for_here:
+        if package.index is None or not package.sha256:
             return None
         file = self.on_its_page(package)
-        sha256 = file.sha256 or (package.sha256[0] if len(package.sha256) == 1 else None)
-        if sha256 not in package.sha256:
+        if file.sha256 is None or file.sha256 not in package.sha256:
             return None
-        size = package.size[package.sha256.index(sha256)] if package.size else file.size
-        return PackageFile(file.name, sha256, size, file.url)
+        return PackageFile(file.name, file.sha256, file.size, file.url)
 
 
 def _path_in(url: str) -> Path | None:

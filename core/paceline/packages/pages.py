@@ -1,11 +1,10 @@
-"""Pages that list the files of one project: what they say of each, and which wheel suits this machine.
+"""Pages that list the files of one project: what they say of each, and which wheel suits a machine.
 
 The formats, HTML and JSON: https://packaging.python.org/en/latest/specifications/simple-repository-api/
 """
 
 from __future__ import annotations
 
-import platform
 import re
 from dataclasses import dataclass
 from html.parser import HTMLParser
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
-from packaging.tags import sys_tags
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
 from paceline import untrusted_json
@@ -21,6 +19,7 @@ from paceline import untrusted_json
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from paceline.packages.targets import Target
     from paceline.types import Package
 
 ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
@@ -53,16 +52,15 @@ def parse(text: str, base: str) -> list[Listed]:
     return [file for file in found if _leads(base, file.url)]
 
 
-def best_here(listed: Iterable[Listed], package: Package) -> Listed | None:
-    """Of the wheels of `package` in its version, the one that suits this Python and machine best."""
-    order = {tag: place for place, tag in enumerate(sys_tags())}
-    python = platform.python_version()
+def best(listed: Iterable[Listed], package: Package, target: Target) -> Listed | None:
+    """Of the wheels of `package` in its version, the one that suits `target` best."""
+    order = {tag: place for place, tag in enumerate(target.tags)}
     ranked = []
     for file in listed:
         try:
             name, version, build, tags = parse_wheel_filename(file.name)
             wanted = SpecifierSet(f"=={package.version}").contains(version, prereleases=True)
-            admitted = SpecifierSet(file.requires_python or "").contains(python, prereleases=True)
+            admitted = SpecifierSet(file.requires_python or "").contains(target.python, prereleases=True)
         except (InvalidWheelFilename, InvalidSpecifier):
             continue
         places = [order[tag] for tag in tags if tag in order]

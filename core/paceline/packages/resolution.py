@@ -16,6 +16,7 @@ from paceline import child, refusals
 from paceline.errors import InstallError
 from paceline.packages.depot import PackageFile
 from paceline.packages.locked import applies, files_of, pinned_to
+from paceline.packages.targets import OLDEST_GLIBC, OLDEST_MACOS
 from paceline.packages.uv import base_interpreter, uv_command, uv_environment, way_out
 from paceline.store import transaction
 from paceline.types import Package
@@ -174,9 +175,9 @@ def _platform(requires: Requirements, environment: dict[str, str]) -> str:
     arch = _ARCH[requires.arch or "x86_64"]
     match requires.os:
         case "linux":
-            return f"{arch}-manylinux_{(requires.min_glibc or '2.28').replace('.', '_')}"
+            return f"{arch}-manylinux_{(requires.min_glibc or OLDEST_GLIBC).replace('.', '_')}"
         case "macos":
-            environment["MACOSX_DEPLOYMENT_TARGET"] = requires.min_os_version or "14.0"
+            environment["MACOSX_DEPLOYMENT_TARGET"] = requires.min_os_version or OLDEST_MACOS
             return f"{arch}-apple-darwin"
         case "windows":
             return f"{arch}-pc-windows-msvc"

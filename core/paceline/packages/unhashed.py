@@ -17,7 +17,6 @@ from paceline.errors import DownloadError
 from paceline.packages.depot import PackageFile
 from paceline.packages.download import validator_of
 from paceline.packages.gathering import bring_all, check_room
-from paceline.packages.locked import applies
 from paceline.packages.source_archives import admit
 from paceline.store import transaction
 from paceline.store.digests import sha256_of
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from paceline.packages.indexes import Indexes
     from paceline.packages.pages import Listed
     from paceline.progress import Progress
-    from paceline.types import Package, Recipe
+    from paceline.types import Package
 
 
 @dataclass
@@ -60,12 +59,12 @@ class Wanted:
         return PackageFile(self.listed.name, _address(self.listed.url), self.size, self.listed.url)
 
 
-def locate(recipe: Recipe, indexes: Indexes, depot: Depot) -> list[Wanted]:
-    """Where the wheels without a hash of `recipe` are that this Python needs, each on the index page of its own.
+def locate(packages: Iterable[Package], indexes: Indexes, depot: Depot) -> list[Wanted]:
+    """Where the wheels of `packages` are, each on the index page of its own.
 
     Raises DownloadError that names the page, and OfflineError.
     """
-    return [_located(package, indexes, depot) for package in recipe.unpinned if applies(package)]
+    return [_located(package, indexes, depot) for package in packages]
 
 
 def sizes(wanted: Iterable[Wanted]) -> dict[str, int]:

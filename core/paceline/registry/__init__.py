@@ -71,9 +71,12 @@ class Registry:
         return query.select(text, self.releases)
 
 
-def load_registry(plugins: Plugins, file: Path | None = None, *, home: Path | None = None) -> Registry:
+def load_registry(
+    plugins: Plugins, file: Path | None = None, *, home: Path | None = None, as_published: bool = False
+) -> Registry:
     """The releases of the shipped registry (or `file`) and of the plugins' engines, and of what `home` knows besides.
 
+    `as_published`: without the hashes that were seen here when a package was first used.
     Those no engine serves are left out, and those of a signed registry whose signatures have ended. Raises
     RegistryError; what is wrong with a signed registry, or with what was found in a package index, is a remark.
     """
@@ -85,7 +88,8 @@ def load_registry(plugins: Plugins, file: Path | None = None, *, home: Path | No
     if home is not None:
         _add_signed(by_id, home, remarks)
         _add_found(by_id, home, plugins, remarks)
-        _pin_by_first_use(by_id, home, remarks)
+        if not as_published:
+            _pin_by_first_use(by_id, home, remarks)
     served = [release for release in by_id.values() if release.engine in plugins.engines]
     return Registry(tuple(query.by_name_newest_first(served)), tuple(remarks))
 
@@ -143,7 +147,8 @@ def _pin_by_first_use(by_id: dict[str, Release], home: Path, remarks: list[Remar
 
     try:
         for release in [r for r in by_id.values() if r.recipe.unpinned]:
-            by_id[release.id] = replace(release, recipe=first_use.pinned(release.recipe, home))
+            recipe = first_use.pinned(release.recipe, home, [first_use.place(release.requires)])
+            by_id[release.id] = replace(release, recipe=recipe)
     except StoreError as error:
         remarks.append(Remark(error.message, error.help))
 
