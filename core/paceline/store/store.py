@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from paceline import plugin_folder
 from paceline.errors import InUseError, NotFoundError, StoreError
 from paceline.progress import Phase, silent
 from paceline.store import health, selection, transaction, uses
@@ -167,7 +166,7 @@ class Store(StoreReader):
         folder = self._uses_of_plugins(generation)
         try:
             with self._changing("using plugins"):
-                if not plugin_folder.generation(self.home, generation).exists():
+                if not self._plugins(generation).exists():
                     return uses.NOTHING_HELD
                 uses.clean(folder)
                 return uses.begin(folder)
@@ -176,7 +175,7 @@ class Store(StoreReader):
 
     def remove_plugins(self, generation: int) -> bool:
         """Delete a generation of plugins; False, and nothing is deleted, when a process uses it or it is gone."""
-        folder = plugin_folder.generation(self.home, generation)
+        folder = self._plugins(generation)
         with self._changing("removing plugins"):
             if self.plugins_in_use_by(generation) or not folder.exists():
                 return False
@@ -273,6 +272,11 @@ class Store(StoreReader):
             after = after.with_format(name, runtime.id)
         self._write(after)
         return tuple(f for f in formats if before.formats.get(f) != runtime.id)
+
+    def _plugins(self, generation: int) -> Path:
+        from paceline import plugin_folder
+
+        return plugin_folder.generation(self.home, generation)
 
     def _remove(self, name: str, forbidden: Callable[[Selection], str | None]) -> None:
         with self._changing(f"removing {name}"):
