@@ -41,7 +41,8 @@ def test_no_drafter_changes_a_token(lossless, pair):
     assert [c for c in proof.comparisons if c.first_difference is not None] == []
     drafters = {c.drafter for c in proof.comparisons} - {"none, before"}
     assert drafters == {d.name for d in lossless.DRAFTERS} - {"none, before"}
-    for name in drafters:
+    fixed = {name for name in drafters if "automatic" not in name}  # those decide by the clock, and may draft nothing
+    for name in fixed:
         assert sum(c.accepted for c in proof.comparisons if c.drafter == name) > 0, f"{name} showed nothing"
 
 
