@@ -27,45 +27,38 @@ def locked(file: Path) -> Iterator[None]:
         with FileLock(file):
             yield
         return
+    import fcntl
+
     try:
         yield
     finally:
-        _unlock(handle)
-
-
-if sys.platform == "win32":
-
-    def _flocked(file: Path) -> int | None:
-        return None
-
-    def _unlock(handle: int) -> None:
-        raise NotImplementedError
-
-else:
-    import fcntl
-
-    def _flocked(file: Path) -> int | None:
-        """A handle that holds the lock; None on a file system that has no such locks, with no file left behind: there
-        filelock takes any file for a lock that somebody holds."""
-        handle, is_new = _opened(file)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except BaseException as error:
-            os.close(handle)
-            if not (isinstance(error, OSError) and error.errno == errno.ENOSYS):
-                raise
-            if is_new:
-                file.unlink(missing_ok=True)
-            return None
-        return handle
-
-    def _opened(file: Path) -> tuple[int, bool]:
-        flags = os.O_RDWR | os.O_NOFOLLOW
-        try:
-            return os.open(file, flags | os.O_CREAT | os.O_EXCL, 0o666), True  # less the umask
-        except FileExistsError:
-            return os.open(file, flags | os.O_CREAT, 0o666), False
-
-    def _unlock(handle: int) -> None:
         fcntl.flock(handle, fcntl.LOCK_UN)  # also for a child that is just starting and has the handle still
         os.close(handle)
+
+
+def _flocked(file: Path) -> int | None:
+    """A handle that holds the lock; None on a system or a file system that has no such locks, with no file left behind:
+    there filelock takes any file for a lock that somebody holds."""
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    handle, is_new = _opened(file)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    except BaseException as error:
+        os.close(handle)
+        if not (isinstance(error, OSError) and error.errno == errno.ENOSYS):
+            raise
+        if is_new:
+            file.unlink(missing_ok=True)
+        return None
+    return handle
+
+
+def _opened(file: Path) -> tuple[int, bool]:
+    flags = os.O_RDWR | os.O_NOFOLLOW
+    try:
+        return os.open(file, flags | os.O_CREAT | os.O_EXCL, 0o666), True  # less the umask
+    except FileExistsError:
+        return os.open(file, flags | os.O_CREAT, 0o666), False

@@ -83,14 +83,17 @@ class Pace:
     def may_probe(self, price: float) -> bool:
         """Whether to look again now if drafts are worth their price; a step of looking costs `price` plain steps."""
         self._longest = min(max(_BURST * price / _PROBE_SHARE, _LEAST_BACKOFF), _MOST_BACKOFF)
+        return self._is_due
+
+    @property
+    def _is_due(self) -> bool:
         return self._burst > 0 or self._idle >= min(self._backoff, self._longest)
 
     @property
     def resting(self) -> bool:
         """Whether sequences that verified nothing in the step before will draft nothing in this one either, whoever
         they are: there is nothing to learn, drafts are worth less than their price, and it is early to look again."""
-        looks = self._burst > 0 or self._idle >= min(self._backoff, self._longest)
-        return not (looks or self._lengths or self.value[0] > 0.0)
+        return not (self._is_due or self._lengths or self.value[0] > 0.0)
 
     def put_off(self) -> None:
         """It is time to look again, but there is nobody to look, or it cannot be paid."""
