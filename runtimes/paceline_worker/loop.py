@@ -22,7 +22,17 @@ from typing import TYPE_CHECKING, Any
 from paceline_worker.backend import Backend, Generation
 from paceline_worker.loading import parse_load, parse_role
 from paceline_worker.output import StopReason
-from paceline_worker.protocol import INTERNAL_ERROR, METHOD_NOT_FOUND, VERSION, Fault, Wire
+from paceline_worker.protocol import (
+    INTERNAL_ERROR,
+    METHOD_NOT_FOUND,
+    VERSION,
+    Fault,
+    Frame,
+    Wire,
+    answer,
+    failure,
+    notification,
+)
 from paceline_worker.request import GenerateRequest, parse_generate
 
 if TYPE_CHECKING:
@@ -277,6 +287,7 @@ class _Engine:
             return
         self._backend.step([r.generation for r in self._running])
         now = time.monotonic()
+        said: list[Frame] = []
         for running in list(self._running):
             generation = running.generation
             if running.prompt_done_at is None:
@@ -285,27 +296,29 @@ class _Engine:
                 elif generation.prompt_done != running.reported:
                     running.reported = generation.prompt_done
                     progress = {"request": running.job.id, "done": running.reported, "total": generation.prompt_tokens}
-                    self._wire.notify("prompt", progress)
+                    said.append(notification("prompt", progress))
             pieces = generation.output.take()
             if pieces:
-                self._wire.notify("tokens", {"request": running.job.id, "pieces": pieces})
+                said.append(notification("tokens", {"request": running.job.id, "pieces": pieces}))
             if generation.fault is not None:
-                self._fail(running, generation.fault)
+                said.append(self._failed(running, generation.fault))
             elif generation.output.stop_reason is not None:
-                self._finish(running, generation.output.stop_reason, now)
+                said.append(self._finished(running, generation.output.stop_reason, now))
+        if said:
+            self._wire.send(said)
 
     def _end_cancelled(self) -> None:
         with self._wake:
             ended = [r for r in self._running if r.job.id in self._cancelled]
             self._cancelled.clear()
-        for running in ended:
-            self._finish(running, StopReason.USER_STOPPED, time.monotonic())
+        if ended:
+            self._wire.send([self._finished(each, StopReason.USER_STOPPED, time.monotonic()) for each in ended])
 
-    def _fail(self, running: _Running, fault: Fault) -> None:
+    def _failed(self, running: _Running, fault: Fault) -> Frame:
         with self._wake:
             self._running.remove(running)
         self._backend.close(running.generation)
-        self._wire.fail(running.job.id, fault)
+        return failure(running.job.id, fault)
 
     def _check_features(self, request: GenerateRequest) -> None:
         """Refuse what this worker would otherwise ignore."""
@@ -318,14 +331,14 @@ class _Engine:
                     help=f"leave {name} out, or update the runtime: `paceline runtime update`",
                 )
 
-    def _finish(self, running: _Running, reason: StopReason, now: float) -> None:
+    def _finished(self, running: _Running, reason: StopReason, now: float) -> Frame:
         with self._wake:
             self._running.remove(running)
         generation = running.generation
         self._backend.close(generation)
         prompt_end = running.prompt_done_at if running.prompt_done_at is not None else now
         acceptance = generation.acceptance
-        self._wire.answer(
+        return answer(
             running.job.id,
             {
                 "stop_reason": reason,

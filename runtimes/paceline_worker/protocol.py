@@ -6,8 +6,8 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 VERSION = 1
 MAX_FRAME = 64 * 1024 * 1024
@@ -19,6 +19,7 @@ INVALID_PARAMS = -32602
 INTERNAL_ERROR = -32603
 WORKER_ERROR = -32000
 
+Frame: TypeAlias = Mapping[str, Any]
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -34,6 +35,19 @@ class Fault(Exception):
     @classmethod
     def invalid(cls, param: str, message: str) -> Fault:
         return cls("invalid_request", message, code=INVALID_PARAMS, param=param)
+
+
+def answer(request_id: object, result: Mapping[str, Any]) -> Frame:
+    return {"jsonrpc": "2.0", "id": request_id, "result": result}
+
+
+def failure(request_id: object, fault: Fault) -> Frame:
+    error = {"code": fault.code, "message": str(fault), "data": fault.data}
+    return {"jsonrpc": "2.0", "id": request_id, "error": error}
+
+
+def notification(method: str, params: Mapping[str, Any]) -> Frame:
+    return {"jsonrpc": "2.0", "method": method, "params": params}
 
 
 def take_stdout() -> int:
@@ -52,14 +66,23 @@ class Wire:
         self._lock = threading.Lock()
 
     def answer(self, request_id: object, result: Mapping[str, Any]) -> None:
-        self._write({"jsonrpc": "2.0", "id": request_id, "result": result})
+        self.send([answer(request_id, result)])
 
     def fail(self, request_id: object, fault: Fault) -> None:
-        error = {"code": fault.code, "message": str(fault), "data": fault.data}
-        self._write({"jsonrpc": "2.0", "id": request_id, "error": error})
+        self.send([failure(request_id, fault)])
 
     def notify(self, method: str, params: Mapping[str, Any]) -> None:
-        self._write({"jsonrpc": "2.0", "method": method, "params": params})
+        self.send([notification(method, params)])
+
+    def send(self, frames: Sequence[Frame]) -> None:
+        """Write frames one after the other, at once: a system call for each would wake the host for each."""
+        data = memoryview(b"".join([_encode(frame).encode() + b"\n" for frame in frames]))
+        with self._lock:
+            try:
+                while data:
+                    data = data[os.write(self._fd, data) :]
+            except OSError:
+                os._exit(1)  # the host no longer listens
 
     def requests(self) -> Iterator[dict[str, Any]]:
         """Yield well-formed requests until stdin ends; answer the others with an error."""
@@ -83,15 +106,6 @@ class Wire:
 
     def _refuse(self, code: int, message: str) -> None:
         self.fail(None, Fault("invalid_request", message, code=code))
-
-    def _write(self, frame: Mapping[str, Any]) -> None:
-        data = memoryview(_encode(frame).encode() + b"\n")
-        with self._lock:
-            try:
-                while data:
-                    data = data[os.write(self._fd, data) :]
-            except OSError:
-                os._exit(1)  # the host no longer listens
 
 
 def _is_request(frame: object) -> bool:
