@@ -32,6 +32,8 @@ _WILD = 0.3
 _LEAST_RATE = 0.25
 """Of the seconds of a row that were the least so far: no row costs less."""
 _MEMORY = 0.98
+_AT_ONCE = 8
+"""Passes that are learned from together, which costs as much as learning from one; the first ones are fewer."""
 _LEAST_GAIN = 0.01
 """In parts of the pass."""
 
@@ -45,6 +47,10 @@ class Widths:
     def _begin(self, unit: float) -> None:
         self._unit = unit
         """Seconds of a row, by the fastest pass; all else is in this unit."""
+        self._new: list[tuple[int, float]] = []
+        """Passes that wait to be learned from."""
+        self._passes = 0
+        self._best: dict[tuple[int, int, int], int] = {}
         self._seen = [[0.0] * 4 for _ in range(4)]
         """The passes' part of the normal equations, both sides."""
         self._told: list[float] = [0.0] * 4
@@ -61,26 +67,26 @@ class Widths:
         # A first pass may have waited for the weights to come from the disk.
         if not self._unit or 2 * unit < self._unit:
             self._begin(unit)
-        x = [value / rows for value in _features(rows)]
-        y = seconds / (self._unit * rows)
-        expected = min(max(_dot(self._known, x), _LEAST_RATE), y / _LEAST_RATE)
-        y = min(max(y, (1 - _WILD) * expected), (1 + _WILD) * expected)
-        weight = 1.0 / (_NOISE * y) ** 2
-        self._seen = [
-            [_MEMORY * old + weight * a * b for old, b in zip(row, x, strict=True)]
-            for row, a in zip(self._seen, x, strict=True)
-        ]
-        self._told = [_MEMORY * old + weight * a * y for old, a in zip(self._told, x, strict=True)]
-        self._fit()
+        self._new.append((rows, seconds))
+        self._passes += 1
+        if len(self._new) >= min(self._passes // _AT_ONCE, _AT_ONCE):
+            self._learn()
 
     def best(self, rows: int, step: int, most: int) -> int:
         """To how many rows, at most `most`, a pass of `rows` is to be filled up, in steps of so many rows."""
         if not self._unit or not _LEAST <= rows <= _MOST:
             return rows
+        end = min(most, rows + _GROUPS[-1])
+        key = (rows, step, end)
+        if key not in self._best:
+            self._best[key] = self._find_best(rows, step, end)
+        return self._best[key]
+
+    def _find_best(self, rows: int, step: int, end: int) -> int:
         now = _features(rows)
         least = _LEAST_GAIN * _dot(self._known, now)
         best, best_gain = rows, 0.0
-        for wanted in range(rows + step, min(most, rows + _GROUPS[-1]) + 1, step):
+        for wanted in range(rows + step, end + 1, step):
             if all(wanted % group for group in _GROUPS):
                 continue
             change = [a - b for a, b in zip(now, _features(wanted), strict=True)]
@@ -90,8 +96,27 @@ class Widths:
                 best, best_gain = wanted, gain
         return best
 
-    def _fit(self) -> None:
-        """Solve the normal equations."""
+    def _learn(self) -> None:
+        """Take in the new passes, and solve the normal equations."""
+        faded = _MEMORY ** len(self._new)
+        self._seen = [[faded * value for value in row] for row in self._seen]
+        self._told = [faded * value for value in self._told]
+        for rows in {rows for rows, _ in self._new}:
+            x = [value / rows for value in _features(rows)]
+            expected = max(_dot(self._known, x), _LEAST_RATE)
+            weights = told = 0.0
+            for y in [seconds / (self._unit * rows) for n, seconds in self._new if n == rows]:
+                usual = min(expected, y / _LEAST_RATE)
+                y = min(max(y, (1 - _WILD) * usual), (1 + _WILD) * usual)
+                weight = 1.0 / (_NOISE * y) ** 2
+                weights += weight
+                told += weight * y
+            self._seen = [
+                [old + weights * a * b for old, b in zip(row, x, strict=True)]
+                for row, a in zip(self._seen, x, strict=True)
+            ]
+            self._told = [old + told * a for old, a in zip(self._told, x, strict=True)]
+        self._new, self._best = [], {}
         beliefs = [1.0 / deviation**2 for deviation in _DEVIATIONS]
         left = [
             [value + (beliefs[i] if i == j else 0.0) for j, value in enumerate(row)] for i, row in enumerate(self._seen)
