@@ -79,3 +79,13 @@ def test_reading_what_was_missed_is_not_taken_for_a_draft_step():
     costs.observe_draft(1.030, steps=3, lag=1000)
     assert costs.draft_step() == pytest.approx(0.010, rel=0.1)
     assert costs.draft_read(1000) == pytest.approx(1.0, rel=0.1)
+
+
+def test_a_first_reading_that_paid_for_warming_up_is_corrected_by_the_next():
+    costs = Costs()
+    costs.observe_draft(0.100, steps=3, lag=300)
+    for _ in range(5):
+        costs.observe_draft(0.003, steps=3)
+    assert costs.draft_read(100) > 0.03
+    costs.observe_draft(0.018, steps=3, lag=300)
+    assert costs.draft_read(100) == pytest.approx(0.005, rel=0.1)

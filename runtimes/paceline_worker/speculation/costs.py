@@ -34,6 +34,8 @@ _LEAST_READ_AT_ONCE = 4
 """Tokens that are read in the time of one draft step, at the very least."""
 _TELLING = 16
 """Tokens that must be read for each draft step beside them, so that their time says something of reading."""
+_WARMING_UP = 8
+"""A first reading is never believed to have taken more than so many times as long as later ones."""
 _READ_EVERY = 16
 """Observations after which the curve is drawn anew, when no point is new."""
 
@@ -203,6 +205,7 @@ class Costs:
         """Seconds of a pass over n rows, all with outputs."""
         self._draft = CostCurve(prior_slope=0.2)
         self._read = 0.0
+        self._reads = 0
 
     def observe_verify(self, seconds: float, passes: Sequence[int]) -> None:
         """Passes of so many rows each of the main model took `seconds` together, sampling included.
@@ -242,8 +245,11 @@ class Costs:
 
     def _learn_read(self, read: float, weight: float) -> None:
         known = self._read
+        self._reads += 1
         if known == 0.0:
             self._read = min(max(read, 0.0), 1e6)
+        elif self._reads == 2:  # of two, the faster: a first call often pays for warming up
+            self._read = min(max(read, known / _WARMING_UP), known)
         else:
             self._read += weight * (min(max(read, known / 2), 2 * known) - known)
 
