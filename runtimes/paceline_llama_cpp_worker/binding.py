@@ -93,6 +93,7 @@ class Model(Pieces):
         progress: Callable[[float], None],
     ) -> None:
         super().__init__()
+        self._ends: dict[int, bool] = {}
         params = ll.llama_model_default_params()
         params.n_gpu_layers = placement.gpu_layers
         params.load_mode = placement.load_mode
@@ -181,7 +182,10 @@ class Model(Pieces):
 
     def ends(self, token: int) -> bool:
         """Whether the model ends its turn with this token."""
-        return bool(ll.llama_vocab_is_eog(self.vocab, token))
+        known = self._ends.get(token)
+        if known is None:
+            known = self._ends[token] = bool(ll.llama_vocab_is_eog(self.vocab, token))
+        return known
 
     def close(self) -> None:
         ll.llama_model_free(self.handle)
@@ -225,7 +229,8 @@ class Context:
         else:
             raise Fault("load_failed", f"llama.cpp cannot make a context of {n_ctx} tokens: {last_errors()}")
         self.model = model
-        self._row = ctypes.c_float * model.n_vocab
+        self._rows: Logits | None = None
+        """The logits of the last batch, shape (outputs, n_vocab), once they were asked for."""
         self.can_roll_back = model.can_roll_back
         self.wants_even = model.can_roll_back
         self.n_seq = n_seq
@@ -244,6 +249,7 @@ class Context:
     def decode(self) -> None:
         """Compute the batch; its outputs' logits can be read until the next one."""
         _recent_errors.clear()
+        self._rows = None
         status = ll.llama_decode(self.handle, self.batch.struct)
         if status != 0:
             n = self.batch.size
@@ -252,14 +258,22 @@ class Context:
 
     def logits(self, index: int) -> Logits:
         """Logits of one token of the last batch, shape (n_vocab,); a view that the next decode overwrites."""
-        first = ll.llama_get_logits_ith(self.handle, index).contents
-        view: Logits = np.frombuffer(self._row.from_address(ctypes.addressof(first)), np.float32)
-        return view
+        if self._rows is None:
+            first = ll.llama_get_logits(self.handle).contents
+            n_vocab = self.model.n_vocab
+            floats = (ctypes.c_float * (self.batch.outputs * n_vocab)).from_address(ctypes.addressof(first))
+            self._rows = np.frombuffer(floats, np.float32).reshape(-1, n_vocab)
+        row: Logits = self._rows[self.batch.output(index)]
+        return row
+
+    def likeliest(self, index: int) -> int:
+        """The likeliest token at one token of the last batch, the first of equals."""
+        return int(self.logits(index).argmax())
 
     def likeliest_with_probability(self, index: int) -> tuple[int, float]:
         """The likeliest token at one token of the last batch, and its softmax probability."""
         logits = self.logits(index)
-        token = int(np.argmax(logits))
+        token = int(logits.argmax())
         return token, float(1.0 / np.exp(logits - logits[token]).sum())
 
     def keep(self, seq: int, length: int) -> bool:
@@ -374,17 +388,17 @@ class Batch:
 
     def __init__(self, room: int, outputs: int) -> None:
         self.struct = ll.llama_batch_init(room, 0, 1)
-        self._room, self._outputs = room, outputs
-        self._output_count = 0
+        self.size = 0
+        self.outputs = 0
+        """How many of its tokens get logits."""
+        self._room, self._most_outputs = room, outputs
         self._token = np.ctypeslib.as_array(self.struct.token, (room,))
         self._pos = np.ctypeslib.as_array(self.struct.pos, (room,))
         self._output = np.ctypeslib.as_array(self.struct.logits, (room,))
         np.ctypeslib.as_array(self.struct.n_seq_id, (room,))[:] = 1
         self._seq = [self.struct.seq_id[i] for i in range(room)]
-
-    @property
-    def size(self) -> int:
-        return int(self.struct.n_tokens)
+        self._row = [0] * room
+        """Of each token that gets logits, how many did before it."""
 
     @property
     def left(self) -> int:
@@ -392,8 +406,7 @@ class Batch:
         return self._room - self.size
 
     def clear(self) -> None:
-        self.struct.n_tokens = 0
-        self._output_count = 0
+        self.size = self.outputs = self.struct.n_tokens = 0
 
     def add(self, seq: int, tokens: Sequence[int], start: int, *, outputs: int) -> int:
         """Append `tokens` of `seq` at positions `start`, `start + 1`, ...; the last `outputs` of them get logits.
@@ -401,8 +414,7 @@ class Batch:
         Returns the index in the batch of the first token that does.
         """
         first, n = self.size, len(tokens)
-        self._output_count += outputs
-        if not (0 < n <= self.left and outputs <= n and self._output_count <= self._outputs):
+        if not (0 < n <= self.left and outputs <= n and self.outputs + outputs <= self._most_outputs):
             raise Fault("engine_failed", f"{n} tokens with {outputs} outputs do not fit the batch of {first}")
         end = first + n
         for i, token in enumerate(tokens, first):
@@ -410,8 +422,15 @@ class Batch:
             self._pos[i] = start + i - first
             self._output[i] = i >= end - outputs
             self._seq[i][0] = seq
-        self.struct.n_tokens = end
+        for i in range(end - outputs, end):
+            self._row[i] = self.outputs
+            self.outputs += 1
+        self.size = self.struct.n_tokens = end
         return end - outputs
+
+    def output(self, index: int) -> int:
+        """Which row of the logits belongs to a token that gets some."""
+        return self._row[index]
 
     def close(self) -> None:
         ll.llama_batch_free(self.struct)

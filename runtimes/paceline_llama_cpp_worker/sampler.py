@@ -135,7 +135,7 @@ class Sampler(primitives.Sampler[Context]):
         if self.grammar is not None:
             return self._sample_allowed(context.logits(index), self.grammar)
         if self._chain is None:
-            return int(np.argmax(context.logits(index)))
+            return context.likeliest(index)
         return int(ll.llama_sampler_sample(self._chain, context.handle, index))
 
     def close(self) -> None:
@@ -154,7 +154,7 @@ class Sampler(primitives.Sampler[Context]):
     def _choose(self, logits: Logits, tokens: TokenIds | None) -> int:
         """What the chain chooses, of all tokens or of these; it does not advance."""
         if self._chain is None:
-            return int(np.argmax(logits) if tokens is None else tokens[np.argmax(logits[tokens])])
+            return int(logits.argmax() if tokens is None else tokens[logits[tokens].argmax()])
         candidates = self._candidates[: len(logits) if tokens is None else len(tokens)]
         candidates["id"] = self._ids if tokens is None else tokens
         candidates["logit"] = logits if tokens is None else logits[tokens]

@@ -160,7 +160,7 @@ class Lanes(Generic[ContextT, ModelT]):
         for `fill`. Lanes that hold much more than those to be computed are left alone: attention, for all, looks as far
         as the longest of a pass does.
         """
-        if not self.context.wants_even or len(rows) < 2:
+        if not self.context.wants_even or len(passes(rows)) < 2:
             return dict(rows)
         held = [len(tokens) for tokens in self._tokens]
         far = max(_UNNOTICED, *(held[lane] for lane in rows))
