@@ -34,7 +34,6 @@ class Host:
         """A new, empty set of loaded models over this host's library and runtimes."""
         return Serving(
             plugins=self.plugins,
-            library=self.library,
             pairs=self.pairs,
             store=self.store,
             max_loaded=max_loaded,

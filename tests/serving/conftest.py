@@ -71,9 +71,8 @@ class Cage:
         from paceline.library.pairs import PairIndex
         from paceline.serving.pool import Serving
 
-        library = self._library()
-        pairs = PairIndex(library, self.plugins, self.folder / "pairs.sqlite")
-        serving = Serving(plugins=self.plugins, library=library, pairs=pairs, store=self.store, **options)
+        pairs = PairIndex(self._library(), self.plugins, self.folder / "pairs.sqlite")
+        serving = Serving(plugins=self.plugins, pairs=pairs, store=self.store, **options)
         try:
             yield serving
         finally:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -22,11 +22,12 @@ from paceline.errors import (
     RequestError,
     StoreError,
     UnsupportedError,
-    WorkerDied,
 )
 from paceline.loading import LoadConfig
+from paceline.serving.abilities import Abilities, WayTo
 from paceline.serving.client import PATIENCE_S
-from paceline.serving.configuration import check_config, check_options, fitting, load_params
+from paceline.serving.configuration import check_config, check_options, fitting
+from paceline.serving.drafts import ensure_draft
 from paceline.serving.fit import MemoryGuard
 from paceline.serving.generation import Completion, GenerateParams, TokenBatch
 from paceline.serving.launcher import Launcher, LocalLauncher
@@ -35,28 +36,14 @@ from paceline.serving.starting import Returned, Starter, Worker
 from paceline.types import Model, ModelKind, Runtime
 
 if TYPE_CHECKING:
-    from paceline.library import Library
     from paceline.library.pairs import PairIndex
     from paceline.plugins import Plugins
     from paceline.store import Store
-
-WayTo = Callable[[str, Runtime], str | None]
-"""A feature and the runtime that lacks it -> the command that brings it, None when there is none."""
 
 log = logging.getLogger(__name__)
 
 DEFAULT_TTL_S = 3600.0
 """Idle time after which a model that a request loaded is unloaded; LM Studio's default."""
-
-_LACKS = {
-    "logprobs": "gives no log probabilities",
-    "grammar": "cannot hold its output to a grammar or a JSON schema",
-    "lookup": "has no prompt lookup",
-    "overflow": "can only stop at the end of the context",
-    "embed": "makes no embeddings",
-    "tokenize": "does not tell the tokens of a text",
-}
-"""What is said of a worker without a feature."""
 
 
 class Serving:
@@ -66,7 +53,6 @@ class Serving:
         self,
         *,
         plugins: Plugins,
-        library: Library,
         pairs: PairIndex,
         store: Store,
         launcher: Launcher | None = None,
@@ -81,16 +67,15 @@ class Serving:
 
         `defaults` are for what a load leaves open, as far as the model and its engine can have them. `check_memory`:
         refuse what is known not to fit the memory that is there. `way_to` says how to get a feature that a runtime
-        lacks; it is asked in a thread of its own. `patience_s`: a worker that has requests and gives no
-        sign of life for so long, also while it loads, is stopped.
+        lacks. `patience_s`: a worker that has requests and gives no sign of life for so long, also while it loads, is
+        stopped.
         """
-        self._library = library
         self._pairs = pairs
         self._store = store
         self._max_loaded = max_loaded
         self._ttl_s = ttl_s
         self._defaults = defaults or LoadConfig()
-        self._way_to = way_to
+        self._abilities = Abilities(way_to)
         self._guard = MemoryGuard(plugins, enabled=check_memory)
         self._starter = Starter(
             plugins, store, launcher or LocalLauncher(), self._guard, self._defaults, patience_s=patience_s
@@ -148,9 +133,7 @@ class Serving:
         async with self._hold(model, ttl_s) as place:
             async with place.lock:
                 worker = await self._ensure_loaded(place)
-            if feature not in worker.info.features:
-                other = await self._help_to(feature, worker)
-                raise UnsupportedError(f"{worker.info.name} {_LACKS[feature]}", param="model", help=other)
+            await self._abilities.check(worker, feature)
             return await worker.client.call(method, params)
 
     @asynccontextmanager
@@ -372,44 +355,6 @@ class Serving:
             async with self._released:
                 await self._released.wait()
 
-    async def _check_features(self, worker: Worker, params: GenerateParams) -> None:
-        """Refuse what the worker's features lack, naming the release that has it."""
-        for feature, param in params.needs.items():
-            if feature not in worker.info.features:
-                other = await self._help_to(feature, worker)
-                raise UnsupportedError(
-                    f"{worker.info.name} {_LACKS[feature]}", param=param, help=f"leave the field out; {other}"
-                )
-
-    async def _help_to(self, feature: str, worker: Worker) -> str:
-        try:
-            way = await asyncio.to_thread(self._way_to, feature, worker.runtime)
-        except PacelineError:
-            way = None
-        return way or "no release that is known and runs here can do it; `paceline runtime update` looks for newer ones"
-
-    async def _ensure_draft(self, place: Place, worker: Worker, draft: Model) -> str | None:
-        """Have `draft` loaded beside the main model; why it is not, if the engine refuses it."""
-        if worker.draft is not None and worker.draft.id == draft.id:
-            return None
-        if "draft" not in worker.info.features:
-            return f"{worker.info.name} cannot use a draft model; {await self._help_to('draft', worker)}"
-        worker.draft = None
-        if not place.force:
-            config = replace(worker.config, context_length=worker.context_length, parallel=worker.slots)
-            room = await worker.room()
-            if (why := await self._guard.against_draft(draft, config, worker.runtime, room)) is not None:
-                return why
-        try:
-            options = worker.config.draft_options()
-            await worker.client.call("load", load_params("draft", draft, worker.config, options))
-        except WorkerDied:
-            raise
-        except PacelineError as error:
-            return f"the draft {draft.id} could not be loaded: {error.message}"
-        worker.draft = draft
-        return None
-
     # --- unloading -------------------------------------------------------------------------------------------------
 
     async def _release(self, place: Place) -> None:
@@ -472,13 +417,16 @@ class Lease:
         Raises RequestError for a prompt that does not fit, UnsupportedError for what the worker's features lack,
         OverloadedError when too many requests wait, and WorkerDied when the worker ends on the way.
         """
-        skipped = None
+        serving, skipped = self._serving, None
         # Under the place's lock from the draft to the request: no other request can change the draft between them.
         async with self._place.lock:
-            worker = await self._serving._ensure_loaded(self._place)
-            await self._serving._check_features(worker, params)
+            worker = await serving._ensure_loaded(self._place)
+            await serving._abilities.check_request(worker, params)
             if self.draft is not None and params.draft is not None and params.draft.model:
-                skipped = await self._serving._ensure_draft(self._place, worker, self.draft)
+                skipped = await serving._abilities.lacking(worker, "draft")
+                if skipped is None:
+                    force = self._place.force
+                    skipped = await ensure_draft(worker, self.draft, serving._guard, force=force)
                 if skipped is not None:
                     params = replace(params, draft=replace(params.draft, model=False) if params.draft.lookup else None)
             stream = await worker.client.begin(params)
