@@ -60,13 +60,14 @@ def create(
     from paceline.cli.progress import shown
     from paceline.manager import bundling, plugin_generations
     from paceline.manager.bundles import create as write
+    from paceline.packages import python_versions
     from paceline.store.digests import sha256_of
 
     def accept(error: UnpinnedError) -> bool:
         return not as_json and accepts(error, "Fetch it, and require the same files from then on?")
 
     bundling.check_pythons(pythons)
-    store, python = Store(paths.home()), pythons or (bundling.python_here(),)
+    store, python = Store(paths.home()), pythons or (python_versions.here(),)
     content = bundling.chosen(
         queries,
         store,
