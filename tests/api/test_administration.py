@@ -240,7 +240,7 @@ def test_nothing_that_computes_much_begins_while_answers_are_generated(
         server.until(lambda: server.update()["operation"]["paused"])
         assert (progress()["phase"], progress()["done"]) == ("packages", 0)
         (staged,) = store.staging.iterdir()
-        (errand,) = below(server, "paceline.manager.errand")
+        _guard, errand = below(server, "paceline.manager.errand")
         looked = errand.num_ctx_switches().voluntary
         server.until(lambda: errand.num_ctx_switches().voluntary >= looked + LOOKS)
         assert server.update()["operation"]["paused"]
