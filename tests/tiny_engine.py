@@ -158,12 +158,20 @@ class TinyWorld:
         (self._plugin / "tiny_plugin.py").write_text(_PLUGIN)
 
 
-def write_wheel(path: Path, name: str, files: dict[str, str], version: str = "1.0.0", pure: str = "true") -> None:
+def write_wheel(
+    path: Path,
+    name: str,
+    files: dict[str, str],
+    version: str = "1.0.0",
+    pure: str = "true",
+    requires: tuple[str, ...] = (),
+) -> None:
     """Write a pure Python wheel, the same bytes each time. The tiny engine's build backend uses this very function."""
     info = f"{name}-{version}.dist-info"
     tag = f"Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: {pure}\nTag: py3-none-any\n"
+    needs = "".join(f"Requires-Dist: {each}\n" for each in requires)
     files = files | {
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}",
         f"{info}/WHEEL": tag,
     }
     record = ""

@@ -7,6 +7,7 @@ PacelineError
   + PluginError           a plugin broke its contract
   + RegistryError         the registry cannot be read
   + InstallError          a runtime could not be installed
+      + NoSolutionError       what it needs is not in the package index, or does not fit together
       + IncompatibleError     this machine cannot run the release
       + UnpinnedError         its packages have no published hashes
       + BuildError            the packages could not be built or fetched
@@ -80,6 +81,10 @@ class RegistryError(PacelineError):
 
 class InstallError(PacelineError):
     code = "install_failed"
+
+
+class NoSolutionError(InstallError):
+    """A package index answered, and has nothing that would do."""
 
 
 class IncompatibleError(InstallError):

@@ -18,6 +18,8 @@ from paceline.store import Store
 from paceline.types import Package, Recipe, Requirements
 
 AT_ONCE = ("--update-delay", "0")
+LOOKS = 10
+"""So often a step that has to wait looks whether it may begin, sleeping in between, before it counts as waiting."""
 
 
 @pytest.fixture
@@ -184,11 +186,12 @@ def test_loaded_models_follow_a_selection_and_a_rollback(tiny, store, managed, t
     assert server.update()["returned"] == []
 
 
-def builds(server):
+def below(server, words):
+    """The processes that a server started, directly or not, with `words` on their command line."""
     found = []
     for process in psutil.Process(server.process.pid).children(recursive=True):
         with suppress(psutil.Error):  # it ended meanwhile
-            if "time.sleep(600)" in " ".join(process.cmdline()):
+            if words in " ".join(process.cmdline()):
                 found.append(process)
     return found
 
@@ -237,8 +240,11 @@ def test_nothing_that_computes_much_begins_while_answers_are_generated(
         server.until(lambda: server.update()["operation"]["paused"])
         assert (progress()["phase"], progress()["done"]) == ("packages", 0)
         (staged,) = store.staging.iterdir()
-        time.sleep(0.5)
+        _guard, errand = below(server, "paceline.manager.errand")
+        looked = errand.num_ctx_switches().voluntary
+        server.until(lambda: errand.num_ctx_switches().voluntary >= looked + LOOKS)
         assert server.update()["operation"]["paused"]
+        assert errand.children() == []  # such as uv
         assert not list(staged.glob("env/lib/python*/site-packages/tinyengine"))
         if then == "is ended":
             began = time.monotonic()
@@ -261,7 +267,7 @@ def test_a_build_stands_still_while_answers_are_generated_and_ends_with_the_serv
     get_echo(managed)
     tiny.offer(tiny.release("2.0", linger="yes"))
     server = managed("--update", "apply", *AT_ONCE)
-    (build,) = server.until(lambda: builds(server))
+    (build,) = server.until(lambda: below(server, "time.sleep(600)"))
 
     with server.client() as http, ThreadPoolExecutor(1) as pool:
         answer = pool.submit(ask, http)

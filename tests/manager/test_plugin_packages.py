@@ -482,11 +482,49 @@ class TestAGenerationInUse:
         assert json.loads(world.run("runtime", "prune", "--json").stdout)["leftovers"] == []
         assert numbers() == [1, 2, 3]
 
+    @pytest.mark.parametrize(
+        "command",
+        ["bundle create x -o x.bundle", "runtime hold x@1", "runtime survey", "doctor"],
+    )
+    def test_is_held_by_whatever_command_runs_its_code(self, world, tmp_path, command):
+        """Listing its releases waits here until the test has looked."""
+        world.ok("install", world.wheel("parrot", _WAITS), "-y")
+        gate = tmp_path / "gate"
+        gate.mkdir()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "paceline", *command.split()],
+            env=world.env | {"GATE": str(gate)},
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        while not (gate / "reached").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        assert Store(world.home).plugins_in_use_by(1) == (process.pid,)
+        (gate / "go").touch()
+        process.wait(60)
+        assert Store(world.home).plugins_in_use_by(1) == ()
+
     def test_is_not_noted_where_no_plugin_is_of_the_home(self, world):
         assert world.run("runtime", "update", "--check", "--registry-only").returncode == 0
         assert not (world.home / "uses").exists()
 
 
+_WAITS = (
+    PLUGIN.format(engine="parrot").replace("def worker", "def releases(self): return wait()\n    def worker")
+    + """
+import itertools, os, time
+from pathlib import Path
+calls = itertools.count()
+def wait():
+    if next(calls) and (gate := os.environ.get("GATE")):  # the first one is while it is loaded
+        Path(gate, "reached").touch()
+        while not Path(gate, "go").exists():
+            time.sleep(0.01)
+    return []
+"""
+)
 _LATE = """
 import sys
 from paceline.host import open_host

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -11,6 +12,7 @@ import pytest
 
 from paceline import plugins
 from paceline.errors import InstallError, NotFoundError
+from paceline.packages import python_versions
 from paceline.packages.resolution import Resolver
 from paceline.registry import found_file, load_registry, read_registry, upstream
 from paceline.types import Package, Recipe, Release, Requirements, Upstream
@@ -146,7 +148,7 @@ def test_companions_stay_below_what_may_break_them(release, tmp_path, monkeypatc
     """What uv is asked for, without asking it."""
     questions = []
 
-    def compile(self, roots, *_):
+    def compile(self, roots, *_, **__):
         questions.extend(roots)
         return [{"name": "tinyengine", "version": "1.0", "wheels": [{"hashes": {"sha256": "a" * 64}}]}]
 
@@ -233,9 +235,14 @@ def test_what_was_found_is_remembered(tiny, index, newest):
     again = replace(newest(), notes="Found on another day.")
     upstream.remember(file, [again])
     assert again not in read_registry(file)
-    another_python = replace(again, requires=replace(again.requires, python="==3.99.*"))
+    after = f"3.{sys.version_info.minor + 1}"
+    another_python = replace(again, requires=replace(again.requires, python=f"=={after}.*"))
     upstream.remember(file, [another_python])
-    assert another_python in read_registry(file)
+    both = python_versions.specifier_of([python_versions.here(), after])
+    assert replace(another_python, requires=replace(again.requires, python=both)) in read_registry(file)
+    more = replace(another_python, features=("generate",))
+    upstream.remember(file, [more])
+    assert more in read_registry(file)
 
     known = load_registry(plugins.Plugins((), {"tiny": tiny.engine}), home=tiny.home)
     assert [(r.version, r.source) for r in known.match("tiny")] == [

@@ -57,21 +57,21 @@ def create(
     A bundle may be made on another kind of machine than the one it is for. What is built from source is built there,
     which takes a compiler, and no network.
     """
-    from paceline import plugins
     from paceline.cli.progress import shown
-    from paceline.manager import bundling
+    from paceline.manager import bundling, plugin_generations
     from paceline.manager.bundles import create as write
+    from paceline.packages import python_versions
     from paceline.store.digests import sha256_of
 
     def accept(error: UnpinnedError) -> bool:
         return not as_json and accepts(error, "Fetch it, and require the same files from then on?")
 
     bundling.check_pythons(pythons)
-    store, python = Store(paths.home()), pythons or (bundling.python_here(),)
+    store, python = Store(paths.home()), pythons or (python_versions.here(),)
     content = bundling.chosen(
         queries,
         store,
-        plugins.load(),
+        plugin_generations.loaded(),
         policy,
         pythons=python,
         platform=for_platform,
@@ -137,9 +137,8 @@ def install(file: Path, allow_incompatible: bool, policy: Policy, as_json: bool)
 
     Packages that no index publishes hashes of are asked for, or taken with --allow-unpinned, as by `runtime get`.
     """
-    from paceline import plugins
     from paceline.cli.progress import shown
-    from paceline.manager import bundling
+    from paceline.manager import bundling, plugin_generations
     from paceline.manager.bundles import read_bundle
     from paceline.manager.installation import install as make
 
@@ -147,7 +146,7 @@ def install(file: Path, allow_incompatible: bool, policy: Policy, as_json: bool)
     found = read_bundle(file)
     found.check()
     releases = bundling.that_run_here(found, allow_incompatible=allow_incompatible)
-    loaded, store = plugins.load(), Store(paths.home())
+    loaded, store = plugin_generations.loaded(), Store(paths.home())
     bundling.check_accepted(
         releases, store, accept=lambda error: policy.allow_unpinned or (not as_json and accepts(error))
     )

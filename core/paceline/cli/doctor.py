@@ -22,14 +22,14 @@ def doctor(fix: bool, verbose: bool, as_json: bool) -> None:
     Looked at are the environment, the home and the cache, plugins, runtimes, the selection, models, drivers, the
     package index and the port of the local API. Nothing is changed without --fix.
     """
-    from paceline import plugins
     from paceline.doctor import Patient, Status, examine, mend
+    from paceline.manager import plugin_generations
 
     patient = Patient(
         store=Store(paths.home()),
         cache=paths.cache(),
         models=(paths.models(), *paths.extra_models()),
-        plugins=plugins.load(),
+        plugins=plugin_generations.loaded(),
         environ=os.environ,
     )
     fixed = mend(patient) if fix else 0

@@ -24,12 +24,11 @@ def link(name: str, path: Path, engine: str | None, as_json: bool) -> None:
 
     Exit codes: 0 done, 1 it does not start, 2 wrong usage, 3 it holds no known engine.
     """
-    from paceline import plugins
     from paceline.cli.progress import shown
-    from paceline.manager import inventory
+    from paceline.manager import inventory, plugin_generations
     from paceline.manager.linking import link as make_link
 
-    store, loaded = Store(paths.home()), plugins.load()
+    store, loaded = Store(paths.home()), plugin_generations.loaded()
     if engine is not None:
         loaded.engine(engine)
     taken = {release.name for release in inventory.known(store, loaded).releases}

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 def ls(as_json: bool) -> None:
     """List the models of the library."""
     from paceline.library import open_library
-    from paceline.plugins import load
+    from paceline.manager import plugin_generations
 
-    library = open_library(load())
+    library = open_library(plugin_generations.loaded())
     models = library.models()
     if as_json:
         output.as_json_text([_describe(m) for m in models])
@@ -57,9 +57,9 @@ def pairs(model: str | None, rules: str | None, everything: bool, as_json: bool)
     """
     from paceline.library import open_library
     from paceline.library.pairs import open_pairs
-    from paceline.plugins import load
+    from paceline.manager import plugin_generations
 
-    plugins = load()
+    plugins = plugin_generations.loaded()
     library = open_library(plugins)
     main = library.get(model) if model else None
     found = open_pairs(library, plugins).pairs(main, rules, refused=everything or main is not None)

@@ -99,9 +99,9 @@ def remove(names: tuple[str, ...], yes: bool, dry_run: bool, as_json: bool) -> N
 
 
 def _list(as_json: bool) -> None:
-    from paceline.plugins import load
+    from paceline.manager import plugin_generations
 
-    loaded, state = load(), state_of(paths.home())
+    loaded, state = plugin_generations.loaded(), state_of(paths.home())
     if as_json:
         output.as_json_text(describe_plugins(loaded, state))
         return

@@ -166,9 +166,9 @@ def hold(query: str | None, reason: str | None, dry_run: bool, as_json: bool) ->
             raise UsageError("a reason is given and no QUERY", help="name the version: `paceline runtime hold QUERY`")
         _print_holds(store.selection(), as_json)
         return
-    from paceline import plugins
+    from paceline.manager import plugin_generations
 
-    found = inventory.installed_or_known(store, plugins.load(), query)
+    found = inventory.installed_or_known(store, plugin_generations.loaded(), query)
     before = store.selection().holds.get(found)
     if not dry_run:
         store.hold(found, reason)
@@ -200,10 +200,10 @@ def _select_latest(store: Store, dry_run: bool, as_json: bool) -> None:
 
 
 def _select_for_model(store: Store, chosen: Runtime, text: str, dry_run: bool, as_json: bool) -> None:
-    from paceline import plugins
     from paceline.library import open_library
+    from paceline.manager import plugin_generations
 
-    model = open_library(plugins.load()).get(text)
+    model = open_library(plugin_generations.loaded()).get(text)
     if model.format not in chosen.formats:
         raise UsageError(
             f"{chosen.id} serves {', '.join(chosen.formats)}, and {model.id} is a {model.format} model",

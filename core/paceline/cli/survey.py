@@ -20,14 +20,13 @@ def survey(query: str | None, refresh: bool, as_json: bool) -> None:
     With QUERY only the releases and the installed runtimes that it means. What programs answer is remembered in the
     cache folder until the driver, the cards, the program, the runtime or the boot is another one.
     """
-    from paceline import plugins
     from paceline import query as queries
-    from paceline.manager import inventory
+    from paceline.manager import inventory, plugin_generations
     from paceline.manager.engine_survey import ask_engine
     from paceline.survey import describe, known_survey
     from paceline.verdict import rank
 
-    store, loaded = Store(paths.home()), plugins.load()
+    store, loaded = Store(paths.home()), plugin_generations.loaded()
     releases = inventory.known(store, loaded).releases
     matching = queries.select(query, releases) if query else releases
     installed = queries.select(query, store.runtimes()) if query else store.runtimes()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from paceline.errors import DownloadError, InstallError
+from paceline.errors import DownloadError, InstallError, NoSolutionError
 from paceline.manager.installation import check_pinned
-from paceline.packages import first_use, targets, unhashed
+from paceline.packages import first_use, python_versions, targets, unhashed
 from paceline.packages.depot import BUNDLES, Depot, PackageFile
 from paceline.packages.indexes import Indexes
 from paceline.packages.locked import applies, pinned_to
@@ -62,9 +62,9 @@ def find(
         for packages in (recipe.packages, recipe.build_packages if built else ()):
             here = [digest for p in packages for digest in p.sha256 if digest in wheels]
             files += [_wheel_here(wheels[digest], digest, release, python) for digest in here]
-            wanted = [p for p in packages if applies(p, python) and not wheels.keys() & set(p.sha256)]
-            on_pages += [p for p in wanted if p.index]
-            files += _of_index([p for p in wanted if not p.index], release, python, indexes)
+            wanted = [p for p in packages if not wheels.keys() & set(p.sha256)]
+            on_pages += [p for p in wanted if p.index and applies(p, python)]
+            files += _of_index([p for p in wanted if not p.index], release, python, indexes, cache)
         try:
             fetched = _of_pages(on_pages, indexes, Depot(cache / BUNDLES), progress)
         except DownloadError as error:
@@ -75,13 +75,38 @@ def find(
     return Found([*files, *fetched.values()], pinned, place)
 
 
-def _of_index(packages: Sequence[Package], release: Release, python: str, indexes: Indexes) -> list[PackageFile]:
-    """The files in the indexes that the user has configured. Raises InstallError when one is missing."""
-    found = indexes.locate(packages)
-    files = {p.name: [f for f in found.get(p.name, ()) if f.url is not None] for p in packages}
-    for package in packages:
+def _of_index(
+    packages: Sequence[Package], release: Release, python: str, indexes: Indexes, cache: Path
+) -> list[PackageFile]:
+    """The files in the indexes that the user has configured of those `packages` that Python `python` takes.
+
+    Raises NoSolutionError when one is missing, with the Pythons for which none is.
+    """
+    try:
+        return _located(packages, release, python, indexes)
+    except NoSolutionError as error:
+        there = []
+        for other in python_versions.admitted(release.requires.python):
+            with suppress(InstallError), closing(Indexes(cache, release.requires, other)) as others:
+                if other != python and _located(packages, release, other, others):
+                    there.append(other)
+        if there:
+            listed = python_versions.listed(there)
+            error = NoSolutionError(
+                f"{error.message.rstrip('.')}; for Python {listed} there are files of all packages",
+                help=f"choose Python {listed} with --python",
+            )
+        raise error from None
+
+
+def _located(packages: Sequence[Package], release: Release, python: str, indexes: Indexes) -> list[PackageFile]:
+    """Of `packages`, those that Python `python` takes. Raises NoSolutionError when one is missing."""
+    wanted = [p for p in packages if applies(p, python)]
+    found = indexes.locate(wanted)
+    files = {p.name: [f for f in found.get(p.name, ()) if f.url is not None] for p in wanted}
+    for package in wanted:
         if not files[package.name]:
-            raise InstallError(
+            raise NoSolutionError(
                 f"the package index has no file of {package.name} {package.version} for Python {python} on "
                 f"{release.platform} that {release.id} is locked to",
                 help="choose other Pythons with --python, or check the index that UV_DEFAULT_INDEX names",

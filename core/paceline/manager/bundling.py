@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform as machine
 import re
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from paceline.errors import AmbiguousError, IncompatibleError, NotFoundError, UnpinnedError, UsageError
 from paceline.manager import inventory
-from paceline.manager.exact import find
+from paceline.manager.exact import covering, find, found_for
 from paceline.manager.installation import check_pinned
 from paceline.manager.local_packages import carried
-from paceline.packages import first_use
+from paceline.packages import first_use, python_versions
+from paceline.registry import FOUND
 from paceline.types import Compatibility, Verdict
 
 if TYPE_CHECKING:
@@ -27,11 +27,6 @@ if TYPE_CHECKING:
     from paceline.types import Release, Runtime
 
 _NOT_ASKED = Verdict(Compatibility.COMPATIBLE, "it is for another machine, which cannot be asked")
-
-
-def python_here() -> str:
-    """The Python that runtimes are built on here, as bundles name it: `3.12`."""
-    return ".".join(machine.python_version_tuple()[:2])
 
 
 def check_pythons(pythons: Sequence[str]) -> None:
@@ -68,9 +63,11 @@ def chosen(
     """The releases that `queries` mean, as they were published, each the best of `platform` or for this machine.
 
     A query that only an installed runtime has the name of means that runtime as it was installed; a version that
-    nothing lists is asked of the package index, which `asking` is told of. Packages without published hashes are taken
+    nothing lists is asked of the package index, which `asking` is told of, and one that was found there is locked for
+    those of `pythons` that it is not locked for yet. Packages without published hashes are taken
     where they were before for all `pythons`, where the policy allows them, or where `accept` does. Raises
-    NotFoundError, AmbiguousError, UnpinnedError, and InstallError when the index cannot be asked.
+    NotFoundError, AmbiguousError, UnpinnedError, IncompatibleError for Pythons that a release is not made for, and
+    InstallError when the index cannot be asked.
     """
     choosing = _Choosing(store, plugins, policy, pythons, platform, accept, asking)
     releases: dict[str, Release] = {}
@@ -96,11 +93,10 @@ def that_run_here(bundle: Bundle, *, allow_incompatible: bool = False) -> list[R
         reasons = "; ".join(verdict.message for verdict in verdicts.values())
         help = next((verdict.help for verdict in verdicts.values()), None)
         raise IncompatibleError(f"{bundle.path} holds nothing that runs on this machine: {reasons}", help=help)
-    if python_here() not in bundle.pythons:
+    if (here := python_versions.here()) not in bundle.pythons:
         raise IncompatibleError(
-            f"{bundle.path} is for Python {', '.join(bundle.pythons)}; runtimes are built on Python {python_here()} "
-            "here",
-            help=f"run Paceline with such a Python, or make the bundle with `--python {python_here()}`",
+            f"{bundle.path} is for Python {', '.join(bundle.pythons)}; runtimes are built on Python {here} here",
+            help=f"run Paceline with such a Python, or make the bundle with `--python {here}`",
         )
     return releases
 
@@ -165,18 +161,33 @@ class _Choosing:
             accept = (lambda _: True) if self._policy.allow_unpinned else self._accept
             check_accepted([release], self._store, accept=accept, pythons=self._pythons)
         else:
-            release = self._best(matching or [self._found(query)], query)
+            release = self._best(self._completed(query, matching), query)
         if release.recipe.unpinned:
             self.accepted.append(release.id)
         return release
 
-    def _found(self, query: str) -> Release:
-        """Of a version that nothing lists."""
-        where = f" for {self._platform}" if self._platform else ""
-        missing = NotFoundError(
-            f"no release matches {query!r}{where}", help="`paceline runtime get --list` shows them all"
+    def _completed(self, query: str, matching: Sequence[Release]) -> Sequence[Release]:
+        """`matching`, or what the package index has of a version that is not listed, or not for this machine."""
+        options: dict[str, Any] = {"wanted": self._pythons, "asking": self._asking}
+        if not matching:
+            missing = self._missing(query)
+            return [find(self._store, self._plugins, query, missing, platform=self._platform, **options)]
+        if self._platform is not None:
+            return matching
+        here = found_for(self._store, self._plugins, query, matching, **options)
+        return matching if here is None or here in matching else [here]
+
+    def _missing(self, query: str) -> NotFoundError:
+        if self._platform is None:
+            return NotFoundError(f"no release matches {query!r}", help="`paceline runtime get --list` shows them all")
+        head = query.partition("@")[0]
+        platforms = {release.platform for release in self._known.match(head)} if head.strip() else set()
+        return NotFoundError(
+            f"no release matches {query!r} for {self._platform}",
+            help=f"it is there for {', '.join(sorted(platforms))}"
+            if platforms
+            else "`paceline runtime get --list` shows every release",
         )
-        return find(self._store, self._plugins, query, missing, platform=self._platform, asking=self._asking)
 
     def _best(self, matching: Sequence[Release], query: str) -> Release:
         from paceline.survey import known_survey
@@ -187,8 +198,12 @@ class _Choosing:
             raise AmbiguousError(
                 f"{query!r} means several releases for {self._platform}: {', '.join(names)}", help="name one of them"
             )
-        as_published = {r.id: r for r in matching}
-        seen = [_as_seen(r, self._store, self._pythons) for r in matching]
+        as_published = {r.id: r for r in self._made_for_them(matching)}
+        # Not judged by the Python here, which is not what it is for.
+        seen = [
+            replace(_as_seen(r, self._store, self._pythons), requires=replace(r.requires, python=None))
+            for r in as_published.values()
+        ]
         ranked = rank(seen, known_survey(), channel=self._policy.channel)
         if self._platform is not None or (len(names) == 1 and not any(verdict.ok for _, verdict in ranked)):
             ranked = [(release, _NOT_ASKED) for release in seen]
@@ -200,7 +215,27 @@ class _Choosing:
                 raise
             choice = choose(policy=replace(self._policy, allow_unpinned=True))
         self.remarks += choice.remarks
-        return as_published[choice.release.id]
+        release = as_published[choice.release.id]
+        return covering(self._store, self._plugins, release, self._pythons, asking=self._asking)
+
+    def _made_for_them(self, matching: Sequence[Release]) -> list[Release]:
+        """Those of `matching` that the Pythons asked for may run. What the package index brought may be for any."""
+
+        def unfit(release: Release) -> list[str]:
+            admits = release.requires.python if release.source != FOUND else None
+            return [python for python in self._pythons if not python_versions.is_admitted(python, admits)]
+
+        fitting = [release for release in matching if not unfit(release)]
+        if not fitting:
+            first = matching[0]
+            there = python_versions.admitted(first.requires.python)
+            those = f"Python {python_versions.listed(there)} with --python" if there else "another release"
+            raise IncompatibleError(
+                f"{first.id} is made for Python {first.requires.python}, and "
+                f"{python_versions.listed(unfit(first))} is not of these",
+                help=f"choose {those}",
+            )
+        return fitting
 
 
 def _as_seen(release: Release, store: Store, pythons: Sequence[str]) -> Release:

@@ -12,6 +12,7 @@ from paceline.errors import InstallError
 from paceline.manager import bundle_shelf, bundles, bundling, inventory, plugin_generations, plugin_packages, registries
 from paceline.manager.installation import install
 from paceline.manager.plugin_listing import NEXT_START, describe_change
+from paceline.packages import python_versions
 from paceline.preferences import Policy
 from paceline.progress import Phase
 
@@ -50,7 +51,7 @@ def _create_bundle(
     file = bundle_shelf.place(store.home, name)
     bundling.check_pythons(pythons)
     policy = Policy(channel, timedelta(days=minimum_age_days), prefer, allow_unpinned)
-    python, loaded = pythons or [bundling.python_here()], plugin_generations.loaded()
+    python, loaded = pythons or [python_versions.here()], plugin_generations.loaded()
     content = bundling.chosen(queries, store, loaded, policy, pythons=python, platform=platform)
     made = bundles.create(
         content.releases,

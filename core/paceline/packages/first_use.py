@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from paceline import refusals
 from paceline.errors import InstallError, StoreError
+from paceline.packages import python_versions
 from paceline.packages.locked import pinned_to
 from paceline.store import transaction
 from paceline.survey import system
@@ -42,7 +43,7 @@ def place(requires: Requirements | None = None, python: str | None = None) -> st
     requires, here = requires or Requirements(), (system.os_name().value, system.arch().value)
     there = (requires.os or here[0], requires.arch or here[1])
     machine = platform.machine() if there == here else f"{there[0]} {there[1]}"
-    return f"Python {python or '.'.join(platform.python_version_tuple()[:2])} on {machine}"
+    return f"Python {python or python_versions.here()} on {machine}"
 
 
 def pinned(recipe: Recipe, home: Path, places: Iterable[str] = ()) -> Recipe:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import re
 import shutil
 import tempfile
@@ -15,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from paceline import network
 from paceline.errors import DownloadError, InstallError, OfflineError
-from paceline.packages import pages, targets
+from paceline.packages import pages, python_versions, targets
 from paceline.packages.credentials import Credentials
 from paceline.packages.depot import PackageFile
 from paceline.packages.download import Digest, download
@@ -49,8 +48,8 @@ class Indexes:
         patience: Patience | None = None,
     ) -> None:
         """`requires`, `python`: fetch for such a platform and this Python ("3.12") instead of this machine's."""
-        here = ".".join(platform.python_version_tuple()[:2])
-        self._resolver = Resolver(requires or Requirements(), [python or here], cache=cache / "resolution")
+        pythons = [python or python_versions.here()]
+        self._resolver = Resolver(requires or Requirements(), pythons, cache=cache / "resolution")
         self._elsewhere = (requires, python) if requires is not None and python is not None else None
         self._options = {"patience": patience} if patience is not None else {}
         self._clients: network.Clients | None = None

@@ -7,9 +7,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from packaging.markers import Marker
+from packaging.version import Version
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from paceline.types import Package, Recipe
 
@@ -18,6 +19,21 @@ def applies(package: Package, python: str | None = None) -> bool:
     """Whether a package is for Python `python` ("3.12"); by default for the one that runtimes are built on here."""
     here = {"python_version": python, "python_full_version": f"{python}.0"} if python else None
     return package.marker is None or Marker(package.marker).evaluate(here)
+
+
+def joined(locks: Mapping[str, Iterable[Package]]) -> tuple[Package, ...]:
+    """One lock of those for each Python ("3.12"); a version of a package that only some take gets a marker."""
+    pythons = sorted(locks, key=Version)
+    found: dict[tuple[str, str], Package] = {}
+    users: dict[tuple[str, str], list[str]] = {}
+    for python in pythons:
+        for package in locks[python]:
+            key = (package.name, package.version)
+            before = found.get(key)
+            found[key] = pinned_to(package, files_of(package) | (files_of(before) if before else {}))
+            users.setdefault(key, []).append(python)
+    ordered = sorted(found, key=lambda key: (key[0], Version(key[1])))
+    return tuple(replace(found[key], marker=_marker(users[key], pythons)) for key in ordered)
 
 
 def pinned_to(package: Package, files: Mapping[str, int | None]) -> Package:
@@ -49,3 +65,13 @@ def download_bytes(recipe: Recipe, told: Mapping[str, int] = MappingProxyType({}
     """
     sizes = [max(p.size, default=told.get(p.name)) for p in fetched_here(recipe)]
     return None if None in sizes else sum(size for size in sizes if size is not None)
+
+
+def _marker(users: Sequence[str], pythons: Sequence[str]) -> str | None:
+    if users == pythons:
+        return None
+    if users == pythons[: len(users)]:
+        return f"python_version <= '{users[-1]}'"
+    if users == pythons[-len(users) :]:
+        return f"python_version >= '{users[0]}'"
+    return " or ".join(f"python_version == '{python}'" for python in users)

@@ -7,15 +7,16 @@ import tempfile
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from packaging.utils import canonicalize_name
 
 from paceline import child, refusals
-from paceline.errors import InstallError
+from paceline.errors import InstallError, NoSolutionError
 from paceline.packages.depot import PackageFile
-from paceline.packages.locked import applies, files_of, pinned_to
+from paceline.packages.locked import applies, files_of, joined, pinned_to
 from paceline.packages.targets import OLDEST_GLIBC, OLDEST_MACOS
 from paceline.packages.uv import base_interpreter, uv_command, uv_environment, way_out
 from paceline.store import transaction
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from paceline.types import Recipe, Requirements
 
 _TOLD = 12
+_NO_SOLUTION = 1
+"""How uv ends when what the indexes have does not fit together; where one does not answer it ends with 2."""
 _ARCH = {"x86_64": "x86_64", "arm64": "aarch64"}
 
 
@@ -44,7 +47,7 @@ class Resolver:
         prerelease: bool = False,
         anew: Collection[str] = (),
     ) -> None:
-        """`pythons`: ascending, such as ("3.11", "3.12"); the oldest decides the versions.
+        """`pythons`: ascending, such as ("3.11", "3.12"). The newer ones take the versions of the older where they can.
 
         `cache`: a folder for what uv learns. It must not be the one that runtimes are installed from, because resolving
         a source distribution anew makes uv forget the wheels that were built of it. `exclude_newer`: an RFC 3339 time;
@@ -57,6 +60,7 @@ class Resolver:
         self._cache = cache
         self._environment = dict(uv_environment(os.environ, pinned=False))
         # Of no operating system in particular means for this machine.
+        self._where = f" on {requires.os} {requires.arch or ''}".rstrip() if requires.os else ""
         self._options = ["--python-platform", _platform(requires, self._environment)] if requires.os else []
         if exclude_newer:
             self._options += ["--exclude-newer", exclude_newer]
@@ -64,23 +68,29 @@ class Resolver:
             self._options += ["--prerelease", "allow"]
         self._options += [f"--refresh-package={name}" for name in anew]
 
-    def packages(self, recipe: Recipe, roots: Sequence[str], *, keep: Sequence[Package] = ()) -> tuple[Package, ...]:
-        """The closure of `roots`, taken and built as `recipe` says. Raises InstallError with uv's reason.
+    def packages(
+        self, recipe: Recipe, roots: Sequence[str], *, keep: Sequence[Package] = (), prefer: Sequence[Package] = ()
+    ) -> tuple[Package, ...]:
+        """The closure of `roots`, taken and built as `recipe` says.
 
-        `keep`: packages whose versions stay as they are.
+        `keep`: packages whose versions stay as they are. `prefer`: packages whose versions are taken where they can be.
+        Raises InstallError with uv's reason, NoSolutionError where that is what the indexes have.
         """
         built = {str(canonicalize_name(name)) for name in recipe.config_settings}
         unhashed = {str(canonicalize_name(name)): page for name, page in recipe.unhashed.items()}
-        return self._locked(roots, unhashed, built, keep)
+        return self._locked(roots, unhashed, built, keep, prefer)
 
-    def build_packages(self, roots: Sequence[str], *, keep: Sequence[Package] = ()) -> tuple[Package, ...]:
-        """The closure of build requirements, all of them wheels."""
-        return self._locked(roots, {}, set(), keep) if roots else ()
+    def build_packages(
+        self, roots: Sequence[str], *, keep: Sequence[Package] = (), prefer: Sequence[Package] = ()
+    ) -> tuple[Package, ...]:
+        """The closure of build requirements, all of them wheels, as `packages`."""
+        return self._locked(roots, {}, set(), keep, prefer) if roots else ()
 
     def files(self, packages: Sequence[Package]) -> dict[str, list[PackageFile]]:
         """By name, the files of locked packages that fit one of the Pythons, by their pinned hashes and sizes.
 
-        A package of which the index has none is absent. Raises InstallError when the index cannot be asked.
+        A package of which the index has none is absent. Raises InstallError when the index cannot be asked, and
+        NoSolutionError where it has no file for a Python at all.
         """
         found: dict[str, list[PackageFile]] = {}
         for python in self._pythons:
@@ -96,23 +106,46 @@ class Resolver:
         return {name: listed for name, listed in found.items() if listed}
 
     def _locked(
-        self, roots: Sequence[str], unhashed: Mapping[str, str], built: Collection[str], keep: Sequence[Package]
+        self,
+        roots: Sequence[str],
+        unhashed: Mapping[str, str],
+        built: Collection[str],
+        keep: Sequence[Package],
+        prefer: Sequence[Package],
     ) -> tuple[Package, ...]:
-        """One pinned list for all Pythons; a package that only some need gets a marker."""
-        found: dict[str, Package] = {}
-        users: dict[str, list[str]] = {}
+        """One lock for all Pythons, in which they share the versions that each of them can have."""
+        locks: dict[str, list[Package]] = {}
+        preferred = {p.name: p.version for p in prefer}
         for python in self._pythons:
-            kept = {p.name: p for p in keep if applies(p, python)}
-            pins = [f"{name}=={package.version}" for name, package in {**kept, **found}.items()]
-            for entry in self._compile(roots, pins, python):
+            pins = [f"{p.name}=={p.version}" for p in keep if applies(p, python)]
+            locks[python] = []
+            for entry in self._with_wheels(roots, pins, preferred, python, {*unhashed, *built}):
                 package = self._package(entry, python, unhashed, built)
                 if times := [f["upload-time"] for f in _listed(entry) if "upload-time" in f]:
                     self.uploaded[package.name] = min(times)
-                before = found.get(package.name)
-                files = files_of(package) | (files_of(before) if before else {})
-                found[package.name] = pinned_to(package, files)
-                users.setdefault(package.name, []).append(python)
-        return tuple(replace(found[name], marker=_marker(users[name], self._pythons)) for name in sorted(found))
+                locks[python].append(package)
+                preferred[package.name] = package.version
+        return joined(locks)
+
+    def _with_wheels(
+        self,
+        roots: Sequence[str],
+        pins: Sequence[str],
+        preferred: Mapping[str, str],
+        python: str,
+        without: Collection[str],
+    ) -> list[dict[str, Any]]:
+        """As `_compile`, in versions that have wheels for `python`; the packages `without` need none.
+
+        Of a version whose wheels are for other Pythons uv takes the source distribution, if there is one.
+        """
+        sought: list[str] = []
+        while True:
+            entries = self._compile(roots, pins, python, *(f"--only-binary={n}" for n in sought), preferred=preferred)
+            lacking = {e["name"] for e in entries if not e.get("wheels")}.difference(without, sought)
+            if not lacking:
+                return entries
+            sought += sorted(lacking)
 
     def _package(
         self, entry: Mapping[str, Any], python: str, unhashed: Mapping[str, str], built: Collection[str]
@@ -124,14 +157,22 @@ class Resolver:
         files = [entry["sdist"]] if source and "sdist" in entry else [] if source else entry.get("wheels", [])
         sizes = {f["hashes"]["sha256"]: f.get("size") for f in files if "sha256" in f.get("hashes", {})}
         if not sizes:
-            kind = "source distribution" if source else f"wheel for Python {python} here"
-            raise InstallError(
+            kind = "source distribution" if source else f"wheel for Python {python}{self._where or ' here'}"
+            raise NoSolutionError(
                 f"the package index has no {kind} with a hash for {name} {version}",
                 help="choose a version that has one, or another release",
             )
         return pinned_to(Package(name, version, source=source), sizes)
 
-    def _compile(self, roots: Sequence[str], pins: Sequence[str], python: str, *options: str) -> list[dict[str, Any]]:
+    def _compile(
+        self,
+        roots: Sequence[str],
+        pins: Sequence[str],
+        python: str,
+        *options: str,
+        preferred: Mapping[str, str] = MappingProxyType({}),
+    ) -> list[dict[str, Any]]:
+        """What uv makes of `roots` in the versions `pins`, and where it can be in those `preferred`, by name."""
         lines: list[str] = []
         with transaction.explained("resolving packages", self._cache, refusals.CACHE):
             self._cache.mkdir(parents=True, exist_ok=True)
@@ -140,6 +181,8 @@ class Resolver:
             (folder / "roots.in").write_text("\n".join(roots), encoding="utf-8")
             (folder / "pins.txt").write_text("\n".join(pins), encoding="utf-8")
             lock = folder / "pylock.toml"
+            if preferred:
+                lock.write_text(_as_before(preferred), encoding="utf-8")
             command: list[str | Path] = ["pip", "compile", "roots.in", "--constraints", "pins.txt", "-q", "--no-header"]
             command += ["--python-version", python, "--output-file", "pylock.toml", "--format", "pylock.toml"]
             # Named, because uv would otherwise look through the machine for an interpreter of that version.
@@ -149,8 +192,9 @@ class Resolver:
             status = child.run(called, env=self._environment, cwd=folder, on_line=lines.append)
             if status:
                 said = "".join(lines[-_TOLD:]).strip() or f"uv ended with status {status}"
-                raise InstallError(
-                    f"{', '.join(roots)} cannot be resolved for Python {python}: {said}",
+                kind = NoSolutionError if status == _NO_SOLUTION else InstallError
+                raise kind(
+                    f"{', '.join(roots)} cannot be resolved for Python {python}{self._where}: {said}",
                     help=way_out(said)
                     or "check the network and the package index that UV_INDEX_URL or PIP_INDEX_URL names",
                 )
@@ -170,6 +214,14 @@ def _files(entry: Mapping[str, Any]) -> Iterator[PackageFile]:
             yield PackageFile(name, sha256, file.get("size"), file["url"] if remote else None)
 
 
+def _as_before(versions: Mapping[str, str]) -> str:
+    """A lock with `versions`, which uv follows where it finds it in the place of the one that it is to write."""
+    lines = ['lock-version = "1.0"', 'created-by = "paceline"']
+    for name, version in versions.items():
+        lines += ["[[packages]]", f'name = "{name}"', f'version = "{version}"']
+    return "\n".join(lines)
+
+
 def _platform(requires: Requirements, environment: dict[str, str]) -> str:
     """uv's name of the oldest platform that `requires` admits, whose wheels run on every newer one."""
     arch = _ARCH[requires.arch or "x86_64"]
@@ -185,13 +237,3 @@ def _platform(requires: Requirements, environment: dict[str, str]) -> str:
             raise InstallError(
                 "a release that names no operating system cannot be resolved for one", help="name `requires.os`"
             )
-
-
-def _marker(users: list[str], pythons: list[str]) -> str | None:
-    if users == pythons:
-        return None
-    if users == pythons[: len(users)]:
-        return f"python_version <= '{users[-1]}'"
-    if users == pythons[-len(users) :]:
-        return f"python_version >= '{users[0]}'"
-    return " or ".join(f"python_version == '{python}'" for python in users)

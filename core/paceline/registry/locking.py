@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING
 
 import httpx
 from packaging.requirements import Requirement
-from packaging.specifiers import SpecifierSet
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from packaging.version import Version
 
 from paceline import network
 from paceline.errors import RegistryError
-from paceline.packages import pages
+from paceline.packages import pages, python_versions
 from paceline.packages.download import Digest
 from paceline.packages.locked import pinned_to
 from paceline.packages.resolution import Resolver
@@ -32,9 +31,6 @@ if TYPE_CHECKING:
     from paceline.network import Client
     from paceline.packages.pages import Listed
     from paceline.types import Package, Release, Requirements
-
-PYTHONS = ("3.11", "3.12", "3.13", "3.14")
-"""The Pythons a registry is locked for, as far as a release admits them."""
 
 _OS_TAGS = {"linux": "linux", "macos": "macosx", "windows": "win"}
 _ARCH_TAGS = {"x86_64": ("x86_64", "amd64"), "arm64": ("arm64", "aarch64")}
@@ -53,8 +49,7 @@ def lock(
     recipe = release.recipe
     if not recipe.roots:
         return release
-    pythons = [p for p in PYTHONS if SpecifierSet(release.requires.python or "").contains(f"{p}.99")]
-    resolver = Resolver(release.requires, pythons, cache=cache)
+    resolver = Resolver(release.requires, python_versions.admitted(release.requires.python), cache=cache)
     packages = resolver.packages(recipe, recipe.roots, keep=recipe.packages if keep else ())
     published = _published(release, packages, resolver.uploaded)
     if fetch:

@@ -6,7 +6,6 @@ versions that its plugin can drive; what comes out is locked with hashes and rem
 
 from __future__ import annotations
 
-import platform
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -16,17 +15,19 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from paceline.errors import InstallError, NotFoundError, RegistryError
+from paceline.errors import IncompatibleError, InstallError, NoSolutionError, NotFoundError, RegistryError
+from paceline.packages import python_versions
+from paceline.packages.locked import applies, joined
 from paceline.packages.resolution import Resolver
 from paceline.registry import FOUND, found_upstream, registry_value
 from paceline.store import transaction
 from paceline.versions import order
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Sequence
     from pathlib import Path
 
-    from paceline.types import Release, Upstream
+    from paceline.types import Package, Release, Upstream
 
 
 def newest(
@@ -41,9 +42,9 @@ def newest(
 ) -> Release | None:
     """The newest release the package index allows for the platform of `release`; None when that one is not older.
 
-    It is locked for the Python that runtimes are built on here. `minimum_age`: what was uploaded later than so long
-    before `now` is not looked at, which needs an index that publishes upload times. `without`: versions that are not to
-    be found. Raises InstallError when the index cannot be asked or has no such package.
+    It is locked for the Python that runtimes are built on here; others come by `join`. `minimum_age`: what was uploaded
+    later than so long before `now` is not looked at, which needs an index that publishes upload times. `without`:
+    versions that are not to be found. Raises InstallError when the index cannot be asked or has no such package.
     """
     now = now or datetime.now(UTC)
     question = _Question(
@@ -59,29 +60,130 @@ def newest(
     return question.release(now)
 
 
-def exactly(release: Release, upstream: Upstream, version: str, *, cache: Path, now: datetime | None = None) -> Release:
-    """What `release` is in this version of the engine's package, locked like `newest`.
+def exactly(
+    release: Release,
+    upstream: Upstream,
+    version: str,
+    *,
+    cache: Path,
+    wanted: Sequence[str] = (),
+    like: Release | None = None,
+    others: Iterable[Release] = (),
+    now: datetime | None = None,
+) -> Release:
+    """What `release` is in this version of the engine's package, locked for the Pythons `wanted`, by default that here.
 
-    Raises NotFoundError for a version that the plugin does not drive or the index does not have, with what it has
-    instead; InstallError when the index cannot be asked.
+    `like`: the same release as it is locked for other Pythons; its packages stay in their versions where they can.
+    `others`: releases of other platforms, to say which of them have the version where this platform has not. Raises
+    NotFoundError for a version that the plugin does not drive or the index does not have so, with what it has instead;
+    IncompatibleError for a Python that `release` does not admit; InstallError when the index cannot be asked.
     """
     if not SpecifierSet(upstream.versions).contains(version, prereleases=True):
         raise NotFoundError(
             f"{release.engine} drives {upstream.package} {upstream.versions}, and {version} is not of these versions",
             help="name one of them; a newer Paceline, or a newer plugin, may drive others",
         )
+    # What an index brought admits only the Pythons that it is locked for by now.
+    limit = release.requires.python if release.source != FOUND else None
+    needed = sorted(wanted or [python_versions.here()], key=Version)
+    if unfit := [python for python in needed if not python_versions.is_admitted(python, limit)]:
+        raise IncompatibleError(
+            f"{release.name} is made for Python {limit}, and {python_versions.listed(unfit)} is not of these",
+            help=_choose(python_versions.admitted(limit), wanted),
+        )
     try:
-        return _Question(release, upstream, f"=={version}", cache).release(now or datetime.now(UTC))
-    except InstallError as error:
+        question = _Question(release, upstream, f"=={version}", cache, wanted=needed, like=like)
+        return question.release(now or datetime.now(UTC))
+    except NoSolutionError as error:
+        missing = _Missing(release, upstream, version, cache, error)
+        raise missing.explained(needed, limit, others, chosen=bool(wanted)) from None
+
+
+def join(before: Release, found: Release) -> Release:
+    """`found`, with what `before`, the same release, is locked for besides: other Pythons.
+
+    Not where anything else of the two differs, because then it is another lock.
+    """
+    ours, theirs = python_versions.named_by(found.requires.python), python_versions.named_by(before.requires.python)
+    left = [python for python in theirs if python not in ours]
+    if not left or not ours or _unlocked(before) != _unlocked(found):
+        return found
+
+    def both(old: Iterable[Package], new: Iterable[Package]) -> tuple[Package, ...]:
+        locks = {python: [p for p in old if applies(p, python)] for python in left}
+        return joined(locks | {python: [p for p in new if applies(p, python)] for python in ours})
+
+    return replace(
+        found,
+        requires=replace(found.requires, python=python_versions.specifier_of([*left, *ours])),
+        recipe=replace(
+            found.recipe,
+            packages=both(before.recipe.packages, found.recipe.packages),
+            build_packages=both(before.recipe.build_packages, found.recipe.build_packages),
+        ),
+    )
+
+
+def _unlocked(release: Release) -> Release:
+    """What a release is, whatever it is locked to."""
+    return replace(
+        release,
+        requires=replace(release.requires, python=None),
+        recipe=replace(release.recipe, packages=(), build_packages=()),
+        notes="",
+        published=None,
+    )
+
+
+class _Missing:
+    """Finds out what there is instead of a version that cannot be had as it was asked for."""
+
+    def __init__(self, release: Release, upstream: Upstream, version: str, cache: Path, error: NoSolutionError) -> None:
+        self._release, self._upstream, self._version, self._cache = release, upstream, version, cache
+        self._error = error
+
+    def explained(
+        self, needed: Sequence[str], limit: str | None, others: Iterable[Release], *, chosen: bool
+    ) -> InstallError | NotFoundError:
+        """The error to raise. `chosen`: whether the Pythons `needed` can be chosen, as for a bundle."""
+        said, release = self._error.message.rstrip("."), self._release
+        has = f"the package index has {self._upstream.package} {self._version} with all that it needs"
+        wanted = f"not for Python {python_versions.listed(needed)} on {release.platform}"
+        if there := [p for p in {*python_versions.admitted(limit), *needed} if self._is_there(release, p)]:
+            return NotFoundError(
+                f"{has} for Python {python_versions.listed(there)} on {release.platform}, and {wanted}: {said}",
+                help=_choose(there, chosen),
+            )
+        if elsewhere := [r.platform for r in others if r.name != release.name and self._is_there(r, *needed)]:
+            return NotFoundError(
+                f"{has} for {', '.join(elsewhere)}, and {wanted}: {said}",
+                help="choose one of these platforms with --platform, or another version",
+            )
         try:
-            has = _Question(release, upstream, upstream.versions, cache).version
+            newest = self._asked(release, self._upstream.versions, needed).version
         except InstallError:
-            raise error from None
-        raise NotFoundError(
-            f"{error.message.rstrip('.')}; the newest that the package index has of {upstream.versions}, which "
-            f"{release.engine} drives, is {has}",
-            help=f"`paceline runtime get {release.name}@{has}` installs that one",
-        ) from None
+            return self._error
+        return NotFoundError(
+            f"{said}; the newest that the package index has of {self._upstream.versions}, which {release.engine} "
+            f"drives, is {newest}",
+            help=f"`{release.name}@{newest}` names that one",
+        )
+
+    def _is_there(self, release: Release, *wanted: str) -> bool:
+        try:
+            self._asked(release, f"=={self._version}", wanted)
+        except InstallError:
+            return False
+        return True
+
+    def _asked(self, release: Release, versions: str, wanted: Sequence[str]) -> _Question:
+        return _Question(release, self._upstream, versions, self._cache, wanted=wanted, anew=False)
+
+
+def _choose(there: Collection[str], chosen: object) -> str:
+    """The way out for Pythons that have nothing."""
+    those = f"Python {python_versions.listed(there)}" if there else "another Python"
+    return f"choose {those} with --python, or another version" if chosen else f"run Paceline with {those}"
 
 
 class _Question:
@@ -96,19 +198,24 @@ class _Question:
         *,
         exclude_newer: str | None = None,
         prerelease: bool = False,
+        wanted: Sequence[str] = (),
+        like: Release | None = None,
+        anew: bool = True,
     ) -> None:
         self._release, self._upstream = release, upstream
-        self._python = ".".join(platform.python_version_tuple()[:2])
+        self._pythons = list(wanted) or [python_versions.here()]
         self._resolver = Resolver(
             release.requires,
-            [self._python],
+            self._pythons,
             cache=cache / "resolution",
             exclude_newer=exclude_newer,
             prerelease=prerelease,
-            anew=[upstream.package],
+            anew=[upstream.package] if anew else (),
         )
         roots = [_loosened(root, upstream, versions) for root in release.recipe.roots]
-        self._packages = self._resolver.packages(release.recipe, roots)
+        self._build_packages = like.recipe.build_packages if like is not None else ()
+        prefer = like.recipe.packages if like is not None else ()
+        self._packages = self._resolver.packages(release.recipe, roots, prefer=prefer)
         self._name = str(canonicalize_name(upstream.package))
         version = next((p.version for p in self._packages if p.name == self._name), None)
         if version is None:
@@ -125,11 +232,11 @@ class _Question:
             before,
             version=self.version,
             channel="beta" if Version(self.version).is_prerelease else "stable",
-            requires=replace(before.requires, python=f"=={self._python}.*"),
+            requires=replace(before.requires, python=python_versions.specifier_of(self._pythons)),
             recipe=replace(
                 recipe,
                 packages=self._packages,
-                build_packages=self._resolver.build_packages(recipe.build_roots),
+                build_packages=self._resolver.build_packages(recipe.build_roots, prefer=self._build_packages),
                 roots=tuple(
                     f"{_bare(root)}=={self.version}" if _is(root, self._upstream) else root for root in recipe.roots
                 ),
@@ -149,7 +256,7 @@ def can_be_asked(release: Release, upstream: Upstream | None) -> bool:
 
 
 def remember(file: Path, releases: Iterable[Release]) -> None:
-    """Add `releases` to those found before, or put them into their place; a damaged file begins anew.
+    """Add `releases` to those found before, or `join` them with what was locked before; a damaged file begins anew.
 
     Nothing is written where nothing changes. Raises OSError for a file that cannot be written.
     """
@@ -174,6 +281,7 @@ def _with(file: Path, releases: Iterable[Release]) -> dict[str, Release] | None:
     as_read = dict(known)
     for release in releases:
         before = known.get(release.id)
+        release = release if before is None else join(before, release)
         if before is None or replace(before, notes=release.notes, published=release.published) != release:
             known[release.id] = release
     return known if found is None or known != as_read else None
