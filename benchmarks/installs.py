@@ -89,8 +89,8 @@ def second_version(name: str, package: str, folder: Path) -> dict[str, Any]:
     """What a release adds to the disk beside the same one with the version of `package` before its own.
 
     `added` counts the runtime; `added_with_cache` also the cache, an empty one at first, so that both are fetched.
-    `differing_files`: the bytes of the files that no file of the first equals. `linking_s`: what linking others took.
-    Raises PacelineError where the package index has no older version.
+    `differing_files`: the room that the files take which no file of the first equals. `linking_s`: what
+    linking the others took. Raises PacelineError where the package index has no older version.
     """
     engine, release = _engine_and_release(name)
     older = _older(release, package)
@@ -98,15 +98,15 @@ def second_version(name: str, package: str, folder: Path) -> dict[str, Any]:
     made = [install(older, store, engine, cache=cache).directory]
     before = sum(added_bytes([cache, store.folder]))
     made.append(install(release, store, engine, linking, cache=cache).directory)
-    before_and_after = [json.loads((each / FILES).read_text(encoding="utf-8")) for each in made]
-    known = {entry.get("sha256") for entry in before_and_after[0].values()}
-    files = [entry for entry in before_and_after[1].values() if "sha256" in entry]
+    before_it, files = (json.loads((each / FILES).read_text(encoding="utf-8")) for each in made)
+    known = {entry.get("sha256") for entry in before_it.values()} | {None}
+    differing = [made[1] / path for path, entry in files.items() if entry.get("sha256") not in known]
     return {
         "first": older.id,
         "second": release.id,
         "added": added_bytes(made)[1],
         "added_with_cache": sum(added_bytes([cache, store.folder])) - before,
-        "differing_files": sum(entry["size"] for entry in files if entry["sha256"] not in known),
+        "differing_files": sum(path.stat().st_blocks * 512 for path in differing),
         "linking_s": linking.clock.wall_s,
     }
 

@@ -15,17 +15,7 @@ import pytest
 from paceline.store import Store, health
 
 SURVIVOR = Path(__file__).with_name("survivor.py")
-QUICK = [
-    "download",
-    "take from a bundle",
-    "share files",
-    "select",
-    "rollback",
-    "give back",
-    "stand in",
-    "remove",
-    "prune",
-]
+QUICK = ["download", "take from a bundle", "select", "rollback", "give back", "stand in", "remove", "prune"]
 LONG = ["install", "share files", "repair", "repair in two renames", "update", "install a plugin", "remove a plugin"]
 PACKAGES = "install packages"
 FIFTH = 5
