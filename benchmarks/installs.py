@@ -61,7 +61,7 @@ def beside_uv(name: str, folder: Path, rounds: int) -> dict[str, Any]:
     found: list[dict[str, Any]] = []
     kept: list[Path] = []
     for n in range(rounds + 1):
-        store, smoke = Store(folder / f"home{n}"), SmokeTest()
+        store, smoke = Store(folder / f"home{n}"), Part("starting")
         ours = Clock()
         with ours.running():
             made = install(release, store, engine, smoke, cache=cache)
@@ -88,20 +88,27 @@ def beside_uv(name: str, folder: Path, rounds: int) -> dict[str, Any]:
 def second_version(name: str, package: str, folder: Path) -> dict[str, Any]:
     """What a release adds to the disk beside the same one with the version of `package` before its own.
 
-    `differing_files`: the bytes of the files that no file of the first equals. Raises PacelineError where the package
-    index has no older version.
+    `added` counts the runtime; `added_with_cache` also the cache, an empty one at first, so that both are fetched.
+    `differing_files`: the room that the files take which no file of the first equals. `linking_s`: what
+    linking the others took. Raises PacelineError where the package index has no older version.
     """
     engine, release = _engine_and_release(name)
     older = _older(release, package)
-    cache = _cache_without_byte_code(folder / "cache")
-    store = Store(folder / "home")
-    made = [install(each, store, engine, cache=cache).directory for each in (older, release)]
-    _, added = added_bytes(made)
-    before, after = (json.loads((each / FILES).read_text(encoding="utf-8")) for each in made)
-    known = {entry.get("sha256") for entry in before.values()}
-    files = [entry for entry in after.values() if "sha256" in entry]
-    differing = sum(entry["size"] for entry in files if entry["sha256"] not in known)
-    return {"first": older.id, "second": release.id, "added": added, "differing_files": differing}
+    cache, store, linking = folder / "cache", Store(folder / "home"), Part("linking")
+    made = [install(older, store, engine, cache=cache).directory]
+    before = sum(added_bytes([cache, store.folder]))
+    made.append(install(release, store, engine, linking, cache=cache).directory)
+    before_it, files = (json.loads((each / FILES).read_text(encoding="utf-8")) for each in made)
+    known = {entry.get("sha256") for entry in before_it.values()} | {None}
+    differing = [made[1] / path for path, entry in files.items() if entry.get("sha256") not in known]
+    return {
+        "first": older.id,
+        "second": release.id,
+        "added": added_bytes(made)[1],
+        "added_with_cache": sum(added_bytes([cache, store.folder])) - before,
+        "differing_files": sum(path.stat().st_blocks * 512 for path in differing),
+        "linking_s": linking.clock.wall_s,
+    }
 
 
 def _older(release: Release, package: str) -> Release:
@@ -132,15 +139,16 @@ def ratio(rounds: Sequence[Mapping[str, Any]], unit: str) -> tuple[float, float,
     return median(ratios), min(ratios), max(ratios)
 
 
-class SmokeTest:
-    """Times the smoke test of an installation, as its Progress."""
+class Part:
+    """Times the part of an installation whose message begins with a word, as its Progress."""
 
-    def __init__(self) -> None:
+    def __init__(self, begins: str) -> None:
         self.clock = Clock()
+        self._begins = begins
         self._began: tuple[float, float] | None = None
 
     def __call__(self, phase: Phase, done: int = 0, total: int | None = None, message: str = "") -> None:
-        if phase is Phase.CHECK and message.startswith("starting"):
+        if phase is Phase.CHECK and message.startswith(self._begins):
             self._began = time.perf_counter(), _cpu_s()
         elif self._began is not None:
             wall, cpu = self._began

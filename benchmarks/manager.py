@@ -219,10 +219,16 @@ def _install_tables(found: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _second_tables(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    lines = ["| installed | then | MB that it adds | MB of files that differ |", "| --- | --- | --- | --- |"]
+    """Figures of earlier sittings lack what was not measured then."""
+    lines = [
+        "| installed | then | MB that it adds | with the cache, MB | MB of files that differ | linking the others s |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for one in found:
-        size = f"{one['added'] / 1e6:.1f} | {one['differing_files'] / 1e6:.1f}"
-        lines.append(f"| {one['first']} | {one['second']} | {size} |")
+        size = [f"{one[what] / 1e6:.1f}" if what in one else "" for what in ("added", "added_with_cache")]
+        took = f"{one['linking_s']:.2f}" if "linking_s" in one else ""
+        size += [f"{one['differing_files'] / 1e6:.1f}", took]
+        lines.append(f"| {one['first']} | {one['second']} | {' | '.join(size)} |")
     return lines
 
 

@@ -33,6 +33,14 @@ def test_a_name_more_of_the_same_file_adds_nothing(bench, tmp_path):
     assert 5000 <= added[1] < 20_000
 
 
+def test_what_an_earlier_sitting_did_not_measure_is_left_empty(bench):
+    old = {"first": "a@1", "second": "a@2", "added": 3_000_000, "differing_files": 2_000_000}
+    new = old | {"added_with_cache": 4_000_000, "linking_s": 0.25}
+    *_, before, after = bench("manager")._second_tables([old, new])
+    assert before == "| a@1 | a@2 | 3.0 |  | 2.0 |  |"
+    assert after == "| a@1 | a@2 | 3.0 | 4.0 | 2.0 | 0.25 |"
+
+
 @pytest.mark.runtime
 def test_an_installation_is_measured_beside_uv_alone(bench, llama_cpp_runtime):
     with tempfile.TemporaryDirectory(dir=paths.cache()) as folder:  # on its file system, where files can be linked

@@ -65,6 +65,19 @@ def test_what_would_be_freed_is_what_is(tmp_path):
     assert freed(cache.look(tmp_path)) == freed(cache.clear(tmp_path)) == {}
 
 
+def test_a_file_with_several_names_in_the_cache_is_counted_once(tmp_path):
+    for size, name in ((1_000, "own"), (20_000, "linked")):
+        first = file(tmp_path / "uv" / "archive-v0" / "a" / name, size)
+        other = tmp_path / "uv" / "archive-v0" / "b" / name
+        other.parent.mkdir(exist_ok=True)
+        os.link(first, other)
+    os.link(first, tmp_path / "of-a-runtime")
+
+    (uv,) = (part for part in cache.look(tmp_path) if part.name == cache.UV)
+
+    assert (uv.size_bytes, uv.shared_bytes) == (21_000, 20_000)
+
+
 def test_no_empty_folder_and_no_lock_is_left(tmp_path):
     for depot in (Depot(tmp_path), Depot(tmp_path / BUNDLES)):
         folder = depot.folder / "files" / ("a" * 64)

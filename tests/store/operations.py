@@ -21,12 +21,15 @@ from paceline.manager.installation import install, repair
 from paceline.manager.plugin_trial import Trial
 from paceline.manager.updates import Update as UpdateTo
 from paceline.manager.updating import apply
+from paceline.packages import equal_files
 from paceline.packages.depot import Depot, PackageFile
 from paceline.packages.download import download, partial_of
 from paceline.packages.gathering import gather
 from paceline.plugins import Plugins
 from paceline.progress import silent
 from paceline.store import health, transaction
+from paceline.store.digests import Digests
+from paceline.store.manifest import packages_of
 from paceline.types import Package, Recipe, Release, Requirements, WorkerSpec
 
 _WORKER = """
@@ -114,6 +117,59 @@ class InstallPackages(Install):
 
     def wrong(self, store):
         return [f"asked again for {path}" for path in self.asked_again]
+
+
+class ShareFiles(Install):
+    """A runtime is published whose package has files in common with an installed one of another wheel."""
+
+    def prepare(self, store):
+        super().prepare(store)
+        self._add(store, "2.0")
+        self._unpack(store, "3.0")
+        (store.home / "cache" / "uv" / ".lock").touch()
+
+    def run(self, store):
+        with store.installing():
+            if not self.done(store):
+                self._add(store, "3.0")
+
+    def done(self, store):
+        return store.find("engine-linux-cpu@3.0") is not None
+
+    def wrong(self, store):
+        for where in (self._archive(store, "3.0"), *packages_of(store.folder / "engine-linux-cpu@3.0" / "env")):
+            there = {path.relative_to(where).as_posix(): path for path in where.rglob("*") if path.is_file()}
+            if {name: path.read_text() for name, path in there.items()} != self._named("3.0"):
+                yield f"in {where} are {list(there)}, or something else in them"
+
+    def _add(self, store, version):
+        """Install it as uv does, with links to what is unpacked in its cache."""
+        staged, cache, digests = store.staging / f"made.{version}", store.home / "cache", Digests()
+        packages = staged / "env" / "lib" / "python3" / "site-packages"
+        archive = self._unpack(store, version)
+        with transaction.explained("installing", store.home):
+            transaction.make_folder(staged)
+            for name in self._named(version):
+                (packages / name).parent.mkdir(parents=True, exist_ok=True)
+                (packages / name).hardlink_to(archive / name)
+            others = [runtime.directory / "env" for runtime in store.runtimes()]
+            equal_files.share(staged / "env", others, cache, digests)
+            store.publish(staged, store_world.stage(staged, version))
+
+    def _unpack(self, store, version):
+        archive = self._archive(store, version)
+        for name, text in self._named(version).items():
+            if not (archive / name).exists():
+                (archive / name).parent.mkdir(parents=True, exist_ok=True)
+                (archive / name).write_text(text)
+        return archive
+
+    def _archive(self, store, version):
+        return store.home / "cache" / "uv" / "archive-v0" / version
+
+    def _named(self, version):
+        wheel = f"package-{version}.dist-info/WHEEL"
+        return {"package.py": "X = 1\n", "data/large": "x" * 10_000, wheel: "Wheel-Version: 1.0\n"}
 
 
 class Update(Install):
@@ -347,6 +403,7 @@ OPERATIONS = {
     "take from a bundle": TakeFromABundle(),
     "install": Install(),
     "install packages": InstallPackages(),
+    "share files": ShareFiles(),
     "select": Select(),
     "rollback": Rollback(),
     "give back": GiveBack(),

@@ -16,7 +16,7 @@ from paceline.store import Store, health
 
 SURVIVOR = Path(__file__).with_name("survivor.py")
 QUICK = ["download", "take from a bundle", "select", "rollback", "give back", "stand in", "remove", "prune"]
-LONG = ["install", "repair", "repair in two renames", "update", "install a plugin", "remove a plugin"]
+LONG = ["install", "share files", "repair", "repair in two renames", "update", "install a plugin", "remove a plugin"]
 PACKAGES = "install packages"
 FIFTH = 5
 COLUMNS = ("operation", "steps", "kills", "errors", "full disks")

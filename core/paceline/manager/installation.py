@@ -21,7 +21,7 @@ import paceline
 from paceline import paths
 from paceline.errors import InstallError, PacelineError, PluginError, SmokeTestError, UnpinnedError
 from paceline.manager.diskspace import check_space
-from paceline.packages import first_use, native_builds, unhashed
+from paceline.packages import equal_files, first_use, native_builds, unhashed
 from paceline.packages.depot import Depot
 from paceline.packages.environment import PACKAGES, make_environment
 from paceline.packages.indexes import Indexes
@@ -228,6 +228,9 @@ def _make(
                 release = replace(release, recipe=first_use.pinned_to_found(release.recipe, brought))
             source: Supply = supply or indexes
             made = make_environment(staged, release.recipe, cache=cache, supply=source, progress=progress)
+            progress(Phase.CHECK, message="linking the files that other runtimes have as well")
+            others = [other.directory / "env" for other in store.runtimes() if other.linked is None]
+            equal_files.share(staged / "env", others, cache, made.digests)
             progress(Phase.CHECK, message="starting the engine once")
             info = start_once(_runtime(release, staged), engine, release.requires.gpu)
             progress(Phase.CHECK, message="hashing the files")

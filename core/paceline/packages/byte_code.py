@@ -21,6 +21,7 @@ from paceline import child
 from paceline.packages.uv import base_interpreter
 from paceline.store import transaction
 from paceline.store.digests import files_below
+from paceline.store.manifest import packages_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -37,7 +38,7 @@ def bring(environment: Path, cache: Path, digests: Digests) -> None:
     another file system, nothing is kept. Raises OSError when the environment cannot be written.
     """
     kept = cache / FOLDER / f"{sys.implementation.cache_tag}-{importlib.util.MAGIC_NUMBER.hex()}"
-    for packages in (*environment.glob("lib/python*/site-packages"), *environment.glob("Lib/site-packages")):
+    for packages in packages_of(environment):
         transaction.step("link", packages)
         below = files_below(packages)
         without = [name for name in below if name.endswith(".py") and _compiled(name) not in below]

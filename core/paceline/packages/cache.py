@@ -1,7 +1,7 @@
 """The download cache: how much room its parts take, and what of them nothing refers to.
 
 uv links the files of its cache into runtimes, and Paceline does so with byte code. What is linked takes no room of its
-own, and deleting it would free none.
+own, and deleting it would free none. A file with several names in the cache (`equal_files`) takes its room once.
 """
 
 from __future__ import annotations
@@ -91,13 +91,14 @@ def _clean(cache: Path, how: str, folder: Path) -> None:
 
 
 def _measure(cache: Path, name: str) -> tuple[int, int]:
-    """Bytes of all files of a part, and of those with another link, as far as they stay there meanwhile."""
-    size = shared = 0
+    """Bytes of all files of a part, and of those with a link elsewhere, as far as they stay there meanwhile."""
+    links: dict[tuple[int, int], tuple[int, int]] = {}
     for folder in _FOLDERS[name]:
         for where, _, files in os.walk(cache / folder):
             for file in files:
                 with suppress(OSError):
                     status = os.lstat(f"{where}/{file}")
-                    size += status.st_size
-                    shared += status.st_size if status.st_nlink > 1 else 0
-    return size, shared
+                    which = status.st_dev, status.st_ino
+                    _, others = links.get(which, (0, status.st_nlink))
+                    links[which] = status.st_size, others - 1
+    return sum(size for size, _ in links.values()), sum(size for size, others in links.values() if others > 0)

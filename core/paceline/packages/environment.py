@@ -21,7 +21,7 @@ from paceline.packages.uv import base_interpreter, uv_command, uv_environment, w
 from paceline.progress import Phase
 from paceline.store import transaction
 from paceline.store.digests import Digests
-from paceline.store.manifest import python_of
+from paceline.store.manifest import packages_of, python_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -301,7 +301,7 @@ class _Uv:
 
 
 def _prune(environment: Path, paths: Iterable[str]) -> None:
-    for packages in (*environment.glob("lib/python*/site-packages"), *environment.glob("Lib/site-packages")):
+    for packages in packages_of(environment):
         for path in paths:
             if (left := packages / path).exists():
                 transaction.discard(left)

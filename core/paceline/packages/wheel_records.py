@@ -14,6 +14,8 @@ import csv
 import os
 from typing import TYPE_CHECKING
 
+from paceline.store.manifest import packages_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -27,7 +29,7 @@ def damaged(environment: Path, digests: Digests) -> dict[str, str]:
     `digests` reads the files, and then knows them.
     """
     found: dict[str, str] = {}
-    for packages in (*environment.glob("lib/python*/site-packages"), *environment.glob("Lib/site-packages")):
+    for packages in packages_of(environment):
         recorded = {record: dict(_recorded(record)) for record in sorted(packages.glob("*.dist-info/RECORD"))}
         here = {path: status for files in recorded.values() for path in files if (status := _status(packages, path))}
         hashed = digests.of({f"{packages}/{path}": status for path, status in here.items()})

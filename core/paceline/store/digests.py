@@ -50,13 +50,22 @@ class Digests:
         """The sha256, in hexadecimal, of regular files that are given by path with their status. Raises OSError."""
         from concurrent.futures import ThreadPoolExecutor
 
-        keys = {path: (s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for path, s in files.items()}
+        keys = {path: _key(status) for path, status in files.items()}
         unread = list({key: path for path, key in keys.items() if key not in self._known}.values())
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             chunks = [unread[n : n + _CHUNK] for n in range(0, len(unread), _CHUNK)]
             for chunk, hashed in zip(chunks, pool.map(_hash_all, chunks), strict=True):
                 self._known.update(zip((keys[path] for path in chunk), hashed, strict=True))
         return {path: self._known[key] for path, key in keys.items()}
+
+    def take_over(self, known: os.stat_result, equal: os.stat_result) -> None:
+        """Know a file as well that was found to have the same bytes as one that may be known."""
+        if (sha256 := self._known.get(_key(known))) is not None:
+            self._known[_key(equal)] = sha256
+
+
+def _key(status: os.stat_result) -> tuple[int, int, int, int]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _hash_all(paths: Iterable[str]) -> list[str]:

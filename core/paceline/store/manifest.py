@@ -37,3 +37,8 @@ def python_of(environment: Path) -> Path:
     """The interpreter of a virtual environment."""
     windows = environment / "Scripts" / "python.exe"
     return windows if windows.exists() else environment / "bin" / "python"
+
+
+def packages_of(environment: Path) -> tuple[Path, ...]:
+    """The folders of packages of a virtual environment: one, or none where there is no environment."""
+    return (*environment.glob("lib/python*/site-packages"), *environment.glob("Lib/site-packages"))
