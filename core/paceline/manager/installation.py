@@ -228,9 +228,9 @@ def _make(
                 release = replace(release, recipe=first_use.pinned_to_found(release.recipe, brought))
             source: Supply = supply or indexes
             made = make_environment(staged, release.recipe, cache=cache, supply=source, progress=progress)
-            progress(Phase.CHECK, message="linking the files that other runtimes have as well")
-            others = [other.directory / "env" for other in store.runtimes() if other.linked is None]
-            equal_files.share(staged / "env", others, cache, made.digests)
+            if others := [other.directory / "env" for other in store.runtimes() if other.linked is None]:
+                progress(Phase.CHECK, message="linking the files that other runtimes have as well")
+                equal_files.share(staged / "env", others, cache, made.digests)
             progress(Phase.CHECK, message="starting the engine once")
             info = start_once(_runtime(release, staged), engine, release.requires.gpu)
             progress(Phase.CHECK, message="hashing the files")
