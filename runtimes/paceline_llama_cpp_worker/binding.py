@@ -324,7 +324,8 @@ class Context:
     def state(self, seq: int) -> State:
         """All of a sequence's state, as `paceline_llama_cpp_worker.state` describes it."""
         data: State = np.empty(self.state_size(seq), np.uint8)
-        ll.llama_state_seq_get_data(self.handle, data.ctypes.data_as(_BYTES), len(data), seq)
+        if ll.llama_state_seq_get_data(self.handle, data.ctypes.data_as(_BYTES), len(data), seq) != len(data):
+            raise Fault("engine_failed", f"llama.cpp cannot save the state of a sequence: {last_errors()}")
         return data
 
     def restore(self, seq: int, data: State) -> bool:

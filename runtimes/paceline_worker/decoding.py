@@ -205,6 +205,13 @@ def fit_prompt(
     keep = max(keep, int(tokens[0] == vocabulary.bos))
     window = Window.of(request.context_overflow, context_length, keep)
     assert window is not None
+    if context_length < 2:
+        raise Fault(
+            "context_exceeded",
+            f"a context of {context_length} has no room for a token and the one that follows it",
+            prompt_tokens=len(tokens),
+            context_length=context_length,
+        )
     excess = window.excess(len(tokens), request.max_tokens)
     del tokens[window.keep : window.keep + excess]
     return tokens, Output(max_tokens=request.max_tokens, context_room=sys.maxsize, stop=request.stop), window, excess

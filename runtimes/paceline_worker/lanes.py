@@ -85,8 +85,9 @@ class Lanes(Generic[ContextT, ModelT]):
         """
         known = self._all_known(tokens)
         lane = self._choose(known, max(*known, self._kept(tokens)[0]))
+        held = self._prepare(lane, tokens, known)
         self._busy[lane] = True
-        return lane, self._prepare(lane, tokens, known)
+        return lane, held
 
     def prepare(self, lane: int, tokens: Sequence[int]) -> int:
         """Make a lane hold as much of the beginning of `tokens` as is known; returns how many, at most all but the

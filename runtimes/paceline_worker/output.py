@@ -73,35 +73,63 @@ class StopStrings:
     """Finds the first stop string in a stream of text, holding back what may be the beginning of one."""
 
     def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stops)
+        self._searches = [_Search(stop) for stop in stops]
         self._held = ""
 
     def feed(self, text: str) -> tuple[str, str | None]:
         """The text that is safe to show now, and the stop string if one appeared (what follows it is dropped)."""
-        if not self._stops:
+        if not self._searches:
             return text, None
-        buffer = self._held + text
-        found = [(at, stop) for stop in self._stops if (at := buffer.find(stop)) >= 0]
+        ends = [(search.feed(text), search.stop) for search in self._searches]
+        found = [(end - len(stop), stop) for end, stop in ends if end is not None]
+        buffer, held = self._held + text, len(self._held)
         if found:
             at, stop = min(found, key=lambda match: (match[0], -len(match[1])))
             self._held = ""
-            return buffer[:at], stop
-        keep = max(self._overlap(buffer, stop) for stop in self._stops)
-        self._held = buffer[len(buffer) - keep :]
-        return buffer[: len(buffer) - keep], None
+            return buffer[: held + at], stop
+        shown = len(buffer) - max(search.matched for search in self._searches)
+        self._held = buffer[shown:]
+        return buffer[:shown], None
 
     def rest(self) -> str:
         """What was held back, once nothing more can follow."""
         held, self._held = self._held, ""
         return held
 
-    @staticmethod
-    def _overlap(text: str, stop: str) -> int:
-        """Length of the longest end of `text` that begins `stop`."""
-        for length in range(min(len(text), len(stop) - 1), 0, -1):
-            if text.endswith(stop[:length]):
-                return length
-        return 0
+
+class _Search:
+    """One stop string in a stream of text; each character is looked at about once, however long the stop string is
+    (Knuth, Morris, Pratt 1977, "Fast Pattern Matching in Strings")."""
+
+    def __init__(self, stop: str) -> None:
+        self.stop = stop
+        self.matched = 0
+        """How much of it the text so far ends with."""
+        self._borders = [0, 0]
+        """Of its first n characters: the length of the longest beginning that is their end as well."""
+
+    def feed(self, text: str) -> int | None:
+        """Where in `text` its first occurrence ends."""
+        stop, matched = self.stop, self.matched
+        if not matched and stop[0] not in text:
+            return None
+        for place, character in enumerate(text):
+            while matched and stop[matched] != character:
+                matched = self._border(matched)
+            matched += stop[matched] == character
+            if matched == len(stop):
+                return place + 1
+        self.matched = matched
+        return None
+
+    def _border(self, length: int) -> int:
+        borders, stop = self._borders, self.stop
+        while len(borders) <= length:
+            border, last = borders[-1], stop[len(borders) - 1]
+            while border and stop[border] != last:
+                border = borders[border]
+            borders.append(border + (stop[border] == last))
+        return borders[length]
 
 
 def _piece(token: int, text: str, drafted: bool, logprobs: dict[str, object] | None) -> list[object]:

@@ -19,6 +19,8 @@ MAX_ALTERNATIVES = 20
 """Most alternatives that are told with a token's log probability."""
 
 _GRAMMARS = ("json_schema", "regex", "lark", "gbnf")
+_LEAST_TEMPERATURE = 1e-6
+"""A lower one takes the likeliest token as 0 does, and logits divided by it overflow in 32 bits."""
 _MAX_BREAKERS = 32
 
 
@@ -120,15 +122,16 @@ def parse_generate(params: Mapping[str, Any]) -> GenerateRequest:
 def _sampling(values: Mapping[str, Any]) -> Sampling:
     default = Sampling()
     seed = _optional_integer(values, "seed", least=-(2**63))
+    temperature = _number(values, "temperature", default.temperature, least=0.0)
     bias = _mapping(values, "logit_bias")
     try:
         logit_bias = tuple(sorted((int(token), float(value)) for token, value in bias.items()))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise Fault.invalid("logit_bias", "logit_bias maps token ids to numbers") from None
     if any(not math.isfinite(value) for _, value in logit_bias):
         raise Fault.invalid("logit_bias", "logit_bias values must be finite")
     return Sampling(
-        temperature=_number(values, "temperature", default.temperature, least=0.0),
+        temperature=0.0 if temperature < _LEAST_TEMPERATURE else temperature,
         top_k=_integer(values, "top_k", default.top_k, least=0),
         top_p=_number(values, "top_p", default.top_p, least=0.0, most=1.0),
         min_p=_number(values, "min_p", default.min_p, least=0.0, most=1.0),
@@ -236,11 +239,15 @@ def _number(
     value = values.get(name)
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    try:
+        number = math.nan if isinstance(value, (bool, str)) else float(value)
+    except (TypeError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
         raise Fault.invalid(name, f"{name} must be a finite number")
-    if not least <= value <= most:
+    if not least <= number <= most:
         raise Fault.invalid(name, f"{name} must lie between {least} and {most}, not {value}")
-    return float(value)
+    return number
 
 
 def _integer(values: Mapping[str, Any], name: str, default: int, *, least: int, most: int = 2**31 - 1) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic
 
@@ -77,27 +78,31 @@ class Stepper(Generic[ContextT, ModelT]):
         """Begin a generation (`Backend.open`)."""
         model = self.main.model
         tokens, output, window, dropped = fit_prompt(request, model, self.context_length)
-        sampler = self._samplers.open(request, tokens, grammar)
-        lane, cached = self.main.take(tokens)
-        sequence = _Sequence(
-            request=request,
-            output=output,
-            prompt_tokens=len(tokens),
-            cached_tokens=cached,
-            prompt_done=cached,
-            vocabulary=model,
-            tokens=tokens,
-            window=window,
-            context_dropped=dropped,
-            lane=lane,
-            sampler=sampler,
-            grammar=grammar,
-            rest=self.main.resting_point(len(tokens)),
-        )
-        drafter = self._drafter
-        sequence.invite(self._controller, draft_vocabulary=None if drafter is None else drafter.n_vocab)
-        if drafter is not None:
-            drafter.open(sequence)
+        with ExitStack() as undo:
+            sampler = self._samplers.open(request, tokens, grammar)
+            undo.callback(sampler.close)
+            lane, cached = self.main.take(tokens)
+            undo.callback(self.main.release, lane)
+            sequence = _Sequence(
+                request=request,
+                output=output,
+                prompt_tokens=len(tokens),
+                cached_tokens=cached,
+                prompt_done=cached,
+                vocabulary=model,
+                tokens=tokens,
+                window=window,
+                context_dropped=dropped,
+                lane=lane,
+                sampler=sampler,
+                grammar=grammar,
+                rest=self.main.resting_point(len(tokens)),
+            )
+            drafter = self._drafter
+            sequence.invite(self._controller, draft_vocabulary=None if drafter is None else drafter.n_vocab)
+            if drafter is not None:
+                drafter.open(sequence)
+            undo.pop_all()
         return sequence
 
     def step(self, generations: Sequence[Generation]) -> None:
@@ -105,6 +110,7 @@ class Stepper(Generic[ContextT, ModelT]):
         main = self.main
         sequences = [g for g in generations if isinstance(g, _Sequence)]
         for sequence in sequences:
+            sequence.drafted = []
             if sequence.overflows:
                 self._roll(sequence)
         lags = [(s, self._lag(s)) for s in sequences]
@@ -283,8 +289,6 @@ class Stepper(Generic[ContextT, ModelT]):
 
     def _plan(self, sequences: Sequence[_Sequence], room: int) -> Round | Plain:
         """What the controller makes of this step, in which each can verify so many drafted tokens."""
-        for sequence in sequences:
-            sequence.drafted = []
         if (plain := self._controller.plain([sequence.stream for sequence in sequences])) is not None:
             return plain
         seats = []

@@ -92,3 +92,36 @@ def test_the_earliest_stop_string_wins(stops, text, at):
     shown, stop = StopStrings(stops).feed(text)
     assert shown == text[:at]
     assert stop is not None
+
+
+@given(
+    st.lists(st.text("ab", max_size=9), max_size=12),
+    st.lists(st.text("ab", min_size=1, max_size=24), min_size=1, max_size=4),
+)
+def test_no_more_is_held_back_than_what_may_become_a_stop_string(chunks, stops):
+    strings, text, shown = StopStrings(stops), "", ""
+    for chunk in chunks:
+        text += chunk
+        more, found = strings.feed(chunk)
+        shown += more
+        if found is not None:
+            assert text.startswith(shown + found)
+            return
+        assert not any(stop in text for stop in stops)
+        begun = [n for stop in stops for n in range(len(stop)) if text.endswith(stop[:n])]
+        assert shown == text[: len(text) - max(begun)]
+    assert shown + strings.rest() == text
+
+
+def test_long_stop_strings_cost_a_few_looks_for_each_character():
+    class Counted(str):
+        looked = 0
+
+        def __getitem__(self, place):
+            Counted.looked += 1
+            return super().__getitem__(place)
+
+    strings = StopStrings([Counted("a" * 4095 + "b"), Counted("b" * 4096)])
+    for _ in range(5_000):
+        strings.feed("aa")
+    assert Counted.looked < 10 * 2 * 5_000

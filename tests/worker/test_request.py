@@ -45,6 +45,8 @@ def test_every_drafted_token_is_accepted_rejected_or_ignored(rounds, dropped):
         ({"prompt": "a", "sampling": {"temperature": -1}}, "temperature"),
         ({"prompt": "a", "sampling": {"temperature": float("nan")}}, "temperature"),
         ({"prompt": "a", "sampling": {"temperature": "hot"}}, "temperature"),
+        ({"prompt": "a", "sampling": {"temperature": 10**400}}, "temperature"),
+        ({"prompt": "a", "sampling": {"logit_bias": {"5": 10**400}}}, "logit_bias"),
         ({"prompt": "a", "sampling": {"top_p": 1.5}}, "top_p"),
         ({"prompt": "a", "sampling": {"repeat_penalty": 0}}, "repeat_penalty"),
         ({"prompt": "a", "sampling": {"logit_bias": {"x": 1}}}, "logit_bias"),
@@ -70,3 +72,9 @@ def test_a_seed_outside_32_bits_is_folded_and_an_absent_one_is_drawn():
     assert seed(7) == 7
     assert seed(-1) == 2**32 - 1
     assert len({seed(None) for _ in range(8)}) > 1
+
+
+@pytest.mark.parametrize("temperature", [0, 1e-45, 1e-38, 1e-7])
+def test_a_temperature_that_would_overflow_logits_takes_the_likeliest_token(temperature):
+    assert parse_generate({"prompt": "a", "sampling": {"temperature": temperature}}).sampling.temperature == 0
+    assert parse_generate({"prompt": "a", "sampling": {"temperature": 1e-6}}).sampling.temperature == 1e-6

@@ -17,6 +17,7 @@ from paceline_worker.lanes import Lanes
 from paceline_worker.passes import passes
 from paceline_worker.primitives import Sampler, Samplers
 from paceline_worker.prompt_cache import PromptCache
+from paceline_worker.protocol import Fault
 from paceline_worker.request import parse_generate
 from paceline_worker.stepping import Stepper
 
@@ -376,3 +377,44 @@ def test_the_draft_reads_no_beginning_that_it_knows_in_another_lane(drafted_pair
     cells.computed.clear()
     finish(pair, [second, third])
     assert min(len(held) for _, held in cells.computed) == len(system) + 1
+
+
+@pytest.mark.parametrize("overflow", ["rollingWindow", "truncateMiddle"])
+def test_what_was_drafted_before_a_context_rolled_is_counted_once(overflow):
+    pair, _ = engine(48, 16, {"recurrent": True}, {"wrong": 0.3})
+    body = {"prompt": [1, 2, 3] * 10, "max_tokens": 200, "sampling": {"seed": 0}, "draft": {"exact_tokens": 3}}
+    (record,) = finish(pair, [pair.open(parse_generate({**body, "context_overflow": overflow}))])
+    assert record["rounds"] > 30
+    assert record["drafted"] <= 3 * record["rounds"]
+
+
+@pytest.mark.parametrize("where", ["lane", "draft"])
+def test_what_fails_while_it_begins_leaves_its_lane_and_its_sampler(where, monkeypatch):
+    pair, _ = engine(100, 16, {}, {})
+    closed = []
+    monkeypatch.setattr(Choice, "close", lambda self: closed.append(self), raising=False)
+    requests = [
+        parse_generate({"prompt": [i, 1, 2], "max_tokens": 4, "sampling": {"seed": 0}, "draft": {}})
+        for i in range(SLOTS)
+    ]
+
+    def fail(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as broken:
+        broken.setattr(pair.main if where == "lane" else pair._drafter, "_prepare" if where == "lane" else "open", fail)
+        for request in requests:
+            with pytest.raises(MemoryError):
+                pair.open(request)
+    assert len(closed) == SLOTS
+    finish_all(pair, [pair.open(request) for request in requests])
+
+
+@pytest.mark.parametrize("overflow", ["stopAtLimit", "rollingWindow", "truncateMiddle"])
+@pytest.mark.parametrize("draft", [None, {}])
+def test_a_context_without_room_for_a_token_and_its_answer_refuses_every_prompt(overflow, draft):
+    pair, _ = engine(1, 16, {}, {})
+    body = {"prompt": [1, 2], "context_overflow": overflow, "draft": draft}
+    for _ in range(SLOTS + 1):
+        with pytest.raises(Fault, match="has no room"):
+            pair.open(parse_generate(body))
