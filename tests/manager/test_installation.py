@@ -274,9 +274,10 @@ def test_a_runtime_without_its_manifest_is_repaired_by_its_release(tiny, store):
     assert store.selected("tiny") == runtime
 
 
-def test_installing_what_is_broken_mends_it(tiny, store):
+@pytest.mark.parametrize("damaged", ["bin/python", "tinyengine/__main__.py"])
+def test_installing_what_is_broken_mends_it(tiny, store, damaged):
     runtime = install(tiny.release(), store, tiny.engine)
-    runtime.python.unlink()
+    next(path for path in runtime.directory.rglob(damaged.rpartition("/")[2]) if path.match(damaged)).unlink()
 
     assert install(tiny.release(), store, tiny.engine) == runtime
     assert health.full(runtime.directory).ok
