@@ -12,7 +12,7 @@ import pytest
 
 from paceline.errors import AmbiguousError, InUseError, NotFoundError, StoreError
 from paceline.manager.cleanup import clean_up
-from paceline.store import Selection, Store, selection
+from paceline.store import Selection, Store, selection, transaction
 from paceline.store.manifest import MANIFEST
 from paceline.store.reading import Fallback
 from paceline.store.selection import Hold
@@ -559,6 +559,25 @@ def test_publishing_replaces_in_two_steps_where_folders_cannot_be_exchanged(stor
     assert add() == runtime
     assert not (runtime.directory / "old").exists()
     assert list(store.staging.iterdir()) == []
+
+
+def test_what_was_replaced_in_two_steps_never_comes_back(store, add, store_world, monkeypatch):
+    """Also when the process ended before it was deleted, and what took its place is removed."""
+    monkeypatch.setattr("paceline.store.transaction._exchange", lambda a, b: False)
+    runtime, steps = add(), []
+
+    def end_after_the_second_rename(step, path):
+        if steps[-1:] == [("rename", runtime.directory)]:
+            raise KeyboardInterrupt
+        steps.append((step, path))
+
+    with pytest.raises(KeyboardInterrupt), transaction.observed(end_after_the_second_rename):
+        add()
+    assert next(store.staging.iterdir()).name.startswith("replaced.")
+    store.remove(runtime, force=True)
+    store.pin("another change")
+
+    assert store.runtimes() == ()
 
 
 def test_a_runtime_removed_since_it_was_listed_is_said_to_be_gone(tmp_path, store_world):

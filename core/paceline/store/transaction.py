@@ -131,23 +131,25 @@ def publish(staged: Path, final: Path) -> Path | None:
         grave.rename(final)
         raise
     sync_folder(final.parent)
-    return grave
+    return _give_up(grave)
 
 
 def recover(folder: Path, staging: Path) -> None:
     """Put back into `folder` what a crash during `publish` left away from its name."""
     for grave in staging.glob(f"{_REPLACED}*"):
         final = folder / grave.name.removeprefix(_REPLACED).partition(".")[2]
-        if not final.exists():
-            step("rename", final)
-            grave.rename(final)
-            sync_folder(folder)
+        if final.exists():
+            _give_up(grave)
+            continue
+        step("rename", final)
+        grave.rename(final)
+        sync_folder(folder)
 
 
 def bury(folder: Path, staging: Path) -> Path:
     """Make a folder disappear by one rename into `staging`; returns where it lies, for `discard`."""
     make_folder(staging)
-    grave = staging / f"removed.{os.urandom(4).hex()}.{folder.name}"
+    grave = staging / f"{_REMOVED}{os.urandom(4).hex()}.{folder.name}"
     step("rename", folder)
     folder.rename(grave)
     sync_folder(folder.parent)
@@ -245,9 +247,18 @@ def _rmdir(path: Path) -> None:
         path.rmdir()
 
 
+def _give_up(grave: Path) -> Path:
+    """Have what was replaced come back no more, not even when what replaced it is removed; returns where it lies."""
+    gone = grave.with_name(f"{_REMOVED}{grave.name.removeprefix(_REPLACED)}")
+    step("rename", gone)
+    return grave.rename(gone)
+
+
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 _REPLACED = "replaced."
 """Prefix of the folder in staging that is being replaced; a token and the folder's own name follow."""
+_REMOVED = "removed."
+"""Of one that is removed, or was replaced, and only takes room."""
 _NOT_HERE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM}
 _EXCHANGE = 2
 """RENAME_EXCHANGE of linux/fs.h, and RENAME_SWAP of macOS's sys/stdio.h: both are 2."""
