@@ -46,8 +46,10 @@ class StoreReader:
         return tuple(query.by_name_newest_first(r for r in map(read_runtime, self._folders()) if r is not None))
 
     def incomplete(self) -> tuple[str, ...]:
-        """The names of the folders among the runtimes that do not count as installed."""
-        return tuple(sorted(f.name for f in self._folders() if read_runtime(f) is None))
+        """The names of the folders among the runtimes that do not count as installed and are not being deleted."""
+        names = sorted(f.name for f in self._folders() if read_runtime(f) is None)
+        gone = transaction.half_gone(self.staging) if names else ()
+        return tuple(name for name in names if name not in gone)
 
     def find(self, runtime_id: str) -> Runtime | None:
         """The installed runtime of exactly this id."""

@@ -181,7 +181,8 @@ class Store(StoreReader):
                 return False
             grave = transaction.bury(folder, self.staging)
             transaction.discard(self._uses_of_plugins(generation))
-        transaction.discard(grave)
+        if grave is not None:
+            transaction.discard(grave)
         return True
 
     def forget_ended_uses(self) -> None:
@@ -292,7 +293,8 @@ class Store(StoreReader):
             self._write(chosen.without(name))
             grave = transaction.bury(self.folder / name, self.staging)
             transaction.discard(self._uses(name))
-        transaction.discard(grave)
+        if grave is not None:
+            transaction.discard(grave)
 
     def _change(self, doing: str, change: Callable[[Selection], Selection]) -> None:
         with self._changing(doing):
