@@ -403,6 +403,25 @@ def test_a_home_that_cannot_be_written_is_said(tiny, tmp_path):
     assert "PACELINE_HOME" in caught.value.help
 
 
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no second file system")
+def test_runtimes_that_lie_on_another_disk_are_said_before_anything_is_made(tiny, store):
+    other, progress = Path("/dev/shm") / f"runtimes-{os.getpid()}", Recorder()
+    store.home.mkdir(parents=True)
+    if other.parent.stat().st_dev == store.home.stat().st_dev:
+        pytest.skip("no second file system")
+    other.mkdir()
+    try:
+        store.folder.symlink_to(other)
+        with pytest.raises(StoreError) as refused:
+            install(tiny.release(), store, tiny.engine, progress)
+        assert f"made in {store.staging} and appear by one rename in {store.folder} ({other})" in refused.value.message
+        assert "PACELINE_HOME" in refused.value.help
+        assert progress.phases == []
+        assert [*other.iterdir()] == [*store.staging.iterdir()] == []
+    finally:
+        other.rmdir()
+
+
 def test_two_installers_make_one_runtime(tiny, store):
     tiny.offer(tiny.release())
     done: list[subprocess.CompletedProcess[str]] = []

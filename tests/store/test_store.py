@@ -648,6 +648,25 @@ class TestFoldersThatTheSystemDoesNotRename:
 
 
 @pytest.mark.skipif(not shutil.which("unshare"), reason="no file system can be mounted")
+def test_a_mount_is_another_one_on_the_same_disk_too(store, add):
+    runtime = add()
+    unshared = ["unshare", "-rm", "sh", "-euc", f'mount --bind "{store.folder}" "{store.folder}"; exec "$@"', "sh"]
+    if subprocess.run([*unshared, "true"], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted")
+    code = (
+        "import os, sys; from pathlib import Path; from paceline.store import Store; store = Store(Path(sys.argv[1]));"
+        "print(store.folder.stat().st_dev == store.staging.stat().st_dev); store.check_one_mount()"
+    )
+
+    done = subprocess.run([*unshared, sys.executable, "-c", code, store.home], capture_output=True, text=True)
+
+    assert done.stdout == "True\n"
+    assert "nothing can be installed" in done.stderr
+    store.check_one_mount()
+    assert store.runtimes() == (runtime,)
+
+
+@pytest.mark.skipif(not shutil.which("unshare"), reason="no file system can be mounted")
 def test_what_lies_in_the_image_of_a_container_is_removed_and_replaced(store, add, tmp_path):
     """On overlayfs itself, whose lower layer has the runtimes."""
     for version in ("1.0", "2.0"):

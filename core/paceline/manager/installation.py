@@ -213,6 +213,7 @@ def _make(
     supply: Carrier | None = None,
     wheel: Path | None = None,
 ) -> Runtime:
+    store.check_one_mount()
     staged, depot = store.staging / f"{release.id}.{os.getpid()}", Depot(cache)
     unpinned = {p.name for p in release.recipe.unpinned}
     with contextlib.closing(Indexes(cache)) as indexes, transaction.explained(f"installing {release.id}", store.home):

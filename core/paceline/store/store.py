@@ -209,8 +209,9 @@ class Store(StoreReader):
     def publish(self, staged: Path, runtime_id: str) -> Runtime:
         """Turn a finished folder of `staging`, manifest included, into an installed runtime.
 
-        Raises InUseError when it would replace one that a process uses.
+        Raises InUseError when it would replace one that a process uses, and as `check_one_mount`.
         """
+        self.check_one_mount()
         with self._changing(f"installing {runtime_id}"):
             self.check_unused(runtime_id)
             replaced = transaction.publish(staged, self.folder / runtime_id)
@@ -220,6 +221,19 @@ class Store(StoreReader):
         if runtime is None:
             raise StoreError(f"{self.folder / runtime_id} vanished after it was installed", help="install it again")
         return runtime
+
+    def check_one_mount(self) -> None:
+        """Raise StoreError when no rename could take a folder from `staging` to where the runtimes are."""
+        with transaction.explained("looking at where runtimes are installed", self.home):
+            for folder in (self.staging, self.folder):
+                transaction.make_folder(folder)
+            if not transaction.is_one_mount(self.staging, self.folder):
+                raise StoreError(
+                    f"nothing can be installed: runtimes are made in {_lies(self.staging)} and appear by one rename in "
+                    f"{_lies(self.folder)}, and the system renames nothing from the one to the other",
+                    help=f"let both be plain folders of {self.home}; to have runtimes on another disk, move the whole "
+                    "home there and set PACELINE_HOME",
+                )
 
     @contextmanager
     def installing(self, progress: Progress = silent) -> Iterator[tuple[Path, ...]]:
@@ -313,6 +327,11 @@ class Store(StoreReader):
             transaction.recover(self.folder, self.staging)
             transaction.sweep_unfinished(self._selection_file)
             yield
+
+
+def _lies(folder: Path) -> str:
+    there = folder.resolve()
+    return str(folder) if there == folder.absolute() else f"{folder} ({there})"
 
 
 def _now() -> datetime:
