@@ -361,7 +361,7 @@ def test_a_rollback_returns_to_what_worked(store, add):
         store.rollback("gguf")
 
 
-@pytest.mark.parametrize("why", ["is not installed", "is held", "is broken", "never loaded a model"])
+@pytest.mark.parametrize("why", ["is not installed", "is incomplete", "is held", "is broken", "never loaded a model"])
 def test_what_cannot_be_returned_to_is_named_with_the_reason(store, add, why):
     old, new = add("1.0"), add("2.0")
     store.select(old)
@@ -370,14 +370,17 @@ def test_what_cannot_be_returned_to_is_named_with_the_reason(store, add, why):
         store.note_loaded(old, "gguf")
         assert store.rollback_targets() == {"gguf": old}
     if why == "is not installed":
+        shutil.rmtree(old.directory)
+    elif why == "is incomplete":
         (old.directory / MANIFEST).unlink()
     elif why == "is held":
         store.hold(old.id)
     elif why == "is broken":
         (old.directory / "env" / "engine.so").unlink()
 
-    with pytest.raises(NotFoundError, match=rf"{old.id} {why}"):
+    with pytest.raises(NotFoundError, match=rf"{old.id} {why}") as told:
         store.rollback()
+    assert (f"repair {old.id}" in told.value.help) == (why in ("is incomplete", "is broken"))
     assert store.selected("gguf") == new
 
 

@@ -202,9 +202,11 @@ class Store(StoreReader):
 
     def remove_incomplete(self, name: str, *, force: bool = False) -> None:
         """Delete a folder among the runtimes that does not count as installed; otherwise as `remove`."""
-        if self.find(name) is not None:
-            raise InUseError(f"{name} is installed", help="another process mended it meanwhile")
-        self._remove(name, lambda chosen: None if force else self._why_not_removed(name, chosen))
+        self._remove_incomplete(name, lambda chosen: None if force else self._why_not_removed(name, chosen))
+
+    def remove_unneeded_incomplete(self, name: str) -> None:
+        """The same if `protection_of_incomplete` names no reason against it; else raise InUseError with that reason."""
+        self._remove_incomplete(name, lambda chosen: self.protection_of_incomplete(name, chosen))
 
     def publish(self, staged: Path, runtime_id: str) -> Runtime:
         """Turn a finished folder of `staging`, manifest included, into an installed runtime.
@@ -292,6 +294,11 @@ class Store(StoreReader):
         from paceline import plugin_folder
 
         return plugin_folder.generation(self.home, generation)
+
+    def _remove_incomplete(self, name: str, forbidden: Callable[[Selection], str | None]) -> None:
+        if self.find(name) is not None:
+            raise InUseError(f"{name} is installed", help="another process mended it meanwhile")
+        self._remove(name, forbidden)
 
     def _remove(self, name: str, forbidden: Callable[[Selection], str | None]) -> None:
         with self._changing(f"removing {name}"):
