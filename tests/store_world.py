@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -58,3 +60,9 @@ def add(store: Store, version: str = "1.0", **options: Any) -> Runtime:
 def change_manifest(runtime: Runtime, **changes: Any) -> None:
     file = runtime.directory / MANIFEST
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def refuse_to_move_folders(step: str, path: Path) -> None:
+    """An observer of `transaction`: fail as overlayfs does with folders that a container's image brought."""
+    if step == "exchange" or (step == "rename" and path.is_dir()):
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from paceline.manager.installation import install, start_once
 from paceline.packages.depot import Depot
 from paceline.packages.index import why_unreachable
 from paceline.progress import silent
-from paceline.store import Store
+from paceline.store import Store, health
 from paceline.types import Package, Recipe, Requirements
 
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -281,6 +282,25 @@ class TestTheCommand:
         installed = other("install", file, **web)
         assert installed.stdout == "Installed tiny-any-cpu@1.0.0, selected for TINY\n", installed.stderr
         assert index.asked == []
+
+    @pytest.mark.parametrize("damage", ["a file is gone", "a file has other text, of its length"])
+    def test_it_mends_what_it_installed(self, tiny, web, other, tmp_path, damage):
+        file, home = tmp_path / "carried.bundle", tmp_path / "other" / "home"
+        assert tiny.paceline("bundle", "create", "tiny", "-o", str(file), **web).returncode == 0
+        assert other("install", file).returncode == 0
+        (runtime,) = Store(home).runtimes()
+        (module,) = runtime.directory.glob("env/lib/python*/site-packages/tinyengine/__main__.py")
+        before = module.read_bytes()
+        module.unlink()  # a link to what the cache has
+        if damage != "a file is gone":
+            module.write_bytes(before.swapcase())
+        shutil.rmtree(tmp_path / "other" / "cache")
+
+        again = other("install", file)
+
+        assert again.returncode == 0, again.stderr
+        assert module.read_bytes() == before
+        assert health.full(runtime.directory).ok
 
     @pytest.fixture
     def of_a_wheel(self, tiny, web, tmp_path):

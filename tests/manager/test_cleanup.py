@@ -65,6 +65,62 @@ def test_where_rollback_goes_past_what_is_broken_stays(store, store_world):
     assert store.rollback() == {"gguf": target}
 
 
+@pytest.mark.parametrize("damage", ["the manifest is gone", "the manifest is cut", "a newer Paceline made it"])
+def test_what_rollback_would_return_to_stays_whatever_its_manifest_is(store, store_world, damage):
+    older, target, selected = (store_world.add(store, f"{n}.0") for n in range(1, 4))
+    for runtime in (older, target):
+        store.select(runtime)
+        store.note_loaded(runtime, "gguf")
+    store.select(selected)
+    manifest = target.directory / MANIFEST
+    before = manifest.read_text()
+    if damage == "the manifest is gone":
+        manifest.unlink()
+    elif damage == "the manifest is cut":
+        manifest.write_text(before[:50])
+    else:
+        store_world.change_manifest(target, schema_version=2)
+
+    for done in (plan_cleanup(store, 0), clean_up(store, 0)):
+        assert done.runtimes == done.incomplete == ()
+        reason = f"{target.id} is what `paceline runtime rollback` would return gguf to, once it is mended"
+        assert reason in done.kept
+        assert f"{older.id} is what `paceline runtime rollback` would return gguf to" in done.kept
+
+    manifest.write_text(before)
+    assert store.rollback() == {"gguf": target}
+
+
+def test_what_is_whole_and_not_this_pacelines_stays(store, store_world):
+    newer, renamed, damaged, bare = (store_world.add(store, f"{n}.0") for n in range(1, 5))
+    store_world.change_manifest(newer, schema_version=2, formats={"gguf": []})
+    renamed.directory.rename(renamed.directory.with_name("put-aside"))
+    (damaged.directory / MANIFEST).write_text("{")
+    (bare.directory / MANIFEST).unlink()
+
+    for done in (plan_cleanup(store, 0), clean_up(store, 0)):
+        assert done.incomplete == (damaged.id, bare.id)
+        assert done.kept == (
+            f"the manifest of {newer.id} is of a newer Paceline (schema_version 2)",
+            f"the manifest of put-aside is that of {renamed.id}",
+        )
+    assert sorted(f.name for f in store.folder.iterdir()) == [newer.id, "put-aside"]
+
+
+def test_what_is_in_use_or_selected_is_not_said_to_go(store, store_world):
+    selected, used = store_world.add(store, "1.0"), store_world.add(store, "2.0")
+    store.select(selected)
+    use = store.use(used)
+    for runtime in (selected, used):
+        (runtime.directory / MANIFEST).unlink()
+
+    plan = plan_cleanup(store, 0)
+
+    assert plan.incomplete == ()
+    assert plan.kept == (f"{selected.id} is selected for gguf", f"{used.id} is in use by process {os.getpid()}")
+    use.release()
+
+
 def test_what_an_installation_made_that_was_waited_for_is_no_leftover(store, store_world):
     installing, staged = store.installing(), store.staging / "engine-linux-cpu@1.0.77"
     installing.__enter__()

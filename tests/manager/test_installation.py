@@ -274,9 +274,10 @@ def test_a_runtime_without_its_manifest_is_repaired_by_its_release(tiny, store):
     assert store.selected("tiny") == runtime
 
 
-def test_installing_what_is_broken_mends_it(tiny, store):
+@pytest.mark.parametrize("damaged", ["bin/python", "tinyengine/__main__.py"])
+def test_installing_what_is_broken_mends_it(tiny, store, damaged):
     runtime = install(tiny.release(), store, tiny.engine)
-    runtime.python.unlink()
+    next(path for path in runtime.directory.rglob(damaged.rpartition("/")[2]) if path.match(damaged)).unlink()
 
     assert install(tiny.release(), store, tiny.engine) == runtime
     assert health.full(runtime.directory).ok
@@ -400,6 +401,25 @@ def test_a_home_that_cannot_be_written_is_said(tiny, tmp_path):
         install(tiny.release(), Store(tmp_path / "file" / "home"), tiny.engine)
 
     assert "PACELINE_HOME" in caught.value.help
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no second file system")
+def test_runtimes_that_lie_on_another_disk_are_said_before_anything_is_made(tiny, store):
+    other, progress = Path("/dev/shm") / f"runtimes-{os.getpid()}", Recorder()
+    store.home.mkdir(parents=True)
+    if other.parent.stat().st_dev == store.home.stat().st_dev:
+        pytest.skip("no second file system")
+    other.mkdir()
+    try:
+        store.folder.symlink_to(other)
+        with pytest.raises(StoreError) as refused:
+            install(tiny.release(), store, tiny.engine, progress)
+        assert f"made in {store.staging} and appear by one rename in {store.folder} ({other})" in refused.value.message
+        assert "PACELINE_HOME" in refused.value.help
+        assert progress.phases == []
+        assert [*other.iterdir()] == [*store.staging.iterdir()] == []
+    finally:
+        other.rmdir()
 
 
 def test_two_installers_make_one_runtime(tiny, store):

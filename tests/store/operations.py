@@ -266,6 +266,28 @@ class RepairInTwoRenames(Repair):
         super().run(store)
 
 
+class InPlace:
+    """As where the system renames no folder that is installed, such as those that a container's image brought."""
+
+    def run(self, store):
+        told = transaction._observer or (lambda step, path: None)
+
+        def refuse(step, path):
+            told(step, path)
+            store_world.refuse_to_move_folders(step, path)
+
+        with transaction.observed(refuse):
+            super().run(store)
+
+
+class RemoveInPlace(InPlace, Remove):
+    pass
+
+
+class RepairInPlace(InPlace, Repair):
+    pass
+
+
 class Prune(Select):
     def prepare(self, store):
         Select.prepare(self, store)
@@ -411,6 +433,8 @@ OPERATIONS = {
     "remove": Remove(),
     "repair": Repair(),
     "repair in two renames": RepairInTwoRenames(),
+    "remove in place": RemoveInPlace(),
+    "repair in place": RepairInPlace(),
     "prune": Prune(),
     "update": Update(),
     "install a plugin": InstallPlugin(),

@@ -26,7 +26,7 @@ def runtime(store, store_world):
 
 
 def test_what_was_installed_is_whole(runtime):
-    for check in (health.glance, health.quick, health.full):
+    for check in (health.glance, health.quick, health.sizes, health.full):
         assert check(runtime.directory) == health.Health(State.INSTALLED)
 
 
@@ -82,6 +82,9 @@ def test_damage_is_named(runtime, damage, quick, full, tmp_path):
     seen = health.quick(runtime.directory)
     assert seen.state is (State.BROKEN if quick else State.INSTALLED)
     assert (quick in seen.problems[0]) if quick else not seen.problems
+    # Sizes do not tell what was overwritten by as much, and nothing lacks where something was added.
+    unseen = damage in ("module changed", "module added")
+    assert health.sizes(runtime.directory) == (health.Health(State.INSTALLED) if unseen else found)
 
 
 def test_byte_code_of_a_curious_user_harms_nothing(runtime):
@@ -90,6 +93,7 @@ def test_byte_code_of_a_curious_user_harms_nothing(runtime):
     (cache / "engine.cpython-311.pyc").write_bytes(b"")
 
     assert health.full(runtime.directory).ok
+    assert health.sizes(runtime.directory).ok
 
 
 @pytest.mark.parametrize(
@@ -115,7 +119,7 @@ def test_whatever_a_manifest_says_somebody_is_told(runtime, store, wrong):
     told = {}
     for field in good:
         (runtime.directory / MANIFEST).write_text(json.dumps({**good, field: wrong}))
-        health.glance(runtime.directory), health.full(runtime.directory)
+        health.glance(runtime.directory), health.sizes(runtime.directory), health.full(runtime.directory)
         told[field] = health.quick(runtime.directory)
         store.runtimes()
         plan_cleanup(store, 0)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -7,12 +8,13 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 
 import pytest
 
 from paceline.errors import AmbiguousError, InUseError, NotFoundError, StoreError
 from paceline.manager.cleanup import clean_up
-from paceline.store import Selection, Store, selection
+from paceline.store import Selection, Store, health, selection, transaction
 from paceline.store.manifest import MANIFEST
 from paceline.store.reading import Fallback
 from paceline.store.selection import Hold
@@ -359,7 +361,7 @@ def test_a_rollback_returns_to_what_worked(store, add):
         store.rollback("gguf")
 
 
-@pytest.mark.parametrize("why", ["is not installed", "is held", "is broken", "never loaded a model"])
+@pytest.mark.parametrize("why", ["is not installed", "is incomplete", "is held", "is broken", "never loaded a model"])
 def test_what_cannot_be_returned_to_is_named_with_the_reason(store, add, why):
     old, new = add("1.0"), add("2.0")
     store.select(old)
@@ -368,14 +370,17 @@ def test_what_cannot_be_returned_to_is_named_with_the_reason(store, add, why):
         store.note_loaded(old, "gguf")
         assert store.rollback_targets() == {"gguf": old}
     if why == "is not installed":
+        shutil.rmtree(old.directory)
+    elif why == "is incomplete":
         (old.directory / MANIFEST).unlink()
     elif why == "is held":
         store.hold(old.id)
     elif why == "is broken":
         (old.directory / "env" / "engine.so").unlink()
 
-    with pytest.raises(NotFoundError, match=rf"{old.id} {why}"):
+    with pytest.raises(NotFoundError, match=rf"{old.id} {why}") as told:
         store.rollback()
+    assert (f"repair {old.id}" in told.value.help) == (why in ("is incomplete", "is broken"))
     assert store.selected("gguf") == new
 
 
@@ -559,6 +564,155 @@ def test_publishing_replaces_in_two_steps_where_folders_cannot_be_exchanged(stor
     assert add() == runtime
     assert not (runtime.directory / "old").exists()
     assert list(store.staging.iterdir()) == []
+
+
+def test_what_was_replaced_in_two_steps_never_comes_back(store, add, store_world, monkeypatch):
+    """Also when the process ended before it was deleted, and what took its place is removed."""
+    monkeypatch.setattr("paceline.store.transaction._exchange", lambda a, b: False)
+    runtime, steps = add(), []
+
+    def end_after_the_second_rename(step, path):
+        if steps[-1:] == [("rename", runtime.directory)]:
+            raise KeyboardInterrupt
+        steps.append((step, path))
+
+    with pytest.raises(KeyboardInterrupt), transaction.observed(end_after_the_second_rename):
+        add()
+    assert next(store.staging.iterdir()).name.startswith("replaced.")
+    store.remove(runtime, force=True)
+    store.pin("another change")
+
+    assert store.runtimes() == ()
+
+
+class TestFoldersThatTheSystemDoesNotRename:
+    """Those that the image of a container brought, for one; other folders are renamed there as everywhere."""
+
+    @pytest.fixture(autouse=True)
+    def refused(self, store_world):
+        with transaction.observed(store_world.refuse_to_move_folders):
+            yield
+
+    def test_one_is_removed(self, store, add):
+        kept, runtime = add("1.0"), add("2.0")
+        store.select(runtime)
+
+        store.remove(runtime, force=True)
+
+        assert store.runtimes() == (kept,)
+        assert [*store.folder.iterdir()] == [kept.directory]
+        assert [*store.staging.iterdir()] == []
+        assert store.selection().formats == {}
+
+    def test_one_is_replaced(self, store, add):
+        runtime = add()
+        (runtime.directory / "old").write_text("")
+
+        assert add() == runtime
+        assert health.full(runtime.directory).ok
+        assert [*store.staging.iterdir()] == []
+
+    def test_a_generation_of_plugins_is_removed(self, store):
+        folder = store.home / "plugins" / "1"
+        (folder / "packages").mkdir(parents=True)
+
+        assert store.remove_plugins(1)
+        assert not folder.exists()
+        assert [*store.staging.iterdir()] == []
+
+    def test_one_is_not_given_up_for_what_cannot_take_its_place(self, store, add, store_world, monkeypatch):
+        runtime, staged = add(), store.staging / "made.anew"
+        monkeypatch.setattr("paceline.store.transaction.is_one_mount", lambda a, b: False)
+        store_world.stage(staged, "1.0")
+
+        with pytest.raises(OSError, match=os.strerror(errno.EXDEV)):
+            transaction.publish(staged, runtime.directory)
+
+        assert health.full(runtime.directory).ok
+        assert (staged / MANIFEST).exists()
+
+    @pytest.mark.parametrize("removed", [True, False])
+    def test_what_is_half_deleted_is_neither_listed_nor_incomplete(self, store, add, store_world, removed):
+        runtime = add()
+
+        def end(step, path):
+            if step == "delete" and path.name == "engine.so":
+                raise KeyboardInterrupt
+            store_world.refuse_to_move_folders(step, path)
+
+        with pytest.raises(KeyboardInterrupt), transaction.observed(end):
+            store.remove(runtime) if removed else add()
+
+        assert (runtime.directory / "env").exists()
+        assert store.runtimes() == store.incomplete() == ()
+        store.pin("another change")
+        assert store.runtimes() == (() if removed else (runtime,))
+        assert [*store.staging.iterdir()] == []
+
+
+@pytest.mark.skipif(not shutil.which("unshare"), reason="no file system can be mounted")
+def test_a_mount_is_another_one_on_the_same_disk_too(store, add):
+    runtime = add()
+    unshared = ["unshare", "-rm", "sh", "-euc", f'mount --bind "{store.folder}" "{store.folder}"; exec "$@"', "sh"]
+    if subprocess.run([*unshared, "true"], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted")
+    code = (
+        "import os, sys; from pathlib import Path; from paceline.store import Store; store = Store(Path(sys.argv[1]));"
+        "print(store.folder.stat().st_dev == store.staging.stat().st_dev); store.check_one_mount()"
+    )
+
+    done = subprocess.run([*unshared, sys.executable, "-c", code, store.home], capture_output=True, text=True)
+
+    assert done.stdout == "True\n"
+    assert "nothing can be installed" in done.stderr
+    store.check_one_mount()
+    assert store.runtimes() == (runtime,)
+
+
+@pytest.mark.skipif(not shutil.which("unshare"), reason="no file system can be mounted")
+def test_what_lies_in_the_image_of_a_container_is_removed_and_replaced(store, add, tmp_path):
+    """On overlayfs itself, whose lower layer has the runtimes."""
+    for version in ("1.0", "2.0"):
+        add(version)
+    (tmp_path / "layers").mkdir()
+    inside = f"""
+        mount -t tmpfs tmpfs "{tmp_path}/layers"
+        cd "{tmp_path}/layers"
+        mkdir upper work merged
+        mount -t overlay -o lowerdir="{store.home}",upperdir=upper,workdir=work,userxattr overlay merged
+        exec "$@"
+    """
+    unshared = ["unshare", "-rm", "sh", "-euc", inside, "sh"]
+    if subprocess.run([*unshared, "true"], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted")
+    command = [sys.executable, "-c", _ON_LAYERS, str(Path(__file__).parents[1]), f"{tmp_path}/layers/merged"]
+
+    done = subprocess.run([*unshared, *command], capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "moved: False\n['engine-linux-cpu@1.0'] True []\n[]\n"
+    assert [r.version for r in store.runtimes()] == ["2.0", "1.0"]  # the layer below
+
+
+_ON_LAYERS = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import store_world
+from paceline.store import Store, health
+
+store = Store(Path(sys.argv[2]))
+try:
+    store.get("engine@1.0").directory.rename(store.home / "elsewhere")
+    print("moved: True")
+except OSError as error:
+    print("moved: False")
+store.remove(store.get("engine@2.0"))
+again = store_world.add(store, "1.0")
+print([r.id for r in store.runtimes()], health.full(again.directory).ok, list(store.staging.iterdir()))
+store.remove(again)
+print([f.name for f in store.folder.iterdir()])
+"""
 
 
 def test_a_runtime_removed_since_it_was_listed_is_said_to_be_gone(tmp_path, store_world):

@@ -91,8 +91,8 @@ class Sketch:
     @property
     def needed(self):
         """What rollback returns to included, or would once it is repaired."""
-        last_good = {self.last_good(self.installed), self.last_good(self.whole)}
-        return self.installed & (self.selected | self.pins | last_good)
+        last_good = {self.last_good(among) for among in (set(self.state), self.installed, self.whole)}
+        return self.state.keys() & (self.selected | self.pins | last_good)
 
     def idle(self):
         """What nobody needs, least recently used first; what never was used before that, the oldest first."""
@@ -186,7 +186,9 @@ class StoreMachine(RuleBasedStateMachine):
         found = {v: WHOLE if health.quick(r.directory).ok else BROKEN for v, r in there.items()}
         assert found | {_version(name): INCOMPLETE for name in store.incomplete()} == should.state
         assert {v for v, r in there.items() if store.in_use_by(r)} == should.in_use & should.installed
-        assert {v for v, r in there.items() if store.protection(r, chosen)} == should.needed
+        assert {v for v, r in there.items() if store.protection(r, chosen)} == should.needed & should.installed
+        kept = {_version(name) for name in store.incomplete() if store.protection_of_incomplete(name, chosen)}
+        assert kept == should.needed - should.installed
         last_used = {v: moment for v, r in there.items() if (moment := store.last_used(r))}
         assert sorted(last_used, key=last_used.get) == [v for v in should.used if v in should.installed]
         assert _version(chosen.formats.get("gguf")) == should.current
@@ -272,7 +274,7 @@ class StoreMachine(RuleBasedStateMachine):
         should = self.should
         idle = should.idle()
         gone = idle[: max(0, len(idle) - keep)]
-        incomplete = set(should.state) - should.installed - should.selected - should.pins - should.in_use
+        incomplete = set(should.state) - should.installed - should.needed - should.in_use
         (self.store.staging / "engine-linux-cpu@1.0.77").mkdir(parents=True)  # an installation was killed
 
         done = clean_up(self.store, keep)

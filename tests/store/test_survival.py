@@ -15,8 +15,10 @@ import pytest
 from paceline.store import Store, health
 
 SURVIVOR = Path(__file__).with_name("survivor.py")
-QUICK = ["download", "take from a bundle", "select", "rollback", "give back", "stand in", "remove", "prune"]
-LONG = ["install", "share files", "repair", "repair in two renames", "update", "install a plugin", "remove a plugin"]
+QUICK = ["download", "take from a bundle", "select", "rollback", "give back", "stand in", "remove", "remove in place"]
+QUICK += ["prune"]
+LONG = ["install", "share files", "repair", "repair in two renames", "repair in place", "update"]
+LONG += ["install a plugin", "remove a plugin"]
 PACKAGES = "install packages"
 FIFTH = 5
 COLUMNS = ("operation", "steps", "kills", "errors", "full disks")

@@ -111,8 +111,8 @@ def remove(query: str, force: bool, dry_run: bool, as_json: bool) -> None:
 def prune(keep: int, cache: bool, dry_run: bool, as_json: bool) -> None:
     """Delete the least recently used runtimes, what broken-off installations left, and old logs.
 
-    A runtime that is selected, pinned, what `rollback` would return to or in use by a process always stays; `--keep`
-    counts the others.
+    A runtime that is selected, pinned, what `rollback` would return to, in use by a process or of a newer Paceline
+    always stays; `--keep` counts the others.
     """
     from paceline.cli.progress import shown
     from paceline.manager.cleanup import clean_up, plan_cleanup

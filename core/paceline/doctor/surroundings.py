@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import paceline
 from paceline.doctor.finding import Finding, Patient, Status
+from paceline.store import transaction
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -53,14 +54,14 @@ def home(patient: Patient) -> Iterator[Finding]:
     problem = yield from _writable("home", folder, way_out)
     if problem:
         return
-    parts = [p for p in (patient.store.folder, patient.store.staging) if p.exists()]
-    devices = {p.stat().st_dev for p in (folder, *parts) if p.exists()}
-    if len(devices) > 1:
+    if not folder.exists():
+        return
+    parts = (patient.store.folder, patient.store.staging)
+    if not transaction.is_one_mount(*(part if part.exists() else folder for part in parts)):
         yield Finding(
             "home",
             Status.PROBLEM,
-            f"{', '.join(map(str, parts))} are not on one file system with {folder}, so nothing can be installed by "
-            "one rename",
+            f"{' and '.join(map(str, parts))} are not on one file system, so nothing can be installed by one rename",
             "let runtimes/ and staging/ be plain folders of the home; to move runtimes, move the whole home",
         )
 

@@ -30,13 +30,13 @@ class Cleanup:
     runtimes: tuple[Runtime, ...]
     """Least recently used first."""
     incomplete: tuple[str, ...]
-    """Folders among the runtimes that do not count as installed."""
+    """Folders among the runtimes that do not count as installed, and that nobody needs."""
     leftovers: tuple[Path, ...]
     """Of installations that ended on the way, and generations of plugins that no process needs any more."""
     logs: tuple[Path, ...]
     """Of failed installations, but for the newest."""
     kept: tuple[str, ...]
-    """Why each runtime that is needed stays, in sentences."""
+    """Why each runtime, and each such folder, that is needed stays, in sentences."""
     sizes: Mapping[str, int | None]
     """By id, the bytes of each installed runtime, as its manifest has them."""
 
@@ -55,19 +55,22 @@ class Cleanup:
 
 def plan_cleanup(store: Store, keep: int) -> Cleanup:
     """What `clean_up` would delete. An installation under way has its folder among the leftovers; it is waited for."""
-    needed, idle = [], []
+    needed, idle, incomplete = [], [], []
     chosen, installed = store.selection(), store.runtimes()
     for runtime in installed:
-        if reason := store.protection(runtime, chosen):
+        if reason := store.protection(runtime, chosen) or store.use_of(runtime.id):
             needed.append(reason)
-        elif pids := store.in_use_by(runtime):
-            needed.append(f"{runtime.id} is in use by process {', '.join(map(str, pids))}")
         else:
             idle.append(runtime)
+    for name in store.incomplete():
+        if reason := store.protection_of_incomplete(name, chosen) or store.use_of(name):
+            needed.append(reason)
+        else:
+            incomplete.append(name)
     idle.sort(key=lambda runtime: _last_needed(store, runtime))
     return Cleanup(
         runtimes=tuple(idle[: max(0, len(idle) - keep)]),
-        incomplete=store.incomplete(),
+        incomplete=tuple(incomplete),
         leftovers=(*_children(store.staging), *plugin_generations.unneeded(store)),
         logs=tuple(sorted(_children(store.logs), key=_modified)[:-KEPT_LOGS]),
         kept=tuple(needed),
@@ -78,8 +81,8 @@ def plan_cleanup(store: Store, keep: int) -> Cleanup:
 def clean_up(store: Store, keep: int, progress: Progress = silent) -> Cleanup:
     """Delete what nobody needs, keeping the `keep` most recently used of the idle runtimes; returns what went.
 
-    A runtime that is selected, pinned, what a rollback would return to or in use by a process is never deleted. Waits
-    for an installation that is under way.
+    A runtime that is selected, pinned, what a rollback would return to or in use by a process is never deleted, even
+    when its manifest is damaged, nor what a newer Paceline installed. Waits for an installation that is under way.
     """
     plan = plan_cleanup(store, keep)
     removed, incomplete = [], []
@@ -92,7 +95,7 @@ def clean_up(store: Store, keep: int, progress: Progress = silent) -> Cleanup:
                 continue
         for name in plan.incomplete:
             try:
-                store.remove_incomplete(name)
+                store.remove_unneeded_incomplete(name)
                 incomplete.append(name)
             except (InUseError, NotFoundError):
                 continue

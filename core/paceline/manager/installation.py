@@ -62,6 +62,9 @@ def install(
 ) -> Runtime:
     """Install `release` and return its runtime; one that is installed and whole is returned as it is.
 
+    Whole is what has all its files, of their sizes. What a bundle brings (`supply`) is whole when every file has its
+    hash: to install it again is how a damaged runtime is mended where no index can be asked.
+
     Packages without hashes need `allow_unpinned` the first time; what they are then is recorded and required later.
     Packages that the cache lacks come from `supply`, by default from the package indexes the user has configured.
     `wheel`: where the package of it lies that has a `file` (see `local_packages`); the runtime keeps a copy.
@@ -76,7 +79,9 @@ def install(
         check_pinned(release)
     with store.installing(progress):
         runtime = store.find(release.id)
-        if runtime is not None and health.quick(runtime.directory).ok:
+        if runtime is not None and supply is not None:
+            progress(Phase.CHECK, message="hashing the files")
+        if runtime is not None and (health.sizes if supply is None else health.full)(runtime.directory).ok:
             progress(Phase.DONE, message=f"{release.id} is already installed")
             store.select_where_none(runtime)
             return runtime
@@ -208,6 +213,7 @@ def _make(
     supply: Carrier | None = None,
     wheel: Path | None = None,
 ) -> Runtime:
+    store.check_one_mount()
     staged, depot = store.staging / f"{release.id}.{os.getpid()}", Depot(cache)
     unpinned = {p.name for p in release.recipe.unpinned}
     with contextlib.closing(Indexes(cache)) as indexes, transaction.explained(f"installing {release.id}", store.home):

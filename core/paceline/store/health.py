@@ -1,8 +1,9 @@
 """Whether an installed runtime is still what its installation left.
 
-The quick check opens two small files and asks for the size of the interpreter and of the shared libraries; the full
-check reads every file and compares its hash. Both tell a damaged runtime from one whose surroundings changed: a base
-Python that is gone or is another one, an older C library, a lesser processor.
+The quick check opens two small files and asks for the size of the interpreter and of the shared libraries; a check of
+all sizes asks for those of every file; the full check reads every file and compares its hash. Each tells a damaged
+runtime from one whose surroundings changed: a base Python that is gone or is another one, an older C library, a lesser
+processor.
 """
 
 from __future__ import annotations
@@ -55,6 +56,11 @@ def glance(folder: Path) -> Health:
 def quick(folder: Path) -> Health:
     """Check the runtime in `folder` by what can be seen without reading its files."""
     return _check(folder, _quick_files)
+
+
+def sizes(folder: Path) -> Health:
+    """Check that the runtime in `folder` has every file, with its size, and read none but their list."""
+    return _check(folder, _all_sizes)
 
 
 def full(folder: Path) -> Health:
@@ -201,26 +207,50 @@ def _quick_files(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     return problems
 
 
+def _all_sizes(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    from paceline.store.digests import files_below
+
+    root, expected = os.fspath(folder), _listed_files(folder, manifest)
+    if expected is None:
+        return [f"{FILES} was changed"]
+    found = {
+        name: {"link": os.readlink(f"{root}/{name}")} if S_ISLNK(status.st_mode) else {"size": status.st_size}  # noqa: PTH115
+        for name, status in files_below(folder).items()
+    }
+    return _lacking({name: {k: entry[k] for k in entry if k != "sha256"} for name, entry in expected.items()}, found)
+
+
 def _all_files(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    expected = _listed_files(folder, manifest)
+    if expected is None:
+        return [f"{FILES} was changed"]
+    found = describe_files(folder)
+    # Byte code that somebody's run of the interpreter wrote harms nothing.
+    own = {FILES, MANIFEST}
+    strange = [
+        f"{name} does not belong to it"
+        for name in found.keys() - expected.keys() - own
+        if "__pycache__" not in PurePosixPath(name).parts
+    ]
+    return [*_lacking(expected, found), *strange] or _starts(python_of(folder / "env"), manifest)
+
+
+def _listed_files(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The list of files; None when it is not the one that the manifest has the hash of."""
     from paceline.store.digests import sha256_of
 
-    if sha256_of(folder / FILES) != manifest["files_sha256"]:
-        return [f"{FILES} was changed"]
-    expected, found = read_object(folder / FILES), describe_files(folder)
+    return read_object(folder / FILES) if sha256_of(folder / FILES) == manifest["files_sha256"] else None
+
+
+def _lacking(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """Which of the expected files are missing, or other ones."""
     problems = []
     for name, entry in expected.items():
         if name not in found:
             problems.append(f"{name} is missing")
         elif found[name] != entry:
             problems.append(f"{name} {_difference(entry, found[name])}")
-    # Byte code that somebody's run of the interpreter wrote harms nothing.
-    own = {FILES, MANIFEST}
-    problems += [
-        f"{name} does not belong to it"
-        for name in found.keys() - expected.keys() - own
-        if "__pycache__" not in PurePosixPath(name).parts
-    ]
-    return problems or _starts(python_of(folder / "env"), manifest)
+    return problems
 
 
 def _difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:

@@ -33,6 +33,23 @@ def read_runtime(folder: Path) -> Runtime | None:
     return runtime if data.get("schema_version") == SCHEMA_VERSION and runtime.id == folder.name else None
 
 
+def foreign(folder: Path) -> str | None:
+    """What the manifest in `folder` is where it is whole, or may be, and makes no runtime of that name: another's.
+
+    None for one that is missing or damaged, and for that of a runtime.
+    """
+    try:
+        data = read_object(folder / MANIFEST)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    version, name = data.get("schema_version"), data.get("id")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        return f"is of a newer Paceline (schema_version {version})"
+    return f"is that of {name}" if isinstance(name, str) and name != folder.name else None
+
+
 def python_of(environment: Path) -> Path:
     """The interpreter of a virtual environment."""
     windows = environment / "Scripts" / "python.exe"

@@ -11,7 +11,7 @@ from paceline import query, refusals
 from paceline.errors import AmbiguousError, InUseError, NotFoundError, StoreError
 from paceline.runtime import Runtime
 from paceline.store import health, selection, transaction, uses
-from paceline.store.manifest import MANIFEST, read_runtime
+from paceline.store.manifest import MANIFEST, foreign, read_runtime
 from paceline.store.selection import Selection
 from paceline.untrusted_json import read_object
 from paceline.versions import order
@@ -46,8 +46,10 @@ class StoreReader:
         return tuple(query.by_name_newest_first(r for r in map(read_runtime, self._folders()) if r is not None))
 
     def incomplete(self) -> tuple[str, ...]:
-        """The names of the folders among the runtimes that do not count as installed."""
-        return tuple(sorted(f.name for f in self._folders() if read_runtime(f) is None))
+        """The names of the folders among the runtimes that do not count as installed and are not being deleted."""
+        names = sorted(f.name for f in self._folders() if read_runtime(f) is None)
+        gone = transaction.half_gone(self.staging) if names else ()
+        return tuple(name for name in names if name not in gone)
 
     def find(self, runtime_id: str) -> Runtime | None:
         """The installed runtime of exactly this id."""
@@ -124,6 +126,11 @@ class StoreReader:
     def in_use_by(self, runtime: Runtime) -> tuple[int, ...]:
         """The ids of the processes that use it now."""
         return uses.holders(self._uses(runtime.id))
+
+    def use_of(self, runtime_id: str) -> str | None:
+        """A sentence that names the processes which use a runtime, installed or not; None when none does."""
+        pids = uses.holders(self._uses(runtime_id))
+        return f"{runtime_id} is in use by process {', '.join(map(str, pids))}" if pids else None
 
     def plugins_in_use_by(self, generation: int) -> tuple[int, ...]:
         """The ids of the processes that use a generation of plugins."""
@@ -219,22 +226,26 @@ class StoreReader:
             return used
         if runtime.linked is not None:
             return f"{runtime.id} is linked to {runtime.linked}"
-        for name in runtime.formats:
-            there = {r.id: r for r in map(self.find, chosen.previous.get(name, ())) if r is not None} | {
-                runtime.id: runtime
-            }
-            # What is broken may be mended; until it is, rollback goes past it.
-            whole = [i for i, found in there.items() if _is_whole(found)]
-            if runtime.id in (chosen.last_good(name, list(there)), chosen.last_good(name, whole)):
-                return f"{runtime.id} is what `paceline runtime rollback` would return {name} to"
-        return None
+        return self._why_returned_to(runtime.id, chosen)
+
+    def protection_of_incomplete(self, name: str, chosen: Selection | None = None) -> str | None:
+        """Why clean-up leaves a folder alone that does not count as installed; None when nobody can need it.
+
+        One whose manifest is whole and not of this Paceline, or of another runtime, is somebody's, and stays.
+        """
+        chosen = chosen or self.selection()
+        if chosen_for := self._why_not_removed(name, chosen):
+            return chosen_for
+        if target := self._why_returned_to(name, chosen):
+            return f"{target}, once it is mended"
+        whose = foreign(self.folder / name)
+        return f"the manifest of {name} {whose}" if whose else None
 
     def check_unused(self, runtime_id: str) -> None:
         """Raise InUseError, naming the processes, when one uses this runtime."""
-        if pids := uses.holders(self._uses(runtime_id)):
+        if used := self.use_of(runtime_id):
             raise InUseError(
-                f"{runtime_id} is in use by process {', '.join(map(str, pids))}",
-                help="end that process, or unload the models it serves with this runtime, and try again",
+                used, help="end that process, or unload the models it serves with this runtime, and try again"
             )
 
     # --- how -------------------------------------------------------------------------------------------------------
@@ -265,26 +276,45 @@ class StoreReader:
                 f"no earlier selection {what}is known, so there is nothing to return to",
                 help="`paceline runtime ls` shows what is installed, `paceline runtime select` chooses",
             )
-        reasons = ", ".join(f"{r} {self._why_not_returned_to(r, names, chosen)}" for r in dict.fromkeys(earlier))
+        reasons = {r: self._why_not_returned_to(r, chosen) for r in earlier}
+        damaged = next((r for r, why in reasons.items() if why in (_BROKEN, _INCOMPLETE)), None)
         return NotFoundError(
-            f"no earlier selection {what}can be returned to: {reasons}",
-            help="choose one all the same with `paceline runtime select`",
+            f"no earlier selection {what}can be returned to: {', '.join(f'{r} {why}' for r, why in reasons.items())}",
+            help=f"mend it first: `paceline runtime repair {damaged}`"
+            if damaged is not None
+            else "choose one all the same with `paceline runtime select`",
         )
 
-    def _why_not_returned_to(self, runtime_id: str, formats: list[str], chosen: Selection) -> str:
+    def _why_not_returned_to(self, runtime_id: str, chosen: Selection) -> str:
         if self.find(runtime_id) is None:
-            return "is not installed"
+            return _INCOMPLETE if (self.folder / runtime_id).is_dir() else "is not installed"
         if runtime_id in chosen.holds:
             return "is held"
         if not health.quick(self.folder / runtime_id).ok:
-            return "is broken"
+            return _BROKEN
         return "never loaded a model"
+
+    def _why_returned_to(self, name: str, chosen: Selection) -> str | None:
+        """Why a rollback needs the runtime `name`; None when it does not.
+
+        What is broken, or its manifest, may be mended; until it is, rollback goes past it.
+        """
+        for model_format, history in chosen.previous.items():
+            there = [i for i in history if (self.folder / i).is_dir()]
+            installed = [i for i in there if self.find(i) is not None]
+            whole = [i for i in installed if health.quick(self.folder / i).ok]
+            if name in (chosen.last_good(model_format, among) for among in (there, installed, whole)):
+                return f"{name} is what `paceline runtime rollback` would return {model_format} to"
+        return None
 
     def _why_not_removed(self, runtime_id: str, chosen: Selection) -> str | None:
         if runtime_id in chosen.ids():
             what = ", ".join((*chosen.formats_of(runtime_id), *(f"model {m}" for m in chosen.models_of(runtime_id))))
             return f"{runtime_id} is selected for {what}"
         return f"{runtime_id} is pinned" if runtime_id in chosen.pins else None
+
+
+_BROKEN, _INCOMPLETE = "is broken", "is incomplete"
 
 
 def _is_whole(runtime: Runtime) -> bool:

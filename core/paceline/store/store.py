@@ -181,7 +181,8 @@ class Store(StoreReader):
                 return False
             grave = transaction.bury(folder, self.staging)
             transaction.discard(self._uses_of_plugins(generation))
-        transaction.discard(grave)
+        if grave is not None:
+            transaction.discard(grave)
         return True
 
     def forget_ended_uses(self) -> None:
@@ -201,15 +202,18 @@ class Store(StoreReader):
 
     def remove_incomplete(self, name: str, *, force: bool = False) -> None:
         """Delete a folder among the runtimes that does not count as installed; otherwise as `remove`."""
-        if self.find(name) is not None:
-            raise InUseError(f"{name} is installed", help="another process mended it meanwhile")
-        self._remove(name, lambda chosen: None if force else self._why_not_removed(name, chosen))
+        self._remove_incomplete(name, lambda chosen: None if force else self._why_not_removed(name, chosen))
+
+    def remove_unneeded_incomplete(self, name: str) -> None:
+        """The same if `protection_of_incomplete` names no reason against it; else raise InUseError with that reason."""
+        self._remove_incomplete(name, lambda chosen: self.protection_of_incomplete(name, chosen))
 
     def publish(self, staged: Path, runtime_id: str) -> Runtime:
         """Turn a finished folder of `staging`, manifest included, into an installed runtime.
 
-        Raises InUseError when it would replace one that a process uses.
+        Raises InUseError when it would replace one that a process uses, and as `check_one_mount`.
         """
+        self.check_one_mount()
         with self._changing(f"installing {runtime_id}"):
             self.check_unused(runtime_id)
             replaced = transaction.publish(staged, self.folder / runtime_id)
@@ -219,6 +223,19 @@ class Store(StoreReader):
         if runtime is None:
             raise StoreError(f"{self.folder / runtime_id} vanished after it was installed", help="install it again")
         return runtime
+
+    def check_one_mount(self) -> None:
+        """Raise StoreError when no rename could take a folder from `staging` to where the runtimes are."""
+        with transaction.explained("looking at where runtimes are installed", self.home):
+            for folder in (self.staging, self.folder):
+                transaction.make_folder(folder)
+            if not transaction.is_one_mount(self.staging, self.folder):
+                raise StoreError(
+                    f"nothing can be installed: runtimes are made in {_lies(self.staging)} and appear by one rename in "
+                    f"{_lies(self.folder)}, and the system renames nothing from the one to the other",
+                    help=f"let both be plain folders of {self.home}; to have runtimes on another disk, move the whole "
+                    "home there and set PACELINE_HOME",
+                )
 
     @contextmanager
     def installing(self, progress: Progress = silent) -> Iterator[tuple[Path, ...]]:
@@ -278,6 +295,11 @@ class Store(StoreReader):
 
         return plugin_folder.generation(self.home, generation)
 
+    def _remove_incomplete(self, name: str, forbidden: Callable[[Selection], str | None]) -> None:
+        if self.find(name) is not None:
+            raise InUseError(f"{name} is installed", help="another process mended it meanwhile")
+        self._remove(name, forbidden)
+
     def _remove(self, name: str, forbidden: Callable[[Selection], str | None]) -> None:
         with self._changing(f"removing {name}"):
             self.check_unused(name)
@@ -292,7 +314,8 @@ class Store(StoreReader):
             self._write(chosen.without(name))
             grave = transaction.bury(self.folder / name, self.staging)
             transaction.discard(self._uses(name))
-        transaction.discard(grave)
+        if grave is not None:
+            transaction.discard(grave)
 
     def _change(self, doing: str, change: Callable[[Selection], Selection]) -> None:
         with self._changing(doing):
@@ -311,6 +334,11 @@ class Store(StoreReader):
             transaction.recover(self.folder, self.staging)
             transaction.sweep_unfinished(self._selection_file)
             yield
+
+
+def _lies(folder: Path) -> str:
+    there = folder.resolve()
+    return str(folder) if there == folder.absolute() else f"{folder} ({there})"
 
 
 def _now() -> datetime:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from paceline import refusals
 from paceline.errors import StoreError
+from paceline.store.manifest import MANIFEST
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -108,8 +109,10 @@ def settle(file: Path, final: Path) -> None:
 def publish(staged: Path, final: Path) -> Path | None:
     """Make a finished folder visible under its final name. Whatever had that name is replaced in the same instant.
 
-    Returns where the replaced one lies, for `discard`. Where the system cannot exchange two folders, a crash between
-    the two renames is undone by `recover`.
+    Returns where the replaced one lies, for `discard`; None when nothing of it is left. Where the system cannot
+    exchange two folders, a crash between the two renames is undone by `recover`. Where it does not rename the replaced
+    one at all, such as one that a container's image brought, that is deleted where it is, its manifest first, and a
+    crash before the new one has the name is made good by `recover`.
     """
     make_folder(final.parent)
     if not final.exists():
@@ -117,41 +120,80 @@ def publish(staged: Path, final: Path) -> Path | None:
         staged.rename(final)
         sync_folder(final.parent)
         return None
-    step("exchange", final)
-    if _exchange(staged, final):
-        sync_folder(final.parent)
-        return staged
-    grave = staged.parent / f"{_REPLACED}{os.urandom(4).hex()}.{final.name}"
-    step("rename", grave)
-    final.rename(grave)
     try:
-        step("rename", final)
-        staged.rename(final)
-    except BaseException:
-        grave.rename(final)
-        raise
-    sync_folder(final.parent)
-    return grave
+        return _trade(staged, final)
+    except OSError as error:
+        if not _is_immovable(error, final, staged.parent):
+            raise
+    _succeed(staged, final)
+    return None
+
+
+def bury(folder: Path, staging: Path) -> Path | None:
+    """Make a folder disappear by one rename into `staging`; returns where it lies, for `discard`.
+
+    Where the system does not rename it (see `publish`), it disappears with its manifest, and the rest of it is deleted
+    at once, or by `recover` after a crash; returns None.
+    """
+    make_folder(staging)
+    grave = staging / f"{_REMOVED}{os.urandom(4).hex()}.{folder.name}"
+    try:
+        step("rename", folder)
+        folder.rename(grave)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+    else:
+        sync_folder(folder.parent)
+        return grave
+    notice = staging / f"{_REMOVING}{os.urandom(4).hex()}.{folder.name}"
+    step("make file", notice)
+    notice.touch()
+    delete(folder / MANIFEST)
+    _delete_rest(folder, notice)
+    return None
+
+
+def half_gone(staging: Path) -> frozenset[str]:
+    """The names of the folders that are being deleted in place, or were when their process ended. Reads only."""
+    return frozenset(_name_in(path) for prefix in (_REMOVING, _HEIR) for path in staging.glob(f"{prefix}*"))
 
 
 def recover(folder: Path, staging: Path) -> None:
-    """Put back into `folder` what a crash during `publish` left away from its name."""
+    """Bring to an end in `folder` what a crash during `publish` or `bury` broke off."""
     for grave in staging.glob(f"{_REPLACED}*"):
-        final = folder / grave.name.removeprefix(_REPLACED).partition(".")[2]
-        if not final.exists():
-            step("rename", final)
-            grave.rename(final)
-            sync_folder(folder)
+        final = folder / _name_in(grave)
+        if final.exists():
+            _give_up(grave)
+            continue
+        step("rename", final)
+        grave.rename(final)
+        sync_folder(folder)
+    for heir in staging.glob(f"{_HEIR}*"):
+        final = folder / _name_in(heir)
+        delete(final / MANIFEST)
+        _inherit(heir, final)
+    for notice in staging.glob(f"{_REMOVING}*"):
+        half = folder / _name_in(notice)
+        if (half / MANIFEST).exists():  # it ended before anything was deleted
+            discard(notice)
+        else:
+            _delete_rest(half, notice)
 
 
-def bury(folder: Path, staging: Path) -> Path:
-    """Make a folder disappear by one rename into `staging`; returns where it lies, for `discard`."""
-    make_folder(staging)
-    grave = staging / f"removed.{os.urandom(4).hex()}.{folder.name}"
-    step("rename", folder)
-    folder.rename(grave)
-    sync_folder(folder.parent)
-    return grave
+def is_one_mount(a: Path, b: Path) -> bool:
+    """Whether the system could rename what is in the folder `a` into the folder `b`, as far as where they lie decides.
+
+    Nothing is renamed: Linux says that two folders are of two mounts before it looks for what is to be renamed.
+    """
+    if a.stat().st_dev != b.stat().st_dev:
+        return False
+    absent = f"absent.{os.urandom(4).hex()}"
+    try:
+        os.rename(a / absent, b / absent)  # noqa: PTH104 - the very call that is tried
+    except OSError as error:
+        return error.errno != errno.EXDEV
+    return True
 
 
 def sweep_unfinished(path: Path) -> None:
@@ -245,9 +287,82 @@ def _rmdir(path: Path) -> None:
         path.rmdir()
 
 
+def _trade(staged: Path, final: Path) -> Path:
+    """Let `staged` have the name `final`; returns where what had it lies. One that fails has changed nothing."""
+    step("exchange", final)
+    if _exchange(staged, final):
+        sync_folder(final.parent)
+        return staged
+    grave = staged.parent / f"{_REPLACED}{os.urandom(4).hex()}.{final.name}"
+    step("rename", grave)
+    final.rename(grave)
+    try:
+        step("rename", final)
+        staged.rename(final)
+    except BaseException:
+        grave.rename(final)
+        raise
+    sync_folder(final.parent)
+    return _give_up(grave)
+
+
+def _give_up(grave: Path) -> Path:
+    """Have what was replaced come back no more, not even when what replaced it is removed; returns where it lies."""
+    gone = grave.with_name(f"{_REMOVED}{grave.name.removeprefix(_REPLACED)}")
+    step("rename", gone)
+    return grave.rename(gone)
+
+
+def _is_immovable(error: OSError, final: Path, staging: Path) -> bool:
+    """Whether `error` says that the folder `final` cannot be renamed, though others could take its place.
+
+    overlayfs says so of folders of its lower layers, unless it is mounted with `redirect_dir`.
+    """
+    return error.errno == errno.EXDEV and is_one_mount(staging, final.parent)
+
+
+def _succeed(staged: Path, final: Path) -> None:
+    """Delete the folder `final` where it is and let `staged` have its name."""
+    heir = staged.parent / f"{_HEIR}{os.urandom(4).hex()}.{final.name}"
+    step("rename", heir)
+    staged.rename(heir)
+    try:
+        sync_folder(heir.parent)
+        delete(final / MANIFEST)
+    except OSError:
+        heir.rename(staged)
+        raise
+    _inherit(heir, final)
+
+
+def _inherit(heir: Path, final: Path) -> None:
+    delete(final)
+    step("rename", final)
+    heir.rename(final)
+    sync_folder(final.parent)
+
+
+def _delete_rest(folder: Path, notice: Path) -> None:
+    """Delete a folder that counts for nothing; what cannot be deleted is left for later, and with it the notice."""
+    discard(folder)
+    if not folder.exists():
+        discard(notice)
+
+
+def _name_in(left: Path) -> str:
+    """The name of the folder that something in staging is about: a prefix and a token stand before it."""
+    return left.name.split(".", 2)[2]
+
+
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 _REPLACED = "replaced."
-"""Prefix of the folder in staging that is being replaced; a token and the folder's own name follow."""
+"""Prefix of the folder in staging that is being replaced; a token and its own name follow it, as they do the others."""
+_REMOVED = "removed."
+"""Of one that is removed, or was replaced, and only takes room."""
+_HEIR = "heir."
+"""Of one that gets its name when what has it is deleted."""
+_REMOVING = "removing."
+"""Of an empty file: the folder of the name is being deleted where it is."""
 _NOT_HERE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM}
 _EXCHANGE = 2
 """RENAME_EXCHANGE of linux/fs.h, and RENAME_SWAP of macOS's sys/stdio.h: both are 2."""
