@@ -109,10 +109,26 @@ def test_the_life_of_a_runtime(tiny, store, managed):
             ("tiny-any-cpu@1.0", "installed"),
         ]
         mended = work(http, "repair")[-1][1]["result"]
-        assert mended == {"whole": ["tiny-any-cpu@1.0"], "repaired": ["tiny-any-cpu@2.0"]}
+        assert mended == {"whole": ["tiny-any-cpu@1.0"], "repaired": ["tiny-any-cpu@2.0"], "failed": []}
         assert change("remove", query="tiny@2.0") == {"removed": "tiny-any-cpu@2.0"}
         assert [r.id for r in store.runtimes()] == ["tiny-any-cpu@1.0"]
         assert http.get("/api/v1/runtimes/survey").json()["facts"]["os"]["value"]
+
+
+def test_a_repair_goes_on_after_one_that_cannot_be_mended(tiny, store, store_world, managed):
+    stranger = store_world.add(store, "2.0")
+    (stranger.directory / "manifest.json").unlink()
+    install(tiny.release(), store, tiny.engine)
+    (runtime,) = store.runtimes()
+    (runtime.directory / "env" / "pyvenv.cfg").write_text("x")
+    server = managed()
+    with server.client(server.admin) as http:
+        result = work(http, "repair")[-1][1]["result"]
+    assert (result["whole"], result["repaired"]) == ([], [runtime.id])
+    (failed,) = result["failed"]
+    assert (failed["id"], failed["code"]) == (stranger.id, "install_failed")
+    assert "no release of that name is known" in failed["message"]
+    assert f"paceline runtime remove {stranger.id}" in failed["help"]
 
 
 def test_what_is_installed_follows_channel_and_wheels_as_asked(tiny, store, managed):

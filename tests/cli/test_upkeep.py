@@ -78,6 +78,32 @@ def test_what_cannot_be_repaired_is_said(tiny, store, store_world, run):
     assert store.incomplete() == ()
 
 
+def test_one_that_cannot_be_repaired_keeps_no_other_from_it(tiny, store, store_world, run):
+    tiny.offer(tiny.release("1.0"), tiny.release("2.0"))
+    run("get", "tiny@1.0")
+    run("get", "tiny@2.0")
+    bad, good = store.runtimes()
+    whole = store_world.add(store, "1.0")
+    lock = store.manifest(bad)["lock"]
+    store_world.change_manifest(bad, lock=[{**package, "sha256": ["0" * 64]} for package in lock])
+    for runtime in (bad, good):
+        (runtime.directory / "env" / "pyvenv.cfg").write_text("x")
+    assert store.selected("tiny") == good
+
+    done = tiny.paceline("runtime", "repair", "--json")
+
+    assert done.returncode == 1
+    told = json.loads(done.stdout)
+    assert (told["whole"], told["repaired"]) == ([whole.id], [good.id])
+    (failed,) = told["failed"]
+    assert failed["id"] == bad.id
+    assert failed["message"].startswith(f"{bad.id} could not be repaired and is left as it was")
+    assert f"error: {failed['message']}" in done.stderr
+    again = tiny.paceline("runtime", "repair")
+    assert again.returncode == 1
+    assert again.stdout.splitlines() == [f"{good.id}: is whole", f"{whole.id}: is whole", f"{bad.id}: not repaired"]
+
+
 def test_remove_names_the_process_that_uses_it(tiny, store, store_world):
     runtime = store_world.add(store, "1.0")
     use = store.use(runtime)

@@ -6,11 +6,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from paceline import paths
-from paceline.manager import inventory, plugin_generations, updating
+from paceline.manager import inventory, mending, plugin_generations, updating
 from paceline.manager.cleanup import clean_up, plan_cleanup
 from paceline.manager.exact import ranked_or_found
 from paceline.manager.installation import install
-from paceline.manager.mending import mend, to_mend
 from paceline.manager.preview import plan_here
 from paceline.packages import cache as download_cache
 from paceline.preferences import Policy
@@ -110,11 +109,13 @@ def _verify(store: Store, teller: Teller, *, query: str | None) -> dict[str, Any
 
 
 def _repair(store: Store, teller: Teller, *, query: str | None) -> dict[str, Any]:
-    names = to_mend(store, query)
+    names = mending.to_mend(store, query)
     damaged = [name for name in names if not _checked(store, name, teller).ok]
+    loaded, failed = plugin_generations.loaded(), {}
     for name in damaged:
-        mend(name, store, plugin_generations.loaded(), teller(name))
-    return {"whole": [n for n in names if n not in damaged], "repaired": damaged}
+        if (error := mending.attempt(name, store, loaded, teller(name))) is not None:
+            failed[name] = error
+    return mending.describe(names, damaged, failed)
 
 
 def _prune(store: Store, teller: Teller, *, keep: int, cache: bool, dry_run: bool) -> dict[str, Any]:
