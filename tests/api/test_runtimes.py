@@ -120,10 +120,13 @@ def test_a_repair_goes_on_after_one_that_cannot_be_mended(tiny, store, store_wor
     (stranger.directory / "manifest.json").unlink()
     install(tiny.release(), store, tiny.engine)
     (runtime,) = store.runtimes()
-    (runtime.directory / "env" / "pyvenv.cfg").write_text("x")
+    cfg = runtime.directory / "env" / "pyvenv.cfg"
+    cfg.write_text("x")
     server = managed()
     with server.client(server.admin) as http:
         result = work(http, "repair")[-1][1]["result"]
+        cfg.write_text("x")
+        assert not work(http, "install", query="tiny")[-1][1]["result"]["already_installed"]
     assert (result["whole"], result["repaired"]) == ([], [runtime.id])
     (failed,) = result["failed"]
     assert (failed["id"], failed["code"]) == (stranger.id, "install_failed")

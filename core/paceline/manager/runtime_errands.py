@@ -39,11 +39,11 @@ def _install(
     policy = Policy(channel, timedelta(days=minimum_age_days), prefer, allow_unpinned)
     ranked = ranked_or_found(store, loaded, query, channel=channel)
     choice = inventory.chosen(ranked, store, query, policy=policy, allow_incompatible=allow_incompatible)
-    release, before = choice.release, {r.id for r in store.runtimes()}
+    release, already = choice.release, plan_here(choice.release, store).already_installed
     runtime = install(release, store, loaded.engine(release.engine), teller(release.id), allow_unpinned=allow_unpinned)
     return {
         "runtime": inventory.describe_runtime(runtime, store, store.selection()),
-        "already_installed": runtime.id in before,
+        "already_installed": already,
         "remarks": list(choice.remarks),
     }
 
