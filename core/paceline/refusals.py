@@ -23,18 +23,23 @@ def way_out(error: Exception, path: Path | str, variable: str = HOME) -> str | N
 
     `variable` is the one that names another place.
     """
+    mend = how_to_mend(error, path)
+    return f"{mend}; or set {variable} to another folder" if mend is not None else None
+
+
+def how_to_mend(error: Exception, path: Path | str) -> str | None:
+    """As `way_out`, for a path that the user has given, which no variable names."""
     match _number(error):
         case errno.ENOSPC | errno.EDQUOT:
-            mend = f"make room on the disk of {path}: `paceline runtime prune --cache` deletes what nobody needs"
+            return f"make room on the disk of {path}: `paceline runtime prune --cache` deletes what nobody needs"
         case errno.EACCES | errno.EPERM:
-            mend = f"give yourself the right to read and write {path}"
+            return f"give yourself the right to read and write {path}"
         case errno.EROFS:
-            mend = f"make {path} writable"
+            return f"make {path} writable"
         case errno.EIO:
-            mend = f"see to the disk of {path}, which fails"
+            return f"see to the disk of {path}, which fails"
         case _:
             return None
-    return f"{mend}; or set {variable} to another folder"
 
 
 def refusal(error: OSError) -> StoreError | None:
