@@ -49,7 +49,7 @@ def test_get_list_select_remove(tiny):
 
     refused = tiny.paceline("runtime", "remove", "tiny@2.0")
     assert (refused.returncode, "is selected for tiny" in refused.stderr) == (1, True)
-    assert "Would remove tiny-any-cpu@2.0" in ok(tiny.paceline("runtime", "remove", "tiny@2.0", "--dry-run"))
+    assert "Would remove tiny-any-cpu@2.0" in ok(tiny.paceline("runtime", "remove", "tiny@2.0", "--force", "--dry-run"))
     assert "Removed tiny-any-cpu@2.0" in ok(tiny.paceline("runtime", "remove", "tiny@2.0", "--force"))
     assert "Removed tiny-any-cpu@1.0" in ok(tiny.paceline("runtime", "remove", "tiny"))
     assert json.loads(ok(tiny.paceline("runtime", "ls", "--json"))) == []

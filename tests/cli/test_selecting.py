@@ -76,6 +76,19 @@ def test_a_model_gets_a_runtime_of_its_own(tiny, store, store_world, run, write_
     assert "has no runtime of its own" in run("unselect", "--model", "small", status=3)
 
 
+def test_a_dry_run_of_select_refuses_what_select_refuses(tiny, store, store_world, run, write_gguf):
+    runtime = store_world.add(store, "1.0")
+    (runtime.directory / "env" / "engine.so").unlink()
+    write_gguf(
+        tiny.home / "models" / "me" / "small" / "small.gguf", {"general.architecture": "llama"}, [("w", (32,), 0)]
+    )
+    for options in ((), ("--latest",), ("--model", "small")):
+        said = [run("select", "engine", *options, *dry, status=1) for dry in ((), ("--dry-run",))]
+        assert said[0] == said[1]
+        assert f"{runtime.id} is broken: env/engine.so" in said[1]
+        assert f"help: `paceline runtime repair {runtime.id}`" in said[1]
+
+
 def test_pins_and_holds(tiny, store, store_world, run):
     runtime = store_world.add(store, "1.0")
     tiny.offer(tiny.release("1.0"), tiny.release("2.0"))

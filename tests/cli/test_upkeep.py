@@ -116,6 +116,23 @@ def test_remove_names_the_process_that_uses_it(tiny, store, store_world):
     assert tiny.paceline("runtime", "remove", "engine").returncode == 0
 
 
+def test_a_dry_run_of_remove_refuses_what_remove_refuses(tiny, store, store_world, run):
+    selected, pinned, used = (store_world.add(store, f"{n}.0") for n in (1, 2, 3))
+    store.select(selected)
+    store.pin(pinned.id)
+    use = store.use(used)
+    (pinned.directory / MANIFEST).unlink()  # also of what does not count as installed
+
+    for runtime, reason in ((selected, "is selected for gguf"), (pinned, "is pinned"), (used, "is in use by process")):
+        tried = [tiny.paceline("runtime", "remove", runtime.id, *options) for options in ((), ("--dry-run",))]
+        assert [done.returncode for done in tried] == [1, 1]
+        assert tried[0].stderr == tried[1].stderr
+        assert f"{runtime.id} {reason}" in tried[1].stderr
+    assert run("remove", selected.id, "--force", "--dry-run").startswith(f"Would remove {selected.id} ")
+    assert tiny.paceline("runtime", "remove", used.id, "--force", "--dry-run").returncode == 1
+    use.release()
+
+
 def test_prune(store, store_world, run):
     first, second = store_world.add(store, "1.0"), store_world.add(store, "2.0")
     store.select(second)

@@ -46,7 +46,9 @@ def select(query: str | None, latest: bool, model: str | None, dry_run: bool, as
         return
     before = store.selection()
     changes = tuple(f for f in chosen.formats if before.formats.get(f) != chosen.id)
-    if not dry_run:
+    if dry_run:
+        store.usable(chosen)
+    else:
         changes = store.select(chosen)
     if as_json:
         output.as_json_text({"runtime": chosen.id, "selected": changes, "dry_run": dry_run})
@@ -209,7 +211,9 @@ def _select_for_model(store: Store, chosen: Runtime, text: str, dry_run: bool, a
             f"{chosen.id} serves {', '.join(chosen.formats)}, and {model.id} is a {model.format} model",
             help=f"choose a runtime for {model.format}: `paceline runtime ls` lists them",
         )
-    if not dry_run:
+    if dry_run:
+        store.usable(chosen)
+    else:
         store.select_for_model(chosen, model.id)
     if as_json:
         output.as_json_text({"runtime": chosen.id, "model": model.id, "dry_run": dry_run})

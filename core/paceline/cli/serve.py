@@ -89,7 +89,7 @@ def serve(
         update_before_serving(host.store, host.plugins, policy)
     for runtime_id, problems in host.store.damage().items():
         click.echo(f"warning: the selected runtime {runtime_id} is damaged: {'; '.join(problems)}", err=True)
-        click.echo(f"help: paceline runtime repair {runtime_id}, or paceline runtime rollback", err=True)
+        click.echo(f"help: {host.store.how_to_mend(runtime_id)}; or `paceline runtime rollback`", err=True)
     run(
         host,
         address=address,

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 @output.json_option
 def verify(query: str | None, quick: bool, as_json: bool) -> None:
     """Check every file of the installed runtimes, or of those that QUERY means, by its hash."""
-    from paceline.manager.mending import is_linked
     from paceline.store import health
 
     store = Store(paths.home())
@@ -40,8 +39,8 @@ def verify(query: str | None, quick: bool, as_json: bool) -> None:
             click.echo(f"{name}: {'whole' if state.ok else state.state}")
             for problem in state.problems:
                 click.echo(f"  {problem}")
-            if not state.ok and not is_linked(store, name):
-                click.echo(f"  mend it: paceline runtime repair {name}")
+            if not state.ok:
+                click.echo(f"  {store.how_to_mend(name)}")
     if not all(state.ok for state in found.values()):
         sys.exit(1)
 
@@ -102,12 +101,16 @@ def remove(query: str, force: bool, dry_run: bool, as_json: bool) -> None:
     linked = None
     if query in store.incomplete():
         name, size = query, None
-        if not dry_run:
+        if dry_run:
+            store.check_removable(name, force=force)
+        else:
             store.remove_incomplete(name, force=force)
     else:
         chosen = store.get(query)
         name, size, linked = chosen.id, store.size(chosen), chosen.linked
-        if not dry_run:
+        if dry_run:
+            store.check_removable(name, force=force)
+        else:
             store.remove(chosen, force=force)
     if as_json:
         output.as_json_text({"removed": name, "size_bytes": size, "linked": linked, "dry_run": dry_run})
