@@ -74,6 +74,14 @@ def test_a_model_gets_a_runtime_of_its_own(tiny, store, store_world, run, write_
     assert "for small" in run("ls")
     assert run("unselect", "--model", "small") == f"Unselected {runtime.id} for small\n"
     assert "has no runtime of its own" in run("unselect", "--model", "small", status=3)
+    for name in ("me/small", "SMALL", "small.gguf"):
+        run("select", runtime.id, "--model", name)
+        assert store.selection().models == {"small": runtime.id}
+        assert run("unselect", "--model", name) == f"Unselected {runtime.id} for small\n"
+        assert store.selection().models == {}
+    run("select", runtime.id, "--model", "small")
+    (tiny.home / "models" / "me" / "small" / "small.gguf").unlink()
+    assert run("unselect", "--model", "Small") == f"Unselected {runtime.id} for small\n"  # gone, and known all the same
 
 
 def test_a_dry_run_of_select_refuses_what_select_refuses(tiny, store, store_world, run, write_gguf):
