@@ -77,7 +77,9 @@ def test_what_is_installed_and_broken_is_planned_and_told_as_made_again(tiny):
     assert (plan["already_installed"], plan["broken"]) == (False, True)
     got = tiny.paceline("runtime", "get")
     assert f"Installed {runtime.id} in " in ok(got)
-    assert f"{runtime.id} is installed and broken; it is made again\ntinyengine is compiled on this machine" in got.stderr
+    assert (
+        f"{runtime.id} is installed and broken; it is made again\ntinyengine is compiled on this machine" in got.stderr
+    )
     plan = json.loads(ok(tiny.paceline("runtime", "get", "--dry-run", "--json")))
     assert (plan["already_installed"], plan["broken"]) == (True, False)
 

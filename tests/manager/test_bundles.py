@@ -165,7 +165,7 @@ def test_a_disk_that_fills_while_it_is_written_is_said(tiny, index, tmp_path):
         if (step, path) == ("rename", target):
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    with transaction.observed(full), pytest.raises(StoreError, match="writing the bundle .* failed") as caught:
+    with transaction.observed(full), pytest.raises(StoreError, match=r"writing the bundle .* failed") as caught:
         create([tiny.release()], target, [PYTHON], tmp_path / "maker", silent, store=Store(tiny.home))
     assert f"make room on the disk of {tmp_path}" in caught.value.help
     assert "write it elsewhere" in caught.value.help

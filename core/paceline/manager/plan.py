@@ -55,9 +55,9 @@ def make_plan(
 ) -> InstallPlan:
     """Plan the installation of `release` where the runtimes `installed` (ids) and `selection` are already there.
 
-    `broken`: whether `release` itself is, where it is installed. `build_s`: how long building another version of it took
-    here. `cores`: how many processors this machine has, to estimate from what the recipe says where nothing was built
-    yet. `told`: see `locked.download_bytes`.
+    `broken`: whether `release` itself is, where it is installed. `build_s`: how long building another version of it
+    took here. `cores`: how many processors this machine has, to estimate from what the recipe says where nothing was
+    built yet. `told`: see `locked.download_bytes`.
     """
     recipe = release.recipe
     return InstallPlan(
