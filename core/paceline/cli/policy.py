@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from paceline.cli.numbers import Finite
 from paceline.preferences import CHANNEL, CHANNELS, MINIMUM_AGE, PREFER, WHEEL, Policy
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "help": "beta, or nightly, takes pre-releases too.",
     },
     "minimum_age": {
-        "type": click.FloatRange(0, 100_000),
+        "type": Finite(0, 100_000),
         "default": 0.0,
         "envvar": MINIMUM_AGE,
         "metavar": "DAYS",

@@ -67,7 +67,7 @@ def _update(
     asked = updating.sources(
         store, loaded, policy, lambda said: tell(Phase.SEARCH, message=said), package_index=not registry_only
     )
-    found = updating.find_updates(selected, store, loaded, asked, policy)
+    found = updating.find_updates(selected, store, loaded, asked, policy, text=query)
     would = [_update_facts(u, store) for u in found.updates]
     installed, failed = [], []
     for step in () if check else found.updates:
