@@ -143,6 +143,19 @@ def test_what_has_no_hash_is_not_bundled_silently(tiny, index, tmp_path):
         create([release], tmp_path / "b", [PYTHON], tmp_path / "maker", silent, store=Store(tiny.home))
 
 
+def test_it_holds_what_lies_in_a_folder_that_stands_for_an_index(tiny, made, tmp_path, monkeypatch):
+    monkeypatch.setenv("UV_FIND_LINKS", str(tiny.index))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    again = tmp_path / "again.bundle"
+    done = tiny.paceline("bundle", "create", "tiny", "-o", str(again))
+    assert done.returncode == 0, done.stderr
+    assert again.read_bytes() == made.path.read_bytes()
+    (tiny.index / NAMES[1]).write_bytes(b"another one")
+    refused = tiny.paceline("bundle", "create", "tiny", "-o", str(again), PACELINE_CACHE=str(tmp_path / "other"))
+    assert refused.returncode == 1
+    assert "Traceback" not in refused.stderr
+
+
 def test_where_it_cannot_be_written_nothing_is_fetched(tiny, index, tmp_path):
     folder, file = tmp_path / "folder", tmp_path / "file"
     folder.mkdir()
