@@ -174,3 +174,11 @@ def test_what_stands_in_for_a_runtime_is_told_and_sent_away(store, store_world, 
     assert run("unselect", "--model", "small") == f"Unselected {old.id} for small\n"
     assert store.selected("gguf", "small") == new
     assert "has no runtime of its own" in run("unselect", "--model", "small", status=3)
+
+
+def test_a_home_that_is_a_file_is_said(tiny, run):
+    tiny.home.write_text("mine")
+    for command in (("ls",), ("select", "--latest"), ("rollback",), ("hold", "tiny@2.0"), ("pin", "tiny")):
+        said = run(*command, status=1)
+        assert f"help: move {tiny.home} away, a file where a folder has to be; or set PACELINE_HOME" in said
+    assert tiny.home.read_text() == "mine"
