@@ -18,6 +18,9 @@ CHANNELS = ("stable", "beta", "nightly")
 CHANNEL = "PACELINE_UPDATE_CHANNEL"
 """The environment variable that says which, where nobody says otherwise."""
 
+MINIMUM_AGE = "PACELINE_MINIMUM_RELEASE_AGE"
+"""The environment variable that says in days how old a release must be, where nobody says otherwise."""
+
 WHEEL = "wheel"
 """What may be preferred."""
 PREFER = "PACELINE_PREFER"

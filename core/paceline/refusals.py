@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import errno
 import re
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from paceline.errors import StoreError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 HOME, CACHE = "PACELINE_HOME", "PACELINE_CACHE"
 EITHER = f"{HOME} or {CACHE}"
@@ -23,18 +20,25 @@ def way_out(error: Exception, path: Path | str, variable: str = HOME) -> str | N
 
     `variable` is the one that names another place.
     """
+    mend = how_to_mend(error, path)
+    return f"{mend}; or set {variable} to another folder" if mend is not None else None
+
+
+def how_to_mend(error: Exception, path: Path | str) -> str | None:
+    """As `way_out`, for a path that the user has given, which no variable names."""
     match _number(error):
         case errno.ENOSPC | errno.EDQUOT:
-            mend = f"make room on the disk of {path}: `paceline runtime prune --cache` deletes what nobody needs"
+            return f"make room on the disk of {path}: `paceline runtime prune --cache` deletes what nobody needs"
         case errno.EACCES | errno.EPERM:
-            mend = f"give yourself the right to read and write {path}"
+            return f"give yourself the right to read and write {path}"
         case errno.EROFS:
-            mend = f"make {path} writable"
+            return f"make {path} writable"
         case errno.EIO:
-            mend = f"see to the disk of {path}, which fails"
+            return f"see to the disk of {path}, which fails"
+        case errno.ENOTDIR | errno.EEXIST if (file := _in_the_way(Path(path))) is not None:
+            return f"move {file} away, a file where a folder has to be"
         case _:
             return None
-    return f"{mend}; or set {variable} to another folder"
 
 
 def refusal(error: OSError) -> StoreError | None:
@@ -52,6 +56,14 @@ def told_by_program(said: str) -> OSError | None:
     """The refusal that a program written in Rust, such as uv, met and told of; None when it told of none."""
     found = re.search(r"\(os error (\d+)\)(?: at path \"(.*?)\")?", said)
     return OSError(number := int(found[1]), "", found[2], number) if found else None
+
+
+def _in_the_way(path: Path) -> Path | None:
+    """The file above `path`, or at it, that keeps it from being a folder's."""
+    try:
+        return next((p for p in (*reversed(path.parents), path) if p.exists() and not p.is_dir()), None)
+    except OSError:
+        return None
 
 
 def _number(error: Exception) -> int | None:

@@ -109,10 +109,54 @@ def test_the_life_of_a_runtime(tiny, store, managed):
             ("tiny-any-cpu@1.0", "installed"),
         ]
         mended = work(http, "repair")[-1][1]["result"]
-        assert mended == {"whole": ["tiny-any-cpu@1.0"], "repaired": ["tiny-any-cpu@2.0"]}
+        assert mended == {"whole": ["tiny-any-cpu@1.0"], "repaired": ["tiny-any-cpu@2.0"], "failed": []}
         assert change("remove", query="tiny@2.0") == {"removed": "tiny-any-cpu@2.0"}
         assert [r.id for r in store.runtimes()] == ["tiny-any-cpu@1.0"]
         assert http.get("/api/v1/runtimes/survey").json()["facts"]["os"]["value"]
+
+
+def test_models_and_formats_are_named_in_every_way_that_selecting_takes(
+    store, store_world, managed, write_gguf, tmp_path
+):
+    write_gguf(
+        tmp_path / "models" / "me" / "small" / "small.gguf", {"general.architecture": "llama"}, [("w", (32,), 0)]
+    )
+    old, new = store_world.add(store, "1.0"), store_world.add(store, "2.0")
+    store.select(old)
+    store.note_loaded(old, "gguf")
+    store.select(new)
+    server = managed()
+    with server.client(server.admin) as http:
+
+        def change(path, **body):
+            answer = http.post(f"/api/v1/runtimes/{path}", json=body)
+            assert answer.status_code == 200, answer.text
+            return answer.json()
+
+        for name in ("me/small", "SMALL"):
+            assert change("select", query=old.id, model=name)["models"] == {"small": old.id}
+            assert change("unselect", model=name)["models"] == {}
+        assert change("rollback", format="GGUF")["formats"] == {"gguf": old.id}
+        assert change("unselect", format="GGUF")["formats"] == {}
+
+
+def test_a_repair_goes_on_after_one_that_cannot_be_mended(tiny, store, store_world, managed):
+    stranger = store_world.add(store, "2.0")
+    (stranger.directory / "manifest.json").unlink()
+    install(tiny.release(), store, tiny.engine)
+    (runtime,) = store.runtimes()
+    cfg = runtime.directory / "env" / "pyvenv.cfg"
+    cfg.write_text("x")
+    server = managed()
+    with server.client(server.admin) as http:
+        result = work(http, "repair")[-1][1]["result"]
+        cfg.write_text("x")
+        assert not work(http, "install", query="tiny")[-1][1]["result"]["already_installed"]
+    assert (result["whole"], result["repaired"]) == ([], [runtime.id])
+    (failed,) = result["failed"]
+    assert (failed["id"], failed["code"]) == (stranger.id, "install_failed")
+    assert "no release of that name is known" in failed["message"]
+    assert f"paceline runtime remove {stranger.id}" in failed["help"]
 
 
 def test_what_is_installed_follows_channel_and_wheels_as_asked(tiny, store, managed):

@@ -49,7 +49,7 @@ def test_get_list_select_remove(tiny):
 
     refused = tiny.paceline("runtime", "remove", "tiny@2.0")
     assert (refused.returncode, "is selected for tiny" in refused.stderr) == (1, True)
-    assert "Would remove tiny-any-cpu@2.0" in ok(tiny.paceline("runtime", "remove", "tiny@2.0", "--dry-run"))
+    assert "Would remove tiny-any-cpu@2.0" in ok(tiny.paceline("runtime", "remove", "tiny@2.0", "--force", "--dry-run"))
     assert "Removed tiny-any-cpu@2.0" in ok(tiny.paceline("runtime", "remove", "tiny@2.0", "--force"))
     assert "Removed tiny-any-cpu@1.0" in ok(tiny.paceline("runtime", "remove", "tiny"))
     assert json.loads(ok(tiny.paceline("runtime", "ls", "--json"))) == []
@@ -63,6 +63,31 @@ def test_get_tells_its_progress_and_does_nothing_twice(tiny):
     second = tiny.paceline("runtime", "get")
     assert "tiny-any-cpu@1.0.0 is already installed" in ok(second)
     assert "compil" not in second.stderr
+
+
+def test_what_is_installed_and_broken_is_planned_and_told_as_made_again(tiny):
+    ok(tiny.paceline("runtime", "get"))
+    (runtime,) = Store(tiny.home).runtimes()
+    (runtime.directory / "env" / "pyvenv.cfg").write_text("x")
+
+    out = ok(tiny.paceline("runtime", "get", "--dry-run"))
+    assert f"Would install {runtime.id} again in {runtime.directory}\nWhat is installed there is broken" in out
+    assert "tinyengine is compiled on this machine" in out
+    plan = json.loads(ok(tiny.paceline("runtime", "get", "--dry-run", "--json")))
+    assert (plan["already_installed"], plan["broken"]) == (False, True)
+    got = tiny.paceline("runtime", "get")
+    assert f"Installed {runtime.id} in " in ok(got)
+    assert (
+        f"{runtime.id} is installed and broken; it is made again\ntinyengine is compiled on this machine" in got.stderr
+    )
+    plan = json.loads(ok(tiny.paceline("runtime", "get", "--dry-run", "--json")))
+    assert (plan["already_installed"], plan["broken"]) == (True, False)
+
+    tiny.offer(tiny.release(), tiny.release("2.0"))
+    newer = json.loads(ok(tiny.paceline("runtime", "get", "tiny@2.0", "--json")))
+    (tiny.home / "runtimes" / newer["id"] / "env" / "pyvenv.cfg").write_text("x")
+    said = ok(tiny.paceline("runtime", "update", "--dry-run", "--registry-only"))
+    assert "would be updated: installed and broken, made again; compiled here, about 1 minute" in said
 
 
 def test_a_dry_run_changes_nothing(tiny):

@@ -74,6 +74,27 @@ def test_a_model_gets_a_runtime_of_its_own(tiny, store, store_world, run, write_
     assert "for small" in run("ls")
     assert run("unselect", "--model", "small") == f"Unselected {runtime.id} for small\n"
     assert "has no runtime of its own" in run("unselect", "--model", "small", status=3)
+    for name in ("me/small", "SMALL", "small.gguf"):
+        run("select", runtime.id, "--model", name)
+        assert store.selection().models == {"small": runtime.id}
+        assert run("unselect", "--model", name) == f"Unselected {runtime.id} for small\n"
+        assert store.selection().models == {}
+    run("select", runtime.id, "--model", "small")
+    (tiny.home / "models" / "me" / "small" / "small.gguf").unlink()
+    assert run("unselect", "--model", "Small") == f"Unselected {runtime.id} for small\n"  # gone, and known all the same
+
+
+def test_a_dry_run_of_select_refuses_what_select_refuses(tiny, store, store_world, run, write_gguf):
+    runtime = store_world.add(store, "1.0")
+    (runtime.directory / "env" / "engine.so").unlink()
+    write_gguf(
+        tiny.home / "models" / "me" / "small" / "small.gguf", {"general.architecture": "llama"}, [("w", (32,), 0)]
+    )
+    for options in ((), ("--latest",), ("--model", "small")):
+        said = [run("select", "engine", *options, *dry, status=1) for dry in ((), ("--dry-run",))]
+        assert said[0] == said[1]
+        assert f"{runtime.id} is broken: env/engine.so" in said[1]
+        assert f"help: `paceline runtime repair {runtime.id}`" in said[1]
 
 
 def test_pins_and_holds(tiny, store, store_world, run):
@@ -153,3 +174,11 @@ def test_what_stands_in_for_a_runtime_is_told_and_sent_away(store, store_world, 
     assert run("unselect", "--model", "small") == f"Unselected {old.id} for small\n"
     assert store.selected("gguf", "small") == new
     assert "has no runtime of its own" in run("unselect", "--model", "small", status=3)
+
+
+def test_a_home_that_is_a_file_is_said(tiny, run):
+    tiny.home.write_text("mine")
+    for command in (("ls",), ("select", "--latest"), ("rollback",), ("hold", "tiny@2.0"), ("pin", "tiny")):
+        said = run(*command, status=1)
+        assert f"help: move {tiny.home} away, a file where a folder has to be; or set PACELINE_HOME" in said
+    assert tiny.home.read_text() == "mine"

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from paceline.registry import publishing, registry_text, signing, trust
+from paceline.store import Store
 from paceline.types import Requirements
 
 
@@ -66,3 +67,36 @@ def _trust_what_is_forged(tiny, folder, server):
     server.files["/metadata/timestamp.json"] = (theirs / "timestamp.json").read_bytes(), "application/json"
     root = json.loads((ours / "1.root.json").read_bytes())
     trust.remember_trust(trust.make_trusted(tiny.home, server.url, root, "acme"))
+
+
+def test_what_serves_single_models_alone_is_kept_and_said(tiny):
+    tiny.offer(tiny.release("1.0"))
+    assert tiny.paceline("runtime", "get", "tiny").returncode == 0
+    store = Store(tiny.home)
+    runtime = store.get("tiny")
+    store.select_for_model(runtime, "robin")
+    store.unselect("tiny")
+    tiny.offer(tiny.release("1.0"), tiny.release("2.0"))
+    reason = "it was chosen for robin with `runtime select --model`"
+
+    for query in ([], ["tiny"]):
+        done = tiny.paceline("runtime", "update", *query, "--registry-only")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1].split(maxsplit=2) == [runtime.id, "stays:", reason]
+    request = {"query": None, "check": False, "channel": "stable", "minimum_age_days": 0.0, "registry_only": True}
+    request |= {"allow_unpinned": False, "hold_failed": False}
+    said = tiny.python("-m", "paceline.manager.errand", json.dumps({"do": "update", "arguments": request}))
+    kept = json.loads(said.stdout.splitlines()[-1])["result"]["kept"]
+    assert kept == [{"runtime": runtime.id, "reason": reason, "newer": None}]
+    store.select(runtime)  # for a format too: then it is updated
+    done = tiny.paceline("runtime", "update", "--registry-only", "--check")
+    assert (done.returncode, reason in done.stdout) == (100, False)
+
+
+@pytest.mark.parametrize("days", ["nan", "inf", "-inf", "1e999"])
+def test_an_age_is_a_finite_number(tiny, days):
+    for command in (("runtime", "update", "--minimum-age"), ("serve", "--update-minimum-age"), ("serve", "--ttl")):
+        done = tiny.paceline(*command, days)
+        assert done.returncode == 2, done.stderr
+        assert "Error: Invalid value for" in done.stderr
+    assert tiny.paceline("runtime", "get", "tiny", PACELINE_MINIMUM_RELEASE_AGE=days).returncode == 2

@@ -78,6 +78,32 @@ def test_what_cannot_be_repaired_is_said(tiny, store, store_world, run):
     assert store.incomplete() == ()
 
 
+def test_one_that_cannot_be_repaired_keeps_no_other_from_it(tiny, store, store_world, run):
+    tiny.offer(tiny.release("1.0"), tiny.release("2.0"))
+    run("get", "tiny@1.0")
+    run("get", "tiny@2.0")
+    bad, good = store.runtimes()
+    whole = store_world.add(store, "1.0")
+    lock = store.manifest(bad)["lock"]
+    store_world.change_manifest(bad, lock=[{**package, "sha256": ["0" * 64]} for package in lock])
+    for runtime in (bad, good):
+        (runtime.directory / "env" / "pyvenv.cfg").write_text("x")
+    assert store.selected("tiny") == good
+
+    done = tiny.paceline("runtime", "repair", "--json")
+
+    assert done.returncode == 1
+    told = json.loads(done.stdout)
+    assert (told["whole"], told["repaired"]) == ([whole.id], [good.id])
+    (failed,) = told["failed"]
+    assert failed["id"] == bad.id
+    assert failed["message"].startswith(f"{bad.id} could not be repaired and is left as it was")
+    assert f"error: {failed['message']}" in done.stderr
+    again = tiny.paceline("runtime", "repair")
+    assert again.returncode == 1
+    assert again.stdout.splitlines() == [f"{good.id}: is whole", f"{whole.id}: is whole", f"{bad.id}: not repaired"]
+
+
 def test_remove_names_the_process_that_uses_it(tiny, store, store_world):
     runtime = store_world.add(store, "1.0")
     use = store.use(runtime)
@@ -88,6 +114,23 @@ def test_remove_names_the_process_that_uses_it(tiny, store, store_world):
     assert f"in use by {os.getpid()}" in tiny.paceline("runtime", "ls").stdout
     use.release()
     assert tiny.paceline("runtime", "remove", "engine").returncode == 0
+
+
+def test_a_dry_run_of_remove_refuses_what_remove_refuses(tiny, store, store_world, run):
+    selected, pinned, used = (store_world.add(store, f"{n}.0") for n in (1, 2, 3))
+    store.select(selected)
+    store.pin(pinned.id)
+    use = store.use(used)
+    (pinned.directory / MANIFEST).unlink()  # also of what does not count as installed
+
+    for runtime, reason in ((selected, "is selected for gguf"), (pinned, "is pinned"), (used, "is in use by process")):
+        tried = [tiny.paceline("runtime", "remove", runtime.id, *options) for options in ((), ("--dry-run",))]
+        assert [done.returncode for done in tried] == [1, 1]
+        assert tried[0].stderr == tried[1].stderr
+        assert f"{runtime.id} {reason}" in tried[1].stderr
+    assert run("remove", selected.id, "--force", "--dry-run").startswith(f"Would remove {selected.id} ")
+    assert tiny.paceline("runtime", "remove", used.id, "--force", "--dry-run").returncode == 1
+    use.release()
 
 
 def test_prune(store, store_world, run):

@@ -155,6 +155,7 @@ def test_a_plugin_that_is_not_active(patient, state, status):
     bad = Plugin("bad", None, None, None, state, error="No module named 'bad'")
     (line,) = told(replace(patient, plugins=Plugins((bad,))), "plugins", status)
     assert f"the plugin bad is {state}: No module named 'bad'" in line
+    assert ("PACELINE_PLUGINS" in line) == (state is not PluginState.BROKEN)
 
 
 def test_damaged_incomplete_and_orphaned_runtimes(patient, store_world):
@@ -164,7 +165,7 @@ def test_damaged_incomplete_and_orphaned_runtimes(patient, store_world):
     (store.folder / "engine-linux-cpu@3.0").mkdir()
     lines = told(patient, "runtimes", PROBLEM)
     assert len(lines) == 2
-    assert "1.0 is broken: env/engine.so: No such file or directory -> paceline runtime repair" in lines[0]
+    assert "1.0 is broken: env/engine.so: No such file or directory -> `paceline runtime repair" in lines[0]
     assert "3.0 is incomplete: manifest.json is missing" in lines[1]
     assert told(patient, "runtimes", OK) == [f"{orphan.id} is whole -> None"]
     lines = told(replace(patient, plugins=Plugins(())), "runtimes", PROBLEM)
@@ -207,7 +208,17 @@ def test_a_newer_version_is_known(patient, tiny, store_world):
     store_world.add(patient.store, "1.0", platform="any-cpu")
     patient.plugins.engines["engine"].known = (replace(tiny.release("1.10"), engine="engine"),)
     (line,) = told(patient, "updates", NOTE)
-    assert line.startswith("engine-any-cpu is installed as 1.0, and 1.10 is known -> paceline runtime update")
+    said = "engine-any-cpu is installed as 1.0, and 1.10 is known -> "
+    assert line == f"{said}paceline runtime get engine-any-cpu@1.10"  # updates look at what is selected
+    patient.store.select(patient.store.get("engine"))
+    assert told(patient, "updates", NOTE) == [f"{said}paceline runtime update engine-any-cpu"]
+    patient.store.pin("engine-any-cpu@1.0")
+    (line,) = told(patient, "updates", NOTE)
+    assert line.startswith(f"{said}it is pinned: `paceline runtime unpin engine-any-cpu@1.0`")
+    patient.store.unpin("engine-any-cpu@1.0")
+    elsewhere = Requirements(os="macos" if sys.platform != "darwin" else "linux")
+    patient.plugins.engines["engine"].known += (replace(tiny.release("1.20"), engine="engine", requires=elsewhere),)
+    assert told(patient, "updates", NOTE) == [f"{said}paceline runtime update engine-any-cpu"]
 
     beta = replace(tiny.release("1.11"), engine="engine", channel="beta")
     patient.plugins.engines["engine"].known += (beta,)
@@ -215,6 +226,29 @@ def test_a_newer_version_is_known(patient, tiny, store_world):
     assert told(patient, "updates", NOTE) == []  # what an update would not take
     (line,) = told(replace(patient, environ={"PACELINE_UPDATE_CHANNEL": "beta"}), "updates", NOTE)
     assert "and 1.11 is known" in line
+
+
+def test_of_what_only_its_owner_renews_no_newer_version_is_told(patient, tiny, store_world):
+    store_world.add(patient.store, "1.0+local.1a2b3c4d", platform="any-cpu")
+    patient.plugins.engines["engine"].known = (replace(tiny.release("1.10"), engine="engine"),)
+    assert told(patient, "updates", NOTE) == []
+
+
+def test_a_link_that_leads_nowhere(patient, store_world, tmp_path):
+    runtime = store_world.add(patient.store, "linked")
+    gone = str(tmp_path / "gone")
+    store_world.change_manifest(runtime, linked={"path": gone, "python": f"{gone}/bin/python", "version": "1.0"})
+    (line,) = told(patient, "runtimes", PROBLEM)
+    assert f"what it is linked to is gone: {gone} -> mend {gone}, link it again" in line
+    assert f"unlink it: `paceline runtime remove {runtime.id}`" in line
+
+
+def test_what_keeps_several_checks_from_their_work_is_told_once(patient):
+    patient.store.home.mkdir(parents=True)
+    (patient.store.home / "selection.json").write_text("{")
+    found = [f.message for f in examine(patient, ["selection", "updates", "machine"]) if f.status is PROBLEM]
+    assert len(found) == 1
+    assert "selection.json cannot be read" in found[0]
 
 
 def test_each_remark_on_where_releases_come_from_has_its_own_way_out(patient):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -14,13 +15,13 @@ from dataclasses import replace
 
 import pytest
 
-from paceline.errors import ArchiveError, InstallError, OfflineError, RegistryError, UnpinnedError
+from paceline.errors import ArchiveError, InstallError, OfflineError, RegistryError, StoreError, UnpinnedError
 from paceline.manager.bundles import CONTENTS, create, read_bundle
 from paceline.manager.installation import install, start_once
 from paceline.packages.depot import Depot
 from paceline.packages.index import why_unreachable
 from paceline.progress import silent
-from paceline.store import Store, health
+from paceline.store import Store, health, transaction
 from paceline.types import Package, Recipe, Requirements
 
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -141,6 +142,48 @@ def test_what_has_no_hash_is_not_bundled_silently(tiny, index, tmp_path):
     release = replace(tiny.release(), recipe=Recipe((Package("a", "1", index="https://a.example"),)))
     with pytest.raises(UnpinnedError, match=r"takes a 1 from https://a\.example, where no hashes are published"):
         create([release], tmp_path / "b", [PYTHON], tmp_path / "maker", silent, store=Store(tiny.home))
+
+
+def test_it_holds_what_lies_in_a_folder_that_stands_for_an_index(tiny, made, tmp_path, monkeypatch):
+    monkeypatch.setenv("UV_FIND_LINKS", str(tiny.index))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    again = tmp_path / "again.bundle"
+    done = tiny.paceline("bundle", "create", "tiny", "-o", str(again))
+    assert done.returncode == 0, done.stderr
+    assert again.read_bytes() == made.path.read_bytes()
+    (tiny.index / NAMES[1]).write_bytes(b"another one")
+    refused = tiny.paceline("bundle", "create", "tiny", "-o", str(again), PACELINE_CACHE=str(tmp_path / "other"))
+    assert refused.returncode == 1
+    assert "Traceback" not in refused.stderr
+
+
+def test_where_it_cannot_be_written_nothing_is_fetched(tiny, index, tmp_path):
+    folder, file = tmp_path / "folder", tmp_path / "file"
+    folder.mkdir()
+    file.touch()
+    for target, status, said in (
+        (folder, 2, f"error: {folder} is a folder\nhelp: give the file to write, such as {folder}/paceline.bundle"),
+        (file / "x.bundle", 1, f"writing the bundle {file}/x.bundle failed at {file}: "),
+    ):
+        done = tiny.paceline("bundle", "create", "tiny", "-o", str(target))
+        assert done.returncode == status, done.stderr
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
+    assert index.asked == []
+
+
+def test_a_disk_that_fills_while_it_is_written_is_said(tiny, index, tmp_path):
+    target = tmp_path / "tiny.bundle"
+
+    def full(step, path):
+        if (step, path) == ("rename", target):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with transaction.observed(full), pytest.raises(StoreError, match=r"writing the bundle .* failed") as caught:
+        create([tiny.release()], target, [PYTHON], tmp_path / "maker", silent, store=Store(tiny.home))
+    assert f"make room on the disk of {tmp_path}" in caught.value.help
+    assert "write it elsewhere" in caught.value.help
+    assert list(tmp_path.glob("*.bundle*")) == []
 
 
 def test_offline_none_is_made(tiny, index, tmp_path, monkeypatch):

@@ -88,7 +88,31 @@ def test_the_same_name_again_leads_to_the_new_place(tiny, store, by_hand):
     assert list(store.staging.iterdir()) == []
 
 
+class Variant:
+    """The tiny engine by another name."""
+
+    def __init__(self, engine):
+        self._engine, self.name = engine, f"{engine.name}-fast"
+
+    def __getattr__(self, name):
+        return getattr(self._engine, name)
+
+
 class TestWhatIsRefused:
+    def test_an_id_that_a_link_of_another_engine_has(self, tiny, store, by_hand):
+        engines = {"tiny": tiny.engine, "tiny-fast": Variant(tiny.engine)}
+        first, second = by_hand("first"), by_hand("second")
+        there = link("fast-x", first, store, engines, engine="tiny")
+
+        with pytest.raises(
+            UsageError, match=f"{there.id} is there already, of the engine tiny and linked to"
+        ) as caught:
+            link("x", second, store, engines, engine="tiny-fast")
+        assert f"paceline runtime remove {there.id}" in caught.value.help
+        assert [r.linked for r in store.runtimes()] == [first]
+        link("fast-x", second, store, engines, engine="tiny")
+        assert [r.linked for r in store.runtimes()] == [second]
+
     def test_no_place(self, tiny, store, tmp_path):
         with pytest.raises(UsageError, match="~nobody-of-this-name/env does not exist"):
             link("mine", Path("~nobody-of-this-name/env"), store, {"tiny": tiny.engine})

@@ -263,6 +263,11 @@ class TestTheHostIsUnharmed:
             assert "nothing was changed: " in said
             assert reason in said
 
+    def test_by_one_that_takes_the_engine_of_one_that_is_there(self, world):
+        said = world.refused("install", world.wheel("crow", PLUGIN.format(engine="owl")), "-y")
+        reason = "it claims the engine name 'owl', already taken by the plugin crow"
+        assert f"nothing was changed: with crow 1.0, owl 1.0 does not load any more: {reason}" in said
+
     def test_by_one_that_never_ends_to_load(self, world, tmp_path, monkeypatch):
         monkeypatch.setattr(plugin_trial, "TIMEOUT_S", 3.0)
         with zipfile.ZipFile(world.wheel("parrot", "import time\ntime.sleep(600)")) as archive:

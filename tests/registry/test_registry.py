@@ -289,3 +289,17 @@ def test_the_size_of_an_installed_release_is_known_where_it_was_measured():
 
     assert sizes["llama.cpp-linux-x86_64-cpu"] > 50_000_000
     assert sizes["llama.cpp-cuda-linux-x86_64-cuda12"] is None
+
+
+def test_of_the_users_own_file_it_is_said_how_to_mend_that(tiny, tmp_path):
+    file = tmp_path / "mine.json"
+    for text, said in {
+        '{"schema_version": 1, "releases": [{}]}': "help: mend the file at that place",
+        "{": "help: give a registry: a JSON file",
+    }.items():
+        file.write_text(text)
+        for command in (("verify",), ("build", "--dry-run")):
+            done = tiny.paceline("registry", *command, str(file))
+            assert done.returncode == 1
+            assert said in done.stderr
+            assert "reinstall" not in done.stderr

@@ -162,14 +162,15 @@ def _add_changes(router: APIRouter, admin: Administration) -> None:
         wanted = validate(Unselect, await read_object(request))
         if (wanted.format is None) == (wanted.model is None):
             raise RequestError("give `format` or `model`, one of them", param="format")
-        await done(lambda: _unselect(store, wanted))
+        await done(lambda: _unselect(admin, wanted))
         admin.watch.look()
         return await done(lambda: _selection(store))
 
     @router.post("/rollback")
     async def rollback(request: Request) -> dict[str, Any]:
         wanted = validate(Rollback, await read_object(request))
-        await done(lambda: store.rollback(wanted.format), param="format")
+        name = wanted.format.lower() if wanted.format is not None else None
+        await done(lambda: store.rollback(name), param="format")
         admin.watch.look()
         return await done(lambda: _selection(store))
 
@@ -298,16 +299,19 @@ def _select(admin: Administration, wanted: Select) -> dict[str, Any]:
     return _selection(admin.store)
 
 
-def _unselect(store: Store, wanted: Unselect) -> None:
+def _unselect(admin: Administration, wanted: Unselect) -> None:
+    store = admin.store
     chosen = store.selection()
     if wanted.model is not None:
-        if wanted.model not in chosen.models and wanted.model not in chosen.stand_ins_in_force():
-            raise RequestError(f"model {wanted.model} has no runtime of its own", param="model")
-        store.unselect_model(wanted.model)
+        model = inventory.model_of(wanted.model, chosen, lambda: admin.library)
+        if model not in chosen.models and model not in chosen.stand_ins_in_force():
+            raise RequestError(f"model {model} has no runtime of its own", param="model")
+        store.unselect_model(model)
     elif wanted.format is not None:
-        if wanted.format not in chosen.formats:
-            raise RequestError(f"nothing is selected for {wanted.format}", param="format")
-        store.unselect(wanted.format)
+        name = wanted.format.lower()
+        if name not in chosen.formats:
+            raise RequestError(f"nothing is selected for {name}", param="format")
+        store.unselect(name)
 
 
 def _remove(store: Store, query: str, *, force: bool) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from paceline import paths
+from paceline.cli.numbers import Finite
 from paceline.cli.policy import policy_options
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ _WARM_UP = 256
 @click.option(
     "--runs", default=5, show_default=True, type=click.IntRange(min=1), help="Runs each speed is the median of."
 )
-@click.option("--temperature", default=0.0, show_default=True, type=click.FloatRange(min=0), help="0 is greedy.")
+@click.option("--temperature", default=0.0, show_default=True, type=Finite(min=0), help="0 is greedy.")
 @click.option("--seed", default=1, show_default=True, type=int, help="Seed of every run.")
 @policy_options()
 def demo(

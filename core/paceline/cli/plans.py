@@ -19,7 +19,9 @@ def print_plan(would: Preview) -> None:
     if plan.already_installed:
         click.echo(f"{plan.release} is already installed in {plan.directory}")
         return
-    click.echo(f"Would install {plan.release} in {plan.directory}")
+    click.echo(f"Would install {plan.release} {'again ' if plan.broken else ''}in {plan.directory}")
+    if plan.broken:
+        click.echo(_BROKEN)
     if plan.notes:
         click.echo(plan.notes)
     click.echo(building(plan) if plan.built else "Nothing is compiled")
@@ -47,6 +49,8 @@ def print_cost(plan: InstallPlan) -> None:
     """Say on stderr, before an installation, how long it may take and how much it may fetch."""
     if plan.already_installed:
         return
+    if plan.broken:
+        click.echo(f"{plan.release} is installed and broken; it is made again", err=True)
     if plan.built:
         click.echo(f"{building(plan)}; nothing is compiled that the cache already holds", err=True)
     if plan.download_bytes:
@@ -58,7 +62,9 @@ def cost(plan: InstallPlan) -> str:
     if plan.already_installed:
         return "already installed"
     took = f", about {_minutes(plan.expected_build_s)}" if plan.expected_build_s else ""
-    said = [f"compiled here{took}"] if plan.built else []
+    said = ["installed and broken, made again"] if plan.broken else []
+    if plan.built:
+        said.append(f"compiled here{took}")
     if plan.download_bytes:
         said.append(f"at most {output.size(plan.download_bytes)} to download")
     return "; ".join(said)
@@ -71,6 +77,9 @@ def building(plan: InstallPlan) -> str:
 
 def fetching(plan: InstallPlan) -> str:
     return f"At most {output.size(plan.download_bytes)} are downloaded"
+
+
+_BROKEN = "What is installed there is broken; the new one takes its place"
 
 
 def _minutes(seconds: float) -> str:

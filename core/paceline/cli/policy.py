@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from paceline.preferences import CHANNEL, CHANNELS, PREFER, WHEEL, Policy
+from paceline.cli.numbers import Finite
+from paceline.preferences import CHANNEL, CHANNELS, MINIMUM_AGE, PREFER, WHEEL, Policy
 
 if TYPE_CHECKING:
     from paceline.errors import UnpinnedError
@@ -55,9 +56,9 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "help": "beta, or nightly, takes pre-releases too.",
     },
     "minimum_age": {
-        "type": click.FloatRange(0, 100_000),
+        "type": Finite(0, 100_000),
         "default": 0.0,
-        "envvar": "PACELINE_MINIMUM_RELEASE_AGE",
+        "envvar": MINIMUM_AGE,
         "metavar": "DAYS",
         "help": "Leave out what was published later than this.",
     },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,9 @@ from paceline.cli.group import Group
 from paceline.cli.publishing import keys, renew, serve, sign
 from paceline.cli.trusting import ls, refresh, remove, trust
 from paceline.errors import NotFoundError
+
+if TYPE_CHECKING:
+    from paceline.types import Release
 
 _FILE = click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 
@@ -40,10 +43,10 @@ def build(file: Path, names: tuple[str, ...], no_fetch: bool, keep: bool, dry_ru
     admits, and hashes and sizes of all files are recorded. Wheels of pages that publish no hashes are fetched for them.
     FILE is written after each release.
     """
-    from paceline.registry import read_registry, registry_text
+    from paceline.registry import registry_text
     from paceline.registry.locking import lock
 
-    releases = list(read_registry(file))
+    releases = list(_read(file))
     unknown = set(names) - {r.name for r in releases} - {r.id for r in releases}
     if unknown:
         raise NotFoundError(
@@ -76,9 +79,7 @@ def build(file: Path, names: tuple[str, ...], no_fetch: bool, keep: bool, dry_ru
 @output.json_option
 def verify(file: Path, as_json: bool) -> None:
     """Check FILE in every detail and list its releases. Exit codes: 0 sound, 1 not."""
-    from paceline.registry import read_registry
-
-    releases = read_registry(file)
+    releases = _read(file)
     rows: list[dict[str, Any]] = [
         {
             "id": r.id,
@@ -94,3 +95,14 @@ def verify(file: Path, as_json: bool) -> None:
         return
     table = [[str(cell) for cell in (*list(row.values())[:4], ", ".join(row["unpinned"]))] for row in rows]
     output.table(["RELEASE", "CHANNEL", "PACKAGES", "FOR THE BUILD", "WITHOUT HASHES"], table)
+
+
+def _read(file: Path) -> tuple[Release, ...]:
+    """The releases of a file that is the user's own."""
+    from paceline.registry import read_registry
+
+    return read_registry(
+        file,
+        way_out="give a registry: a JSON file as Paceline's own registry.json is one",
+        mend="mend the file at that place; `paceline registry verify FILE` checks it again",
+    )

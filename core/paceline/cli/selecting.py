@@ -15,6 +15,7 @@ from paceline.store import Store
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from paceline.library import Library
     from paceline.store import Selection
     from paceline.types import Runtime
 
@@ -46,7 +47,9 @@ def select(query: str | None, latest: bool, model: str | None, dry_run: bool, as
         return
     before = store.selection()
     changes = tuple(f for f in chosen.formats if before.formats.get(f) != chosen.id)
-    if not dry_run:
+    if dry_run:
+        store.usable(chosen)
+    else:
         changes = store.select(chosen)
     if as_json:
         output.as_json_text({"runtime": chosen.id, "selected": changes, "dry_run": dry_run})
@@ -71,11 +74,12 @@ def unselect(model_format: str | None, model: str | None, dry_run: bool, as_json
         raise UsageError("give a FORMAT or --model, one of them", help="such as `paceline runtime unselect gguf`")
     store = Store(paths.home())
     chosen = store.selection()
-    name = model if model is not None else str(model_format).lower()
     if model is not None:
-        found = chosen.stand_in(model)
-        taken = found.runtime if found is not None else chosen.models.get(model)
+        name = inventory.model_of(model, chosen, _library)
+        found = chosen.stand_in(name)
+        taken = found.runtime if found is not None else chosen.models.get(name)
     else:
+        name = str(model_format).lower()
         taken = chosen.formats.get(name)
     if taken is None:
         what = f"model {name} has no runtime of its own" if model is not None else f"nothing is selected for {name}"
@@ -200,21 +204,27 @@ def _select_latest(store: Store, dry_run: bool, as_json: bool) -> None:
 
 
 def _select_for_model(store: Store, chosen: Runtime, text: str, dry_run: bool, as_json: bool) -> None:
-    from paceline.library import open_library
-    from paceline.manager import plugin_generations
-
-    model = open_library(plugin_generations.loaded()).get(text)
+    model = _library().get(text)
     if model.format not in chosen.formats:
         raise UsageError(
             f"{chosen.id} serves {', '.join(chosen.formats)}, and {model.id} is a {model.format} model",
             help=f"choose a runtime for {model.format}: `paceline runtime ls` lists them",
         )
-    if not dry_run:
+    if dry_run:
+        store.usable(chosen)
+    else:
         store.select_for_model(chosen, model.id)
     if as_json:
         output.as_json_text({"runtime": chosen.id, "model": model.id, "dry_run": dry_run})
     else:
         click.echo(f"{'Would select' if dry_run else 'Selected'} {chosen.id} for the model {model.id}")
+
+
+def _library() -> Library:
+    from paceline.library import open_library
+    from paceline.manager import plugin_generations
+
+    return open_library(plugin_generations.loaded())
 
 
 def _print_moves(

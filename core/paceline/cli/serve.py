@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from paceline.cli.loading import load_options
+from paceline.cli.numbers import Finite
 from paceline.cli.policy import policy_options
 
 if TYPE_CHECKING:
@@ -22,12 +23,12 @@ if TYPE_CHECKING:
 @click.option(
     "--max-loaded", default=3, show_default=True, type=click.IntRange(1), help="Models that requests may load."
 )
-@click.option("--ttl", default=3600.0, show_default=True, type=click.FloatRange(0), help="Idle seconds; 0 is for ever.")
+@click.option("--ttl", default=3600.0, show_default=True, type=Finite(0), help="Idle seconds; 0 is for ever.")
 @click.option(
     "--patience",
     default=600.0,
     show_default=True,
-    type=click.FloatRange(1),
+    type=Finite(1),
     help="Seconds without a sign of life after which a worker that loads or answers is stopped.",
 )
 @load_options(without=("lora",))
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 @policy_options(without=("prefer", "allow_unpinned"), prefix="update-")
 @click.option(
     "--update-delay",
-    type=click.FloatRange(0),
+    type=Finite(0),
     default=10.0,
     show_default=True,
     metavar="SECONDS",
@@ -89,7 +90,7 @@ def serve(
         update_before_serving(host.store, host.plugins, policy)
     for runtime_id, problems in host.store.damage().items():
         click.echo(f"warning: the selected runtime {runtime_id} is damaged: {'; '.join(problems)}", err=True)
-        click.echo(f"help: paceline runtime repair {runtime_id}, or paceline runtime rollback", err=True)
+        click.echo(f"help: {host.store.how_to_mend(runtime_id)}; or `paceline runtime rollback`", err=True)
     run(
         host,
         address=address,

@@ -59,7 +59,7 @@ def update(
     store, loaded = Store(paths.home()), loaded_plugins()
     asked = updating.sources(store, loaded, policy, output.say, package_index=not registry_only)
     selected = updating.selected_runtimes(store, query)
-    findings = updating.find_updates(selected, store, loaded, asked, policy)
+    findings = updating.find_updates(selected, store, loaded, asked, policy, text=query)
     would = {step.release.id: plan_here(step.release, store) for step in findings.updates}
     made: dict[str, Runtime | Failed] = {}
     for step in () if check or dry_run else findings.updates:

@@ -15,6 +15,7 @@ from paceline.store import Store
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from paceline.errors import PacelineError
     from paceline.packages.cache import Part
 
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 @output.json_option
 def verify(query: str | None, quick: bool, as_json: bool) -> None:
     """Check every file of the installed runtimes, or of those that QUERY means, by its hash."""
-    from paceline.manager.mending import is_linked
     from paceline.store import health
 
     store = Store(paths.home())
@@ -39,8 +39,8 @@ def verify(query: str | None, quick: bool, as_json: bool) -> None:
             click.echo(f"{name}: {'whole' if state.ok else state.state}")
             for problem in state.problems:
                 click.echo(f"  {problem}")
-            if not state.ok and not is_linked(store, name):
-                click.echo(f"  mend it: paceline runtime repair {name}")
+            if not state.ok:
+                click.echo(f"  {store.how_to_mend(name)}")
     if not all(state.ok for state in found.values()):
         sys.exit(1)
 
@@ -52,29 +52,42 @@ def verify(query: str | None, quick: bool, as_json: bool) -> None:
 def repair(query: str | None, dry_run: bool, as_json: bool) -> None:
     """Mend what `verify` finds damaged: install the same packages again beside it, then let the two change places.
 
-    Packages come from the cache, or from the network where the cache lacks them.
+    Packages come from the cache, or from the network where the cache lacks them. What is selected comes first, and one
+    that cannot be mended keeps no other from it.
     """
     from paceline.cli.progress import shown
-    from paceline.manager.mending import mend, to_mend
+    from paceline.manager import mending
     from paceline.manager.plugin_generations import loaded as loaded_plugins
     from paceline.store import health
 
     store = Store(paths.home())
-    names = to_mend(store, query)
+    names = mending.to_mend(store, query)
     damaged = [name for name in names if not health.full(store.folder / name).ok]
+    failed: dict[str, PacelineError] = {}
     if damaged and not dry_run:
         loaded = loaded_plugins()
         for name in damaged:
             with shown() as progress:
-                mend(name, store, loaded, progress)
+                error = mending.attempt(name, store, loaded, progress)
+            if error is not None:
+                failed[name] = error
+                _say_failed(error)
     if as_json:
-        output.as_json_text({"whole": [n for n in names if n not in damaged], "repaired": damaged, "dry_run": dry_run})
-        return
-    if not names:
+        output.as_json_text({**mending.describe(names, damaged, failed), "dry_run": dry_run})
+    elif not names:
         click.echo("no runtime is installed")
-    for name in names:
-        done = "is whole" if name not in damaged else "would be repaired" if dry_run else "repaired"
-        click.echo(f"{name}: {done}")
+    else:
+        for name in names:
+            done = "would be repaired" if dry_run else "not repaired" if name in failed else "repaired"
+            click.echo(f"{name}: {done if name in damaged else 'is whole'}")
+    if failed:
+        sys.exit(1)
+
+
+def _say_failed(error: PacelineError) -> None:
+    click.echo(f"error: {error.message}", err=True)
+    if error.help:
+        click.echo(f"help: {error.help}", err=True)
 
 
 @click.command("remove")
@@ -88,12 +101,16 @@ def remove(query: str, force: bool, dry_run: bool, as_json: bool) -> None:
     linked = None
     if query in store.incomplete():
         name, size = query, None
-        if not dry_run:
+        if dry_run:
+            store.check_removable(name, force=force)
+        else:
             store.remove_incomplete(name, force=force)
     else:
         chosen = store.get(query)
         name, size, linked = chosen.id, store.size(chosen), chosen.linked
-        if not dry_run:
+        if dry_run:
+            store.check_removable(name, force=force)
+        else:
             store.remove(chosen, force=force)
     if as_json:
         output.as_json_text({"removed": name, "size_bytes": size, "linked": linked, "dry_run": dry_run})

@@ -35,17 +35,19 @@ CHECKS: dict[str, Callable[[Patient], Iterable[Finding]]] = {
 
 
 def examine(patient: Patient, checks: Iterable[str] = tuple(CHECKS)) -> Iterator[Finding]:
-    """Yield the findings of each check. Never raises: a check that fails is a finding."""
+    """Yield the findings of each check. Never raises: a check that fails is a finding.
+
+    What keeps several checks from their work, such as a selection that cannot be read, is told once.
+    """
+    told: set[str] = set()
     for name in checks:
         try:
             yield from CHECKS[name](patient)
-        except PacelineError as error:
-            yield Finding(name, Status.PROBLEM, error.message, error.help)
-        except OSError as error:
-            refused = refusals.refusal(error)
-            yield Finding(name, Status.PROBLEM, refused.message, refused.help) if refused else _failed(name, error)
         except Exception as error:
-            yield _failed(name, error)
+            found = _found(name, error)
+            if found.message not in told:
+                told.add(found.message)
+                yield found
 
 
 def mend(patient: Patient) -> int:
@@ -55,6 +57,13 @@ def mend(patient: Patient) -> int:
         with patient.store.installing():
             patient.store.forget_ended_uses()
     return found
+
+
+def _found(name: str, error: Exception) -> Finding:
+    known = refusals.refusal(error) if isinstance(error, OSError) else error
+    if isinstance(known, PacelineError):
+        return Finding(name, Status.PROBLEM, known.message, known.help)
+    return _failed(name, error)
 
 
 def _failed(name: str, error: Exception) -> Finding:

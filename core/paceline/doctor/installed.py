@@ -10,14 +10,16 @@ from paceline.doctor.finding import Finding, Patient, Status
 from paceline.errors import PacelineError
 from paceline.manager import inventory
 from paceline.plugins import PluginState
-from paceline.preferences import CHANNEL, is_of
+from paceline.preferences import CHANNEL, MINIMUM_AGE, Policy
 from paceline.store import health
 from paceline.store.manifest import MANIFEST
 from paceline.untrusted_json import read_object
-from paceline.versions import order
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+
+    from paceline.plugins import Plugin
+    from paceline.types import Runtime
 
 _CLOCKS_DIFFER = timedelta(days=1)
 
@@ -30,7 +32,7 @@ def plugins(patient: Patient) -> Iterator[Finding]:
         else:
             status = Status.NOTE if plugin.state is PluginState.DISABLED else Status.PROBLEM
             text = f"the plugin {plugin.name} is {plugin.state}" + (f": {plugin.error}" if plugin.error else "")
-            yield Finding("plugins", status, text, "update or uninstall its package; `paceline plugins` tells more")
+            yield Finding("plugins", status, text, _of_plugin(plugin))
 
 
 def runtimes(patient: Patient) -> Iterator[Finding]:
@@ -41,7 +43,7 @@ def runtimes(patient: Patient) -> Iterator[Finding]:
         state = health.quick(runtime.directory)
         if not state.ok:
             text = f"{runtime.id} is {state.state}: {'; '.join(state.problems)}"
-            yield Finding("runtimes", Status.PROBLEM, text, f"paceline runtime repair {runtime.id}")
+            yield Finding("runtimes", Status.PROBLEM, text, store.how_to_mend(runtime.id))
         elif runtime.engine not in patient.plugins.engines:
             text = f"no plugin provides the engine {runtime.engine} of {runtime.id}"
             way_out = f"install its plugin again, or `paceline runtime remove {runtime.id}`"
@@ -80,24 +82,40 @@ def selection(patient: Patient) -> Iterator[Finding]:
 
 
 def updates(patient: Patient) -> Iterator[Finding]:
-    """Whether a newer version of what is installed is known; no network is asked."""
+    """Whether a newer version of what is installed is known that an update would take; no network is asked."""
+    from paceline.manager.updates import plan_updates
     from paceline.registry import load_registry
+    from paceline.survey import take_survey
+    from paceline.verdict import judge
 
-    registry = load_registry(patient.plugins, home=patient.store.home)
-    releases = registry.releases
+    store = patient.store
+    registry = load_registry(patient.plugins, home=store.home)
     for remark in registry.remarks:
         yield Finding("updates", Status.NOTE, remark.message, remark.help)
-    newest: dict[str, str] = {}
-    for runtime in patient.store.runtimes():
-        newest[runtime.name] = max(newest.get(runtime.name, runtime.version), runtime.version, key=order)
-    channel, holds = patient.environ.get(CHANNEL) or "stable", patient.store.selection().holds
-    takable = [r for r in releases if is_of(channel, r) and r.id not in holds]
-    for name, version in newest.items():
-        later = [r.version for r in takable if r.name == name and order(r.version) > order(version)]
-        if later:
-            text = f"{name} is installed as {version}, and {max(later, key=order)} is known"
-            yield Finding("updates", Status.NOTE, text, f"paceline runtime update {name}")
-    yield Finding("updates", Status.OK, f"{len(releases)} releases are known")
+    facts, chosen = take_survey(patient.environ, cache=patient.cache), store.selection()
+    policy = Policy(patient.environ.get(CHANNEL) or "stable", _days(patient.environ.get(MINIMUM_AGE)))
+    selected = {r.id: r for r in map(store.selected, chosen.formats) if r is not None}
+    planned, kept = plan_updates(
+        selected | _newest_of_others(store.runtimes(), selected.values()),
+        [(release, judge(release, facts)) for release in registry.releases],
+        channel=policy.channel,
+        pinned=chosen.pins,
+        held=chosen.holds,
+        published_until=policy.published_until(datetime.now(UTC)),
+    )
+    pinned = [(k.runtime, k.newer) for k in kept if k.newer is not None and k.pinned]
+    for runtime, newer in [*((u.runtime, u.release) for u in planned), *pinned]:
+        text = f"{runtime.name} is installed as {runtime.version}, and {newer.version} is known"
+        if runtime.id not in selected:
+            way_out = f"paceline runtime get {newer.id}"
+        elif runtime.id in chosen.pins:
+            way_out = (
+                f"it is pinned: `paceline runtime unpin {runtime.id}`, then `paceline runtime update {runtime.name}`"
+            )
+        else:
+            way_out = f"paceline runtime update {runtime.name}"
+        yield Finding("updates", Status.NOTE, text, way_out)
+    yield Finding("updates", Status.OK, f"{len(registry.releases)} releases are known")
 
 
 def leftovers(patient: Patient) -> Iterator[Finding]:
@@ -160,6 +178,33 @@ def models(patient: Patient) -> Iterator[Finding]:
     for name in sorted({m.format for m in known} - served):
         text = f"no installed runtime serves the {name.upper()} models"
         yield Finding("models", Status.NOTE, text, "`paceline runtime get --list` shows what could")
+
+
+def _of_plugin(plugin: Plugin) -> str:
+    match plugin.state:
+        case PluginState.DISABLED:
+            return f"PACELINE_PLUGINS leaves it out: add {plugin.name} to it, or unset it"
+        case PluginState.MISSING:
+            return "`paceline plugins install` installs plugins; or take it out of PACELINE_PLUGINS"
+        case _:
+            return "update or uninstall its package; `paceline plugins` tells more"
+
+
+def _newest_of_others(runtimes: Iterable[Runtime], selected: Iterable[Runtime]) -> dict[str, Runtime]:
+    """By id, the newest runtime of each name that none of the `selected` has."""
+    names, found = {runtime.name for runtime in selected}, {}
+    for runtime in runtimes:  # the newest of a name first
+        if runtime.name not in names:
+            names.add(runtime.name)
+            found[runtime.id] = runtime
+    return found
+
+
+def _days(text: str | None) -> timedelta:
+    try:
+        return timedelta(days=float(text or 0))
+    except (ValueError, OverflowError):  # the commands that go by it say so
+        return timedelta(0)
 
 
 def _installed_at(manifest: Path) -> datetime | None:

@@ -103,7 +103,7 @@ def _located(packages: Sequence[Package], release: Release, python: str, indexes
     """Of `packages`, those that Python `python` takes. Raises NoSolutionError when one is missing."""
     wanted = [p for p in packages if applies(p, python)]
     found = indexes.locate(wanted)
-    files = {p.name: [f for f in found.get(p.name, ()) if f.url is not None] for p in wanted}
+    files = {p.name: [_from_where_it_is(f) for f in found.get(p.name, ()) if f.url or f.here] for p in wanted}
     for package in wanted:
         if not files[package.name]:
             raise NoSolutionError(
@@ -112,6 +112,11 @@ def _located(packages: Sequence[Package], release: Release, python: str, indexes
                 help="choose other Pythons with --python, or check the index that UV_DEFAULT_INDEX names",
             )
     return [file for found in files.values() for file in found]
+
+
+def _from_where_it_is(file: PackageFile) -> PackageFile:
+    """With an address to fetch it from, also where it lies in a folder of this machine."""
+    return file if file.url is not None else replace(file, url=file.here)
 
 
 def _of_pages(

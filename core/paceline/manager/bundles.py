@@ -17,14 +17,15 @@ import os
 import re
 import stat
 import struct
+import tempfile
 import zipfile
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from paceline import network
-from paceline.errors import ArchiveError, NotFoundError
+from paceline import network, refusals
+from paceline.errors import ArchiveError, NotFoundError, StoreError, UsageError
 from paceline.manager import bundle_files
 from paceline.packages import first_use, pages, targets
 from paceline.packages.archives import wrong_name
@@ -141,10 +142,12 @@ def create(
 
     `wheels`: by sha256, files that are here and in no index (see `local_packages.carried`). `accepted`: the ids of
     releases that may bring packages without hashes. What those are is recorded in `store`, and required the next time.
-    Raises UnpinnedError for others, InstallError when there is no file for one of the Pythons, OfflineError,
-    DownloadError, StoreError and OSError. What was fetched stays under `cache` until the bundle is written.
+    Raises, before anything is fetched, UsageError and StoreError when `path` cannot be written; UnpinnedError for
+    others, InstallError when there is no file for one of the Pythons, OfflineError, DownloadError, StoreError and
+    OSError. What was fetched stays under `cache` until the bundle is written.
     """
     network.require_online(f"{path.name} was not made")
+    _check_target(path)
     files: dict[str, PackageFile] = {}
     unhashed: dict[Identity, frozenset[str]] = {}
     first: list[tuple[list[Package], str]] = []
@@ -170,7 +173,8 @@ def create(
         with closing(Indexes(cache)) as indexes:
             bring_all(fetched, depot, indexes, progress)
         here = [(file, wheels.get(file.sha256) or depot.path(file)) for file in listed]
-        _write(path, _contents(releases, pythons, here, unhashed), here)
+        with _written(path):
+            _write(path, _contents(releases, pythons, here, unhashed), here)
         depot.drop(fetched)
     return read_bundle(path)
 
@@ -218,6 +222,28 @@ def read_bundle(path: Path) -> Bundle:
 def identity(package: Package) -> Identity:
     """What tells a package from those of other index pages, which call different files by one name."""
     return package.name, package.version, package.index
+
+
+def _check_target(path: Path) -> None:
+    with _written(path):
+        if path.is_dir():
+            raise UsageError(f"{path} is a folder", help=f"give the file to write, such as {path / 'paceline.bundle'}")
+        with tempfile.TemporaryFile(dir=transaction.make_folder(path.absolute().parent)):
+            pass
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """Say of an OSError that it kept a bundle from being written to `path`."""
+    try:
+        yield
+    except OSError as error:
+        folder = path.absolute().parent
+        mend = refusals.how_to_mend(error, folder) or f"see that {folder} is a folder where files can be made"
+        raise StoreError(
+            f"writing the bundle {path} failed at {error.filename or folder}: {error.strerror or error}",
+            help=f"{mend}; or write it elsewhere",
+        ) from error
 
 
 def _write(path: Path, contents: str, listed: Sequence[tuple[PackageFile, Path]]) -> None:

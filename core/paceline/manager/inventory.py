@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
     from datetime import datetime
 
+    from paceline.library import Library
     from paceline.manager.policy import Choice
     from paceline.plugins import Plugins
     from paceline.preferences import Policy
@@ -155,6 +156,21 @@ def one_of(query: str, names: Collection[str], what: str) -> str:
     if len(found) > 1:
         raise AmbiguousError(f"{query!r} means several: {', '.join(found)}", help="give the full name")
     return found[0]
+
+
+def model_of(text: str, selection: Selection, library: Callable[[], Library]) -> str:
+    """The id under which `selection` has the model that `text` means: an id in it, or what `library` calls so.
+
+    A model that is no longer in the library is known by its id alone. Raises AmbiguousError.
+    """
+    known = {*selection.models, *selection.stand_ins_in_force()}
+    for model_id in (text, text.strip().lower()):
+        if model_id in known:
+            return model_id
+    try:
+        return library().get(text).id
+    except NotFoundError:
+        return text
 
 
 def _is_named(full: str, query: str) -> bool:

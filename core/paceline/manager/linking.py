@@ -51,8 +51,8 @@ def link(
 
     Which of `engines` it holds is found out by asking its interpreter for their packages, unless `engine` says so; then
     the engine's worker is started in it once. `taken`: names of releases, which a link may not have. A link of the same
-    name is replaced. Raises UsageError for a name or a path that will not do, NotFoundError when the environment holds
-    no known engine, SmokeTestError when the worker does not start in it.
+    name and engine is replaced. Raises UsageError for a name or a path that will not do, NotFoundError when the
+    environment holds no known engine, SmokeTestError when the worker does not start in it.
     """
     if not _NAME.fullmatch(name):
         raise UsageError(
@@ -70,6 +70,7 @@ def link(
             help="choose a name of your own, such as `my-build`",
         )
     with store.installing(progress):
+        _check_not_of_another_engine(candidates, name, store)
         progress(Phase.CHECK, message="starting the engine once")
         runtime, info = _first_that_starts(candidates, name, path, python, store)
         staged = store.staging / f"{runtime.id}.{os.getpid()}"
@@ -154,6 +155,18 @@ def _held(path: Path, held: _Held, engines: Mapping[str, Engine]) -> list[Engine
             help="install the engine's package into it, or name the engine with --engine",
         )
     return found
+
+
+def _check_not_of_another_engine(candidates: Sequence[Engine], name: str, store: Store) -> None:
+    """`cuda-x` of the engine `llama.cpp` and `x` of `llama.cpp-cuda` have one id."""
+    for engine in candidates:
+        there = store.find(f"{engine.name}-{name}@{VERSION}")
+        if there is not None and there.engine != engine.name:
+            raise UsageError(
+                f"{there.id} is there already, of the engine {there.engine} and linked to {there.linked}; this would "
+                f"be one of the engine {engine.name}",
+                help=f"choose another name, or unlink that one: `paceline runtime remove {there.id}`",
+            )
 
 
 def _first_that_starts(

@@ -24,6 +24,9 @@ class InstallPlan:
     release: str
     directory: Path
     already_installed: bool
+    """And whole, as far as a quick check tells: nothing is done then."""
+    broken: bool
+    """Whether it is installed and broken: it is made again, and takes the place of what is there."""
     packages: tuple[Package, ...]
     build_packages: tuple[Package, ...]
     built: tuple[str, ...]
@@ -45,20 +48,23 @@ def make_plan(
     installed: Collection[str],
     selection: Selection,
     *,
+    broken: bool = False,
     build_s: float | None = None,
     cores: int | None = None,
     told: Mapping[str, int] = MappingProxyType({}),
 ) -> InstallPlan:
     """Plan the installation of `release` where the runtimes `installed` (ids) and `selection` are already there.
 
-    `build_s`: how long building another version of it took here. `cores`: how many processors this machine has, to
-    estimate from what the recipe says where nothing was built yet. `told`: see `locked.download_bytes`.
+    `broken`: whether `release` itself is, where it is installed. `build_s`: how long building another version of it
+    took here. `cores`: how many processors this machine has, to estimate from what the recipe says where nothing was
+    built yet. `told`: see `locked.download_bytes`.
     """
     recipe = release.recipe
     return InstallPlan(
         release=release.id,
         directory=home / "runtimes" / release.id,
-        already_installed=release.id in installed,
+        already_installed=release.id in installed and not broken,
+        broken=release.id in installed and broken,
         packages=recipe.packages,
         build_packages=recipe.build_packages,
         built=tuple(p.name for p in recipe.packages if p.source),

@@ -156,7 +156,7 @@ def _switch(
     if not confirm(change):
         return None
     progress(Phase.CHECK, message="loading the plugins once")
-    trial = try_plugins(target, held)
+    trial = try_plugins(target, held, change.added)
     progress(Phase.PUBLISH)
     return _put_in_force(change, store), trial
 

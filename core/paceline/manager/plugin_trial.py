@@ -37,8 +37,8 @@ class Trial:
         return self.seconds > SLOW_S
 
 
-def try_plugins(folder: Path, held: Sequence[Held]) -> Trial:
-    """Load every plugin with the packages in `folder` beside the host's own.
+def try_plugins(folder: Path, held: Sequence[Held], added: Sequence[Held] = ()) -> Trial:
+    """Load every plugin with the packages in `folder` beside the host's own; of `held`, those `added` are new.
 
     Raises PluginError when one of `held` does not load or brings other engines than it claims, and when a plugin of the
     host's own environment, or the host itself, does not load any more.
@@ -49,11 +49,16 @@ def try_plugins(folder: Path, held: Sequence[Held]) -> Trial:
         if plugin["state"] == "active" and states.get(plugin["name"], plugin)["state"] != "active":
             raise _refused(f"with it {plugin['name']} does not load any more: {states[plugin['name']]['error']}")
     loaded = {name: p for p in together["plugins"] if p["managed"] for name in [p["name"]]}
+    new = ", ".join(f"{package.name} {package.version}" for package in added)
     for package in held:
         for name in package.entry_points:
             plugin = next((p for p in together["plugins"] if p["managed"] and p["name"] == name), None)
             if plugin is None:
                 raise _refused(f"{package.name} {package.version}: its plugin {name} is not found")
+            if plugin["state"] != "active" and new and package not in added:  # it is in force, and was not the trouble
+                raise _refused(
+                    f"with {new}, {package.name} {package.version} does not load any more: it {plugin['error']}"
+                )
             if plugin["state"] != "active":
                 raise _refused(f"{package.name} {package.version}: {plugin['error']}")
         brought = sorted(e for name in package.entry_points for e in loaded[name]["engines"])

@@ -6,11 +6,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from paceline import paths
-from paceline.manager import inventory, plugin_generations, updating
+from paceline.manager import inventory, mending, plugin_generations, updating
 from paceline.manager.cleanup import clean_up, plan_cleanup
 from paceline.manager.exact import ranked_or_found
 from paceline.manager.installation import install
-from paceline.manager.mending import mend, to_mend
 from paceline.manager.preview import plan_here
 from paceline.packages import cache as download_cache
 from paceline.preferences import Policy
@@ -40,11 +39,11 @@ def _install(
     policy = Policy(channel, timedelta(days=minimum_age_days), prefer, allow_unpinned)
     ranked = ranked_or_found(store, loaded, query, channel=channel)
     choice = inventory.chosen(ranked, store, query, policy=policy, allow_incompatible=allow_incompatible)
-    release, before = choice.release, {r.id for r in store.runtimes()}
+    release, already = choice.release, plan_here(choice.release, store).already_installed
     runtime = install(release, store, loaded.engine(release.engine), teller(release.id), allow_unpinned=allow_unpinned)
     return {
         "runtime": inventory.describe_runtime(runtime, store, store.selection()),
-        "already_installed": runtime.id in before,
+        "already_installed": already,
         "remarks": list(choice.remarks),
     }
 
@@ -68,7 +67,7 @@ def _update(
     asked = updating.sources(
         store, loaded, policy, lambda said: tell(Phase.SEARCH, message=said), package_index=not registry_only
     )
-    found = updating.find_updates(selected, store, loaded, asked, policy)
+    found = updating.find_updates(selected, store, loaded, asked, policy, text=query)
     would = [_update_facts(u, store) for u in found.updates]
     installed, failed = [], []
     for step in () if check else found.updates:
@@ -110,11 +109,13 @@ def _verify(store: Store, teller: Teller, *, query: str | None) -> dict[str, Any
 
 
 def _repair(store: Store, teller: Teller, *, query: str | None) -> dict[str, Any]:
-    names = to_mend(store, query)
+    names = mending.to_mend(store, query)
     damaged = [name for name in names if not _checked(store, name, teller).ok]
+    loaded, failed = plugin_generations.loaded(), {}
     for name in damaged:
-        mend(name, store, plugin_generations.loaded(), teller(name))
-    return {"whole": [n for n in names if n not in damaged], "repaired": damaged}
+        if (error := mending.attempt(name, store, loaded, teller(name))) is not None:
+            failed[name] = error
+    return mending.describe(names, damaged, failed)
 
 
 def _prune(store: Store, teller: Teller, *, keep: int, cache: bool, dry_run: bool) -> dict[str, Any]:

@@ -33,6 +33,8 @@ class Kept:
     reason: str
     newer: Release | None = None
     """What would have replaced it."""
+    pinned: bool = False
+    """Whether it stays for no other reason than that it is pinned."""
 
 
 def plan_updates(
@@ -77,7 +79,7 @@ def plan_updates(
             reason = f"{refused[0][0].version} is newer, but {refused[0][1]}" if refused else "it is the newest"
             kept.append(Kept(runtime, reason, refused[0][0] if refused else None))
         elif runtime.id in pinned:
-            kept.append(Kept(runtime, f"{chosen.version} is newer, but this one is pinned", chosen))
+            kept.append(Kept(runtime, f"{chosen.version} is newer, but this one is pinned", chosen, pinned=True))
         else:
             updates.append(Update(runtime, tuple(sorted(formats[runtime.id])), chosen))
     return tuple(updates), tuple(kept)

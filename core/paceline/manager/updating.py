@@ -184,14 +184,14 @@ def sources(
 def selected_runtimes(store: Store, text: str | None = None) -> dict[str, Runtime]:
     """The runtimes that updates look at, by the format they serve: the selected ones, or those that a query means.
 
-    Raises PacelineError when the query means none that is selected.
+    Raises PacelineError when the query means none that is selected, be it for one model alone.
     """
     by_format = {name: store.selected(name) for name in store.selection().formats}
     found = {name: runtime for name, runtime in by_format.items() if runtime is not None}
     if text is None:
         return found
     wanted = {r.id for r in query.select(text, found.values())}
-    if not wanted:
+    if not wanted and not _of_models(store, text):
         store.get(text)  # says so if it is not even installed
         raise PacelineError(
             f"no selected runtime matches {text!r}",
@@ -200,10 +200,29 @@ def selected_runtimes(store: Store, text: str | None = None) -> dict[str, Runtim
     return {name: runtime for name, runtime in found.items() if runtime.id in wanted}
 
 
+def _of_models(store: Store, text: str | None) -> tuple[Kept, ...]:
+    """The runtimes that are selected for single models and for no format: somebody chose each for its model."""
+    chosen = store.selection()
+    alone = [r for r in map(store.find, dict.fromkeys(chosen.models.values())) if r and not chosen.formats_of(r.id)]
+    meant = alone if text is None else query.select(text, alone)
+    return tuple(
+        Kept(r, f"it was chosen for {', '.join(chosen.models_of(r.id))} with `runtime select --model`") for r in meant
+    )
+
+
 def find_updates(
-    selected: dict[str, Runtime], store: Store, plugins: Plugins, asked: Sequence[Source], policy: Policy
+    selected: dict[str, Runtime],
+    store: Store,
+    plugins: Plugins,
+    asked: Sequence[Source],
+    policy: Policy,
+    *,
+    text: str | None = None,
 ) -> Findings:
-    """Ask the sources `asked` and plan which of the `selected` runtimes (by format) to replace on this machine."""
+    """Ask the sources `asked` and plan which of the `selected` runtimes (by format) to replace on this machine.
+
+    `text`: the query that meant them; what it means and serves single models alone is kept, and said.
+    """
     from paceline.survey import known_survey
     from paceline.verdict import judge
 
@@ -221,7 +240,7 @@ def find_updates(
         allow_unpinned=policy.allow_unpinned,
         published_until=policy.published_until(datetime.now(UTC)),
     )
-    return Findings(updates, kept, tuple(problems), tuple(map(str, catalogue.remarks)))
+    return Findings(updates, (*kept, *_of_models(store, text)), tuple(problems), tuple(map(str, catalogue.remarks)))
 
 
 def apply(

@@ -16,7 +16,7 @@ from __future__ import annotations
 import html
 import re
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -50,6 +50,8 @@ class PackageFile:
     size: int | None = None
     url: str | None = None
     """None for a file that needs no fetching."""
+    here: str | None = field(default=None, compare=False)
+    """The `file:` address of one that lies in a folder of this machine which stands for an index."""
 
     @property
     def project(self) -> str:

@@ -209,9 +209,11 @@ def _files(entry: Mapping[str, Any]) -> Iterator[PackageFile]:
     """The files of a package in a pylock.toml: https://packaging.python.org/en/latest/specifications/pylock-toml/"""
     for file in _listed(entry):
         name = unquote(urlsplit(file.get("url") or file.get("path", "")).path).rpartition("/")[2]
-        remote = urlsplit(file.get("url", "")).scheme in ("http", "https")
+        scheme = urlsplit(file.get("url", "")).scheme
+        remote, local = scheme in ("http", "https"), scheme == "file"
         if sha256 := file.get("hashes", {}).get("sha256"):
-            yield PackageFile(name, sha256, file.get("size"), file["url"] if remote else None)
+            url, here = file["url"] if remote else None, file["url"] if local else None
+            yield PackageFile(name, sha256, file.get("size"), url, here)
 
 
 def _as_before(versions: Mapping[str, str]) -> str:

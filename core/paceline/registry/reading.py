@@ -35,16 +35,21 @@ SCHEMA_VERSIONS = (1, 2)
 _T = TypeVar("_T")
 
 
-def read_registry(file: Path, *, way_out: str = "reinstall Paceline") -> tuple[Release, ...]:
-    """Every release in a registry file. Raises RegistryError that names the place in the file, and `way_out`."""
+def read_registry(file: Path, *, way_out: str = "reinstall Paceline", mend: str | None = None) -> tuple[Release, ...]:
+    """Every release in a registry file.
+
+    Raises RegistryError that names the place in the file, and as the way out `mend` for a wrong place and `way_out` for
+    what cannot be read at all.
+    """
     try:
         data = file.read_bytes()
     except OSError as error:
         raise RegistryError(
             f"the registry {file} cannot be read: {error.strerror}", help=refusals.way_out(error, file) or way_out
         ) from None
-    mend = f"{way_out}, or mend the file at that place"
-    return parse_registry(data, f"the registry {file}", way_out=way_out, mend=mend)
+    return parse_registry(
+        data, f"the registry {file}", way_out=way_out, mend=mend or f"{way_out}, or mend the file at that place"
+    )
 
 
 def parse_registry(

@@ -248,6 +248,35 @@ class StoreReader:
                 used, help="end that process, or unload the models it serves with this runtime, and try again"
             )
 
+    def check_removable(self, runtime_id: str, *, force: bool = False) -> None:
+        """Raise InUseError where removing this runtime would, as far as can be known before."""
+        self.check_unused(runtime_id)
+        if not force and (reason := self._why_not_removed(runtime_id, self.selection())):
+            raise InUseError(reason, help=REMOVE_ALL_THE_SAME)
+
+    def usable(self, runtime: Runtime) -> Runtime:
+        """`runtime` as it is now. Raises what selecting it would: NotFoundError when it is gone, StoreError when it is
+        broken."""
+        found = self.find(runtime.id)
+        if found is None:
+            raise NotFoundError(f"{runtime.id} is not installed", help=f"`paceline runtime get {runtime.id}`")
+        state = health.quick(found.directory)
+        if not state.ok:
+            raise StoreError(
+                f"{runtime.id} is {state.state}: {'; '.join(state.problems)}", help=self.how_to_mend(runtime.id)
+            )
+        return found
+
+    def how_to_mend(self, runtime_id: str) -> str:
+        """What to do about a damaged runtime: a command, or whose it is where it is linked."""
+        found = self.find(runtime_id)
+        if found is None or found.linked is None:
+            return f"`paceline runtime repair {runtime_id}`"
+        return (
+            f"mend {found.linked}, link it again from where it is now, or unlink it: "
+            f"`paceline runtime remove {runtime_id}`"
+        )
+
     # --- how -------------------------------------------------------------------------------------------------------
 
     def _folders(self) -> list[Path]:
@@ -315,6 +344,8 @@ class StoreReader:
 
 
 _BROKEN, _INCOMPLETE = "is broken", "is incomplete"
+
+REMOVE_ALL_THE_SAME = "select another runtime or unpin it first, or remove this one with --force"
 
 
 def _is_whole(runtime: Runtime) -> bool:

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 
 from paceline.errors import InUseError, NotFoundError, StoreError
 from paceline.progress import Phase, silent
-from paceline.store import health, selection, transaction, uses
+from paceline.store import selection, transaction, uses
 from paceline.store.locks import locked
-from paceline.store.reading import StoreReader
+from paceline.store.reading import REMOVE_ALL_THE_SAME, StoreReader
 from paceline.store.selection import Hold, Selection, StandIn
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Store(StoreReader):
 
     def select_for_model(self, runtime: Runtime, model_id: str) -> None:
         """Let `runtime` serve one model, whatever serves the others of its format."""
-        self._change(f"selecting a runtime for {model_id}", lambda s: s.with_model(model_id, self._usable(runtime).id))
+        self._change(f"selecting a runtime for {model_id}", lambda s: s.with_model(model_id, self.usable(runtime).id))
 
     def unselect_model(self, model_id: str) -> None:
         """Let the runtime of its format serve a model again."""
@@ -268,22 +268,8 @@ class Store(StoreReader):
 
     # --- how -------------------------------------------------------------------------------------------------------
 
-    def _usable(self, runtime: Runtime) -> Runtime:
-        found = self.find(runtime.id)
-        if found is None:
-            raise NotFoundError(f"{runtime.id} is not installed", help=f"`paceline runtime get {runtime.id}`")
-        state = health.quick(found.directory)
-        if not state.ok:
-            raise StoreError(
-                f"{runtime.id} is {state.state}: {'; '.join(state.problems)}",
-                help=f"`paceline runtime repair {runtime.id}`"
-                if found.linked is None
-                else f"mend {found.linked}, or link it again from where it is now",
-            )
-        return found
-
     def _select(self, runtime: Runtime, formats: tuple[str, ...]) -> tuple[str, ...]:
-        self._usable(runtime)
+        self.usable(runtime)
         before = after = self.selection()
         for name in formats:
             after = after.with_format(name, runtime.id)
@@ -305,9 +291,7 @@ class Store(StoreReader):
             self.check_unused(name)
             chosen = self.selection()
             if reason := forbidden(chosen):
-                raise InUseError(
-                    reason, help="select another runtime or unpin it first, or remove this one with --force"
-                )
+                raise InUseError(reason, help=REMOVE_ALL_THE_SAME)
             if not (self.folder / name).exists():
                 raise NotFoundError(f"{name} was removed by another process")
             # Unselected first: a crash between the two leaves an installed runtime, not a dangling selection.
