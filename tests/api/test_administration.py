@@ -95,6 +95,19 @@ def test_an_update_before_that_fails_leaves_what_serves(tiny, store, installed, 
     assert "tiny-any-cpu@2.0" in store.selection().holds
 
 
+def test_an_update_before_takes_nothing_again_that_a_rollback_left(tiny, store, installed, managed):
+    store.note_loaded(installed, "tiny")
+    tiny.offer(tiny.release("1.0"), tiny.release("2.0"))
+    managed("--update", "before").end()
+    assert store.selected("tiny").id == "tiny-any-cpu@2.0"
+    assert json.loads(tiny.paceline("runtime", "rollback", "--json").stdout)["held"] == ["tiny-any-cpu@2.0"]
+
+    server = managed("--update", "before")
+
+    assert store.selected("tiny") == installed
+    assert "updating" not in server.said()
+
+
 def test_off_asks_nobody(tiny, installed, managed):
     server = managed(*AT_ONCE, PACELINE_UPDATE="off")
     assert server.update()["state"] == "off"

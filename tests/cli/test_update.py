@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from paceline.registry import publishing, registry_text, signing, trust
+from paceline.store import Store
 from paceline.types import Requirements
 
 
@@ -38,6 +39,38 @@ def test_one_update_that_fails_stops_no_other(tiny):
         "tiny-any-cpu@1.0": ["tiny"],
         "tiny-any-other@2.0": ["other"],
     }
+
+
+def test_what_a_rollback_left_is_not_taken_again(tiny):
+    def run(*arguments, status=0):
+        done = tiny.paceline("runtime", *arguments, "--json")
+        assert done.returncode == status, done.stderr
+        return json.loads(done.stdout)
+
+    def selected():
+        return [r["id"] for r in run("ls") if r["selected_for"]]
+
+    store = Store(tiny.home)
+    tiny.offer(tiny.release("1.0"))
+    run("get", "tiny")
+    store.note_loaded(store.get("tiny@1.0"), "tiny")
+    tiny.offer(tiny.release("1.0"), tiny.release("2.0"))
+    assert run("update", "--registry-only")["installed"] == ["tiny-any-cpu@2.0"]
+
+    assert run("rollback")["held"] == ["tiny-any-cpu@2.0"]
+
+    for _ in range(2):
+        again = run("update", "--registry-only")
+        assert (again["updates"], again["kept"][0]["reason"]) == ([], "2.0 is newer, but it is held back")
+    assert run("update", "--registry-only", "--check")["updates"] == []
+    assert selected() == ["tiny-any-cpu@1.0"]
+    tiny.offer(tiny.release("1.0"), tiny.release("2.0"), tiny.release("3.0"))
+    assert run("update", "--registry-only")["installed"] == ["tiny-any-cpu@3.0"]  # the next one gets its try
+    run("rollback")
+    run("unhold", "tiny@2.0")
+    assert [u["release"] for u in run("update", "--registry-only", "--check", status=100)["updates"]] == [
+        "tiny-any-cpu@2.0"
+    ]
 
 
 def test_a_registry_that_is_verified_bad_is_not_masked_by_updates(tiny, tmp_path, file_server):

@@ -39,9 +39,12 @@ class Store(StoreReader):
     # --- which one is used -----------------------------------------------------------------------------------------
 
     def select(self, runtime: Runtime) -> tuple[str, ...]:
-        """Let `runtime` serve every format it can; returns the formats whose runtime changed."""
+        """Let `runtime` serve every format it can; returns the formats whose runtime changed.
+
+        What a rollback left is no longer held then.
+        """
         with self._changing("selecting a runtime"):
-            return self._select(runtime, runtime.formats)
+            return self._select(runtime, runtime.formats, by_hand=True)
 
     def select_instead(self, old: Runtime, new: Runtime) -> tuple[str, ...]:
         """Let `new` serve the formats that `old` serves now; returns those formats."""
@@ -80,10 +83,14 @@ class Store(StoreReader):
         """Return a format, or every format, to its last selection that worked; returns what serves it now.
 
         Worked has what loaded a model here, is still whole and is not held. Raises NotFoundError when there is none.
+        What is left is held where it is newer (see `Selection.to_hold`), until it is selected by hand.
         """
         with self._changing("rolling back"):
             found, chosen = self.rollback_targets(model_format), self.selection()
             for name, runtime in found.items():
+                if (left := chosen.to_hold(name, runtime.id)) is not None:
+                    why = f"a rollback returned {name} from it to {runtime.id}"
+                    chosen = chosen.with_hold(left, Hold(why, _now(), until_selected=True))
                 chosen = chosen.rolled_back(name, runtime.id)
             self._write(chosen)
             return found
@@ -265,9 +272,11 @@ class Store(StoreReader):
             )
         return found
 
-    def _select(self, runtime: Runtime, formats: tuple[str, ...]) -> tuple[str, ...]:
+    def _select(self, runtime: Runtime, formats: tuple[str, ...], *, by_hand: bool = False) -> tuple[str, ...]:
         self._usable(runtime)
         before = after = self.selection()
+        if by_hand:
+            after = after.chosen_again(runtime.id)
         for name in formats:
             after = after.with_format(name, runtime.id)
         self._write(after)
