@@ -28,8 +28,7 @@ def test_rollback(store, store_world, run):
     first, second = store_world.add(store, "1.0"), store_world.add(store, "2.0")
     store.select(first)
     assert "nothing to return to" in run("rollback", status=3)
-    store.note_loaded(first, "gguf")
-    store.select(second)
+    store.select(second)  # before any model was loaded
 
     would, held = run("rollback", "GGUF", "--dry-run").splitlines()
     assert would == f"Would return {first.id} for GGUF, instead of {second.id}"

@@ -87,7 +87,9 @@ class Sketch:
         return next((v for v in choice if v in self.installed), None)
 
     def last_good(self, among):
-        return next((v for v in self.history if v in self.worked & among - self.holds), None)
+        """Of what served before, what loaded a model goes first."""
+        usable = [v for v in self.history if v in among - self.holds]
+        return next(iter(sorted(usable, key=lambda v: v not in self.worked)), None)
 
     @property
     def needed(self):

@@ -95,9 +95,11 @@ def unselect(model_format: str | None, model: str | None, dry_run: bool, as_json
 def rollback(model_format: str | None, dry_run: bool, as_json: bool) -> None:
     """Return to the last selection that worked: of FORMAT, or of every format that has one.
 
-    What loaded a model here has worked. Versions that are held, broken or removed are passed over. A newer version that
-    is left is held, so that no update takes it again, until you select it or `unhold` it. Nothing is downloaded, so this
-    works without a network. Exit code 3 when there is nothing to return to.
+    What loaded a model here has worked; where nothing has, it is the last one that passed its smoke test. Versions that
+    are held, broken or removed are passed over. A newer version that is left is held, so that no update takes it again,
+    until you select it or `unhold` it. Nothing is downloaded, so this works without a network.
+
+    Exit code 3 when there is nothing to return to.
     """
     store = Store(paths.home())
     wanted = model_format.lower() if model_format is not None else None

@@ -198,7 +198,7 @@ class StoreReader:
     def fallbacks(self, runtime: Runtime, model_format: str, model_id: str) -> tuple[Fallback, ...]:
         """What to try, in this order, when `runtime`, selected for a model, did not load it.
 
-        While `runtime` has loaded no model of the format, the last selection that worked. Then what loaded this model
+        While `runtime` has loaded no model of the format, what `rollback` would return to. Then what loaded this model
         last, unless that is `runtime` itself, which then is not to blame. What is held or broken is left out.
         """
         chosen = self.selection()
@@ -276,9 +276,7 @@ class StoreReader:
             return "is not installed"
         if runtime_id in chosen.holds:
             return "is held"
-        if not health.quick(self.folder / runtime_id).ok:
-            return "is broken"
-        return "never loaded a model"
+        return "is broken"
 
     def _why_not_removed(self, runtime_id: str, chosen: Selection) -> str | None:
         if runtime_id in chosen.ids():

@@ -111,9 +111,13 @@ class Selection:
         return {model: found for model in self.stand_ins if (found := self.stand_in(model)) is not None}
 
     def last_good(self, model_format: str, among: Iterable[str]) -> str | None:
-        """The newest earlier selection of a format that worked, is one of `among` and is not held."""
-        worked = set(self.worked.get(model_format, ())) & set(among) - set(self.holds)
-        return next((r for r in self.previous.get(model_format, ()) if r in worked), None)
+        """The newest earlier selection of a format that worked, is one of `among` and is not held.
+
+        Where none has worked, the newest that may: it was tried when it was installed, and served no model since.
+        """
+        usable, worked = set(among) - set(self.holds), self.worked.get(model_format, ())
+        earlier = [r for r in self.previous.get(model_format, ()) if r in usable]
+        return next((r for r in earlier if r in worked), next(iter(earlier), None))
 
     def to_hold(self, model_format: str, runtime_id: str) -> str | None:
         """What has to be held after a return to an earlier selection, lest it is chosen again automatically.

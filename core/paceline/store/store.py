@@ -82,7 +82,8 @@ class Store(StoreReader):
     def rollback(self, model_format: str | None = None) -> dict[str, Runtime]:
         """Return a format, or every format, to its last selection that worked; returns what serves it now.
 
-        Worked has what loaded a model here, is still whole and is not held. Raises NotFoundError when there is none.
+        Worked has what loaded a model here; where nothing has, the newest that passed its smoke test is taken. What is
+        broken or held is passed over. Raises NotFoundError when there is nothing to return to.
         What is left is held where it is newer (see `Selection.to_hold`), until it is selected by hand.
         """
         with self._changing("rolling back"):
