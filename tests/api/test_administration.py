@@ -91,7 +91,7 @@ def test_an_update_before_that_fails_leaves_what_serves(tiny, store, installed, 
 
     assert store.selected("tiny") == installed
     assert "tiny-any-cpu@1.0 stays: " in server.said()
-    assert "tiny-any-cpu@2.0 is held until `paceline runtime unhold`" in server.said()
+    assert "tiny-any-cpu@2.0 is held until `paceline runtime unhold tiny-any-cpu@2.0`" in server.said()
     assert "tiny-any-cpu@2.0" in store.selection().holds
 
 
@@ -141,7 +141,8 @@ def test_what_the_package_index_has_is_installed_and_selected(tiny, store, index
 
     result = outcome(server)["operation"]["result"]
 
-    assert result["installed"] == [{"runtime": "tiny-any-cpu@1.1", "instead_of": "tiny-any-cpu@1.0"}]
+    updated = {"runtime": "tiny-any-cpu@1.1", "instead_of": "tiny-any-cpu@1.0", "formats": ["tiny"]}
+    assert result["installed"] == [updated]
     assert store.selection().formats == {"tiny": "tiny-any-cpu@1.1"}
     assert [r.id for r in store.runtimes()] == ["tiny-any-cpu@1.1", "tiny-any-cpu@1.0"]
     server.until(lambda: "updated tiny-any-cpu@1.0 to tiny-any-cpu@1.1; `paceline runtime rollback`" in server.said())

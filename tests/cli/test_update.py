@@ -34,11 +34,27 @@ def test_one_update_that_fails_stops_no_other(tiny):
     (failed,) = said["failed"]
     assert (failed["release"], failed["stays"]) == ("tiny-any-cpu@2.0", "tiny-any-cpu@1.0")
     assert failed["message"].endswith("the worker ended with exit code 1")
+    assert failed["held"] is True
+    assert said["selected"] == {"other": "tiny-any-other@2.0"}
     listed = json.loads(tiny.paceline("runtime", "ls", "--json").stdout)
     assert {r["id"]: r["selected_for"] for r in listed if r["selected_for"]} == {
         "tiny-any-cpu@1.0": ["tiny"],
         "tiny-any-other@2.0": ["other"],
     }
+
+
+def test_what_does_not_start_is_held_and_hides_no_older_one(tiny):
+    tiny.offer(tiny.release("1.0"))
+    assert tiny.paceline("runtime", "get", "tiny").returncode == 0
+    tiny.offer(tiny.release("1.5"), tiny.release("2.0", crash="yes"))
+
+    first = tiny.paceline("runtime", "update", "--registry-only")
+
+    assert first.returncode == 1
+    assert "; tiny-any-cpu@2.0 is held until `paceline runtime unhold tiny-any-cpu@2.0`" in first.stderr
+    again = tiny.paceline("runtime", "update", "--registry-only", "--json")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["selected"] == {"tiny": "tiny-any-cpu@1.5"}
 
 
 def test_what_a_rollback_left_is_not_taken_again(tiny):

@@ -12,12 +12,12 @@ TOO_OLD = Verdict(Compatibility.GPU_DRIVER_UNSUPPORTED, "driver 550 is older tha
 
 
 def runtime(version, name="cpu"):
-    return Runtime("e", version, name, ("gguf",), (), Path("/r"), Path("/r/python"))
+    return Runtime("e", version, name, ("gguf", "mlx"), (), Path("/r"), Path("/r/python"))
 
 
-def release(version, name="cpu", channel="stable", pinned=True):
+def release(version, name="cpu", channel="stable", pinned=True, formats=("gguf", "mlx")):
     package = Package("p", version, ("a" * 64,) if pinned else ())
-    return Release("e", version, name, ("gguf",), Requirements(), Recipe((package,)), channel)
+    return Release("e", version, name, formats, Requirements(), Recipe((package,)), channel)
 
 
 def plan(releases, selected=None, **options):
@@ -34,6 +34,23 @@ def test_the_newest_of_the_same_name_replaces_it():
 def test_a_runtime_that_serves_two_formats_is_updated_once():
     (update,), _ = plan([release("2.0")], {"gguf": runtime("1.0"), "mlx": runtime("1.0")})
     assert update.formats == ("gguf", "mlx")
+
+
+def test_a_format_that_a_release_dropped_is_served_by_the_newest_that_has_it():
+    both = {"gguf": runtime("1.0"), "mlx": runtime("1.0")}
+    dropped = release("2.0", formats=("gguf",))
+
+    updates, kept = plan([dropped, release("1.5")], both)
+    assert [(u.release.version, u.formats) for u in updates] == [("2.0", ("gguf",)), ("1.5", ("mlx",))]
+    assert kept == ()
+
+    updates, (stays,) = plan([dropped], both)
+    assert [(u.release.version, u.formats) for u in updates] == [("2.0", ("gguf",))]
+    assert (stays.reason, stays.newer) == ("2.0 is newer, but does not serve MLX", dropped)
+
+    updates, kept = plan([dropped], {"gguf": runtime("2.0"), "mlx": runtime("1.0")})
+    assert updates == ()
+    assert [k.reason for k in kept] == ["it is the newest", "2.0 is newer, but does not serve MLX"]
 
 
 @pytest.mark.parametrize(

@@ -73,13 +73,44 @@ def test_an_update_takes_over_what_the_old_runtime_still_serves(tiny, store, plu
     other = install(tiny.release("1.5"), store, tiny.engine)
     store.select(other)  # somebody chose while the update was on its way
 
-    newer = updating.apply(update, store, plugins)
+    made = updating.apply(update, store, plugins)
 
-    assert newer.id == "tiny-any-cpu@2.0"
+    assert (made.runtime.id, made.formats) == ("tiny-any-cpu@2.0", ())
     assert store.selection().formats == {"tiny": other.id}
     store.select(installed)
-    updating.apply(update, store, plugins)
-    assert store.selection().formats == {"tiny": newer.id}
+    assert updating.apply(update, store, plugins).formats == ("tiny",)
+    assert store.selection().formats == {"tiny": made.runtime.id}
+
+
+@pytest.mark.parametrize("mark", ["pin the old one", "hold the new one"])
+def test_a_pin_or_a_hold_counts_also_when_it_comes_while_the_update_is_made(tiny, store, plugins, installed, mark):
+    tiny.offer(tiny.release("2.0"))
+    (update,) = find(store, plugins).updates
+
+    def progress(*_, **__):
+        store.pin(installed.id) if mark.startswith("pin") else store.hold(update.release.id)
+
+    made = updating.attempt(update, store, plugins, progress)
+
+    assert (made.runtime.id, made.formats) == ("tiny-any-cpu@2.0", ())
+    assert store.selection().formats == {"tiny": installed.id}
+
+
+def test_what_a_release_dropped_stays_with_the_old_runtime(tiny, store, plugins):
+    both = {"formats": ("tiny", "other")}
+    old = install(replace(tiny.release("1.0"), **both), store, tiny.engine)
+    tiny.offer(tiny.release("2.0"))
+
+    found = find(store, plugins)
+    made = updating.apply(found.updates[0], store, plugins)
+
+    assert made.formats == ("tiny",)
+    assert store.selection().formats == {"tiny": made.runtime.id, "other": old.id}
+    again = find(store, plugins)
+    assert (again.updates, [k.reason for k in again.kept if k.runtime.id == old.id]) == (
+        (),
+        ["2.0 is newer, but does not serve OTHER"],
+    )
 
 
 def test_an_update_that_does_not_start_changes_nothing(tiny, store, plugins, installed):

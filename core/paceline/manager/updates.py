@@ -48,8 +48,9 @@ def plan_updates(
     """The updates to make, and the runtimes that stay.
 
     `selected`: by model format. `ranked`: releases with their verdicts on this machine, in any order. A runtime is
-    replaced by the newest release of its own name and of `channel` that runs here, is not `held` (ids) and whose
-    packages all have hashes; never when it is `pinned` (ids). `published_until`: what was published later has to wait.
+    replaced, for each format, by the newest release of its own name and of `channel` that serves the format, runs here,
+    is not `held` (ids) and whose packages all have hashes; never when it is `pinned` (ids). `published_until`: what was
+    published later has to wait.
     """
     updates: list[Update] = []
     kept: list[Kept] = []
@@ -65,22 +66,32 @@ def plan_updates(
             continue
         newer = [(r, v) for r, v in ranked if r.name == runtime.name and order(r.version) > order(runtime.version)]
         newer.sort(key=lambda pair: order(pair[0].version), reverse=True)
-        refused: list[tuple[Release, str]] = []
-        chosen = None
-        for release, verdict in newer:
-            reason = _reason_against(release, verdict, channel, held, allow_unpinned, published_until)
-            if reason is None:
-                chosen = release
-                break
-            refused.append((release, reason))
-        if chosen is None:
-            reason = f"{refused[0][0].version} is newer, but {refused[0][1]}" if refused else "it is the newest"
-            kept.append(Kept(runtime, reason, refused[0][0] if refused else None))
-        elif runtime.id in pinned:
-            kept.append(Kept(runtime, f"{chosen.version} is newer, but this one is pinned", chosen))
-        else:
-            updates.append(Update(runtime, tuple(sorted(formats[runtime.id])), chosen))
+        reasons = {r.id: _reason_against(r, v, channel, held, allow_unpinned, published_until) for r, v in newer}
+        found: dict[str, tuple[Release, list[str]]] = {}
+        stays: dict[str, Kept] = {}
+        for name in sorted(formats[runtime.id]):
+            chosen = next((r for r, _ in newer if reasons[r.id] is None and name in r.formats), None)
+            if chosen is None:
+                kept_so = _kept(runtime, name, [(r, reasons[r.id]) for r, _ in newer])
+                stays.setdefault(kept_so.reason, kept_so)
+            elif runtime.id in pinned:
+                reason = f"{chosen.version} is newer, but this one is pinned"
+                stays.setdefault(reason, Kept(runtime, reason, chosen))
+            else:
+                found.setdefault(chosen.id, (chosen, []))[1].append(name)
+        updates += [Update(runtime, tuple(names), release) for release, names in found.values()]
+        kept += stays.values()
     return tuple(updates), tuple(kept)
+
+
+def _kept(runtime: Runtime, model_format: str, refused: Sequence[tuple[Release, str | None]]) -> Kept:
+    """Why a runtime goes on serving a format, of newer releases that are refused for a reason, or lack the format."""
+    if not refused:
+        return Kept(runtime, "it is the newest")
+    release, reason = refused[0]
+    return Kept(
+        runtime, f"{release.version} is newer, but {reason or f'does not serve {model_format.upper()}'}", release
+    )
 
 
 def _reason_against(

@@ -224,17 +224,14 @@ def find_updates(
     return Findings(updates, kept, tuple(problems), tuple(map(str, catalogue.remarks)))
 
 
-def apply(
-    update: Update, store: Store, plugins: Plugins, progress: Progress = silent, *, allow_unpinned: bool = False
-) -> Runtime:
-    """Install what `update` says beside the old runtime and select it for the formats that the old one still serves.
+@dataclass(frozen=True)
+class Made:
+    """An update that was made: its release is installed."""
 
-    Raises what `install` does; then nothing has changed.
-    """
-    engine = plugins.engine(update.release.engine)
-    runtime = install(update.release, store, engine, progress, allow_unpinned=allow_unpinned)
-    store.select_instead(update.runtime, runtime)
-    return runtime
+    update: Update
+    runtime: Runtime
+    formats: tuple[str, ...]
+    """What it serves now instead of the old one; empty where somebody decided otherwise while it was installed."""
 
 
 @dataclass(frozen=True)
@@ -244,7 +241,19 @@ class Failed:
     update: Update
     error: PacelineError
     held: bool
-    """Whether the release is held now, so that the next start does not build it again."""
+    """Whether the release is held now, so that the next update does not build it again."""
+
+
+def apply(
+    update: Update, store: Store, plugins: Plugins, progress: Progress = silent, *, allow_unpinned: bool = False
+) -> Made:
+    """Install what `update` says beside the old runtime and select it for the formats that the old one still serves.
+
+    Raises what `install` does; then nothing has changed.
+    """
+    engine = plugins.engine(update.release.engine)
+    runtime = install(update.release, store, engine, progress, allow_unpinned=allow_unpinned)
+    return Made(update, runtime, store.select_instead(update.runtime, runtime, update.formats))
 
 
 def attempt(
@@ -254,20 +263,20 @@ def attempt(
     progress: Progress = silent,
     *,
     allow_unpinned: bool = False,
-    hold_failed: bool = False,
-) -> Runtime | Failed:
+) -> Made | Failed:
     """As `apply`, for one of several: what goes wrong is returned, also what the system refuses.
 
-    `hold_failed`: hold a version that does not pass its smoke test.
+    A version that does not pass its smoke test is held: whoever updates next builds it no more, and takes an older one
+    that it would hide.
     """
     try:
         return apply(update, store, plugins, progress, allow_unpinned=allow_unpinned)
     except PacelineError as error:
-        held = hold_failed and isinstance(error, SmokeTestError)
+        held = isinstance(error, SmokeTestError)
         if held:
             try:
                 store.hold(update.release.id, f"did not pass its smoke test: {error.message}")
-            except StoreError:  # such as a full disk; then the next start tries it again
+            except StoreError:  # such as a full disk; then the next update tries it again
                 held = False
         return Failed(update, error, held)
     except OSError as error:

@@ -25,7 +25,7 @@ from paceline.store.reading import StoreReader
 from paceline.store.selection import Hold, Selection, StandIn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from pathlib import Path
 
     from paceline.progress import Progress
@@ -46,10 +46,16 @@ class Store(StoreReader):
         with self._changing("selecting a runtime"):
             return self._select(runtime, runtime.formats, by_hand=True)
 
-    def select_instead(self, old: Runtime, new: Runtime) -> tuple[str, ...]:
-        """Let `new` serve the formats that `old` serves now; returns those formats."""
+    def select_instead(self, old: Runtime, new: Runtime, formats: Collection[str]) -> tuple[str, ...]:
+        """Let `new` serve those of the `formats` that `old` serves now; returns these.
+
+        None when `old` is pinned, or `new` is held: somebody may have said so since it was decided.
+        """
         with self._changing("selecting a runtime"):
-            return self._select(new, self.selection().formats_of(old.id))
+            chosen = self.selection()
+            if old.id in chosen.pins or new.id in chosen.holds:
+                return ()
+            return self._select(new, tuple(f for f in chosen.formats_of(old.id) if f in formats and f in new.formats))
 
     def select_where_none(self, runtime: Runtime) -> tuple[str, ...]:
         """Let `runtime` serve the formats that have no installed runtime yet; returns those formats. Not a held one."""
