@@ -57,6 +57,23 @@ def test_what_does_not_start_is_held_and_hides_no_older_one(tiny):
     assert json.loads(again.stdout)["selected"] == {"tiny": "tiny-any-cpu@1.5"}
 
 
+def test_what_serves_a_single_model_alone_is_listed_and_stays(tiny):
+    store = Store(tiny.home)
+    tiny.offer(tiny.release("1.0"))
+    assert tiny.paceline("runtime", "get", "tiny").returncode == 0
+    store.select_for_model(store.get("tiny"), "parrot")
+    store.unselect("tiny")
+    tiny.offer(tiny.release("1.0"), tiny.release("2.0"))
+
+    for query in ([], ["tiny"]):
+        done = tiny.paceline("runtime", "update", *query, "--registry-only")
+        assert done.returncode == 0, done.stderr
+        assert "stays: 2.0 is newer, but this one was chosen for parrot alone" in done.stdout
+    said = json.loads(tiny.paceline("runtime", "update", "--registry-only", "--check", "--json").stdout)
+    assert [(k["runtime"], k["newer"]) for k in said["kept"]] == [("tiny-any-cpu@1.0", "tiny-any-cpu@2.0")]
+    assert store.selection().models == {"parrot": "tiny-any-cpu@1.0"}
+
+
 def test_what_a_rollback_left_is_not_taken_again(tiny):
     def run(*arguments, status=0):
         done = tiny.paceline("runtime", *arguments, "--json")

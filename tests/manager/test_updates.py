@@ -22,7 +22,7 @@ def release(version, name="cpu", channel="stable", pinned=True, formats=("gguf",
 
 def plan(releases, selected=None, **options):
     ranked = [pair if isinstance(pair, tuple) else (pair, FITS) for pair in releases]
-    return plan_updates(selected or {"gguf": runtime("1.0")}, ranked, **options)
+    return plan_updates({"gguf": runtime("1.0")} if selected is None else selected, ranked, **options)
 
 
 def test_the_newest_of_the_same_name_replaces_it():
@@ -51,6 +51,17 @@ def test_a_format_that_a_release_dropped_is_served_by_the_newest_that_has_it():
     updates, kept = plan([dropped], {"gguf": runtime("2.0"), "mlx": runtime("1.0")})
     assert updates == ()
     assert [k.reason for k in kept] == ["it is the newest", "2.0 is newer, but does not serve MLX"]
+
+
+def test_what_was_chosen_for_single_models_stays_and_is_named():
+    chosen = runtime("1.0")
+    updates, (kept,) = plan([release("2.0")], {}, of_models={"m": chosen, "a": chosen})
+    assert updates == ()
+    assert (kept.reason, kept.newer) == ("2.0 is newer, but this one was chosen for a, m alone", release("2.0"))
+    _, (kept,) = plan([], {}, of_models={"m": chosen})
+    assert (kept.reason, kept.newer) == ("this one was chosen for m alone", None)
+    (update,), kept = plan([release("2.0")], {"gguf": chosen}, of_models={"m": chosen})  # which serves a format, too
+    assert (update.formats, kept) == (("gguf",), ())
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from paceline.manager.policy import is_too_recent, too_recent
@@ -39,6 +40,7 @@ def plan_updates(
     selected: Mapping[str, Runtime],
     ranked: Sequence[tuple[Release, Verdict]],
     *,
+    of_models: Mapping[str, Runtime] = MappingProxyType({}),
     channel: str = "stable",
     pinned: Collection[str] = (),
     held: Collection[str] = (),
@@ -49,15 +51,19 @@ def plan_updates(
 
     `selected`: by model format. `ranked`: releases with their verdicts on this machine, in any order. A runtime is
     replaced, for each format, by the newest release of its own name and of `channel` that serves the format, runs here,
-    is not `held` (ids) and whose packages all have hashes; never when it is `pinned` (ids). `published_until`: what was
-    published later has to wait.
+    is not `held` (ids) and whose packages all have hashes; never when it is `pinned` (ids). `of_models`: what the user
+    chose for single models, which stays. `published_until`: what was published later has to wait.
     """
     updates: list[Update] = []
     kept: list[Kept] = []
     formats: dict[str, list[str]] = {}
     for name, runtime in selected.items():
         formats.setdefault(runtime.id, []).append(name)
-    for runtime in {r.id: r for r in selected.values()}.values():
+    models: dict[str, list[str]] = {}
+    for model, runtime in of_models.items():
+        if runtime.id not in formats:
+            models.setdefault(runtime.id, []).append(model)
+    for runtime in {r.id: r for r in (*selected.values(), *of_models.values())}.values():
         if runtime.linked is not None:
             kept.append(Kept(runtime, f"it is linked to {runtime.linked}, which is its owner's to update"))
             continue
@@ -67,6 +73,11 @@ def plan_updates(
         newer = [(r, v) for r, v in ranked if r.name == runtime.name and order(r.version) > order(runtime.version)]
         newer.sort(key=lambda pair: order(pair[0].version), reverse=True)
         reasons = {r.id: _reason_against(r, v, channel, held, allow_unpinned, published_until) for r, v in newer}
+        if runtime.id in models:
+            kept.append(
+                _chosen_for(models[runtime.id], runtime, next((r for r, _ in newer if not reasons[r.id]), None))
+            )
+            continue
         found: dict[str, tuple[Release, list[str]]] = {}
         stays: dict[str, Kept] = {}
         for name in sorted(formats[runtime.id]):
@@ -82,6 +93,12 @@ def plan_updates(
         updates += [Update(runtime, tuple(names), release) for release, names in found.values()]
         kept += stays.values()
     return tuple(updates), tuple(kept)
+
+
+def _chosen_for(models: Sequence[str], runtime: Runtime, newer: Release | None) -> Kept:
+    """Why a runtime stays that serves no format, and what could be chosen instead."""
+    chosen = f"this one was chosen for {', '.join(sorted(models))} alone"
+    return Kept(runtime, f"{newer.version} is newer, but {chosen}" if newer else chosen, newer)
 
 
 def _kept(runtime: Runtime, model_format: str, refused: Sequence[tuple[Release, str | None]]) -> Kept:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -181,40 +181,56 @@ def sources(
     return (registries, PackageIndex(plugins, store, policy, tell)) if package_index else (registries,)
 
 
-def selected_runtimes(store: Store, text: str | None = None) -> dict[str, Runtime]:
-    """The runtimes that updates look at, by the format they serve: the selected ones, or those that a query means.
+@dataclass(frozen=True)
+class Selected:
+    """The runtimes that updates look at."""
+
+    formats: Mapping[str, Runtime]
+    """What serves each model format."""
+    models: Mapping[str, Runtime]
+    """What the user chose for single models."""
+
+    def runtimes(self) -> tuple[Runtime, ...]:
+        """Each once."""
+        return tuple({r.id: r for r in (*self.formats.values(), *self.models.values())}.values())
+
+
+def selected_runtimes(store: Store, text: str | None = None) -> Selected:
+    """The selected runtimes, or those of them that a query means.
 
     Raises PacelineError when the query means none that is selected.
     """
-    by_format = {name: store.selected(name) for name in store.selection().formats}
-    found = {name: runtime for name, runtime in by_format.items() if runtime is not None}
+    chosen = store.selection()
+    by_format = {name: store.selected(name) for name in chosen.formats}
+    by_model = {model: store.find(runtime_id) for model, runtime_id in chosen.models.items()}
+    found = Selected(*({key: r for key, r in by.items() if r is not None} for by in (by_format, by_model)))
     if text is None:
         return found
-    wanted = {r.id for r in query.select(text, found.values())}
+    wanted = {r.id for r in query.select(text, found.runtimes())}
     if not wanted:
-        store.get(text)  # says so if it is not even installed
+        store.match(text)  # says so if it is not even installed
         raise PacelineError(
             f"no selected runtime matches {text!r}",
             help="only selected runtimes are updated: `paceline runtime get` installs another release beside them",
         )
-    return {name: runtime for name, runtime in found.items() if runtime.id in wanted}
+    return Selected(*({key: r for key, r in by.items() if r.id in wanted} for by in (found.formats, found.models)))
 
 
 def find_updates(
-    selected: dict[str, Runtime], store: Store, plugins: Plugins, asked: Sequence[Source], policy: Policy
+    selected: Selected, store: Store, plugins: Plugins, asked: Sequence[Source], policy: Policy
 ) -> Findings:
-    """Ask the sources `asked` and plan which of the `selected` runtimes (by format) to replace on this machine."""
+    """Ask the sources `asked` and plan which of the `selected` runtimes to replace on this machine."""
     from paceline.survey import known_survey
     from paceline.verdict import judge
 
     problems: list[Problem] = []
-    if selected:
-        runtimes = list({r.id: r for r in selected.values()}.values())
+    if runtimes := selected.runtimes():
         problems = [problem for source in asked for problem in source.newer(runtimes).problems]
     facts, chosen, catalogue = known_survey(), store.selection(), inventory.known(store, plugins)
     updates, kept = plan_updates(
-        selected,
+        selected.formats,
         [(release, judge(release, facts)) for release in catalogue.releases],
+        of_models=selected.models,
         channel=policy.channel,
         pinned=chosen.pins,
         held=chosen.holds,
