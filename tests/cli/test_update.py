@@ -9,7 +9,7 @@ import pytest
 
 from paceline.registry import publishing, registry_text, signing, trust
 from paceline.store import Store
-from paceline.types import Requirements
+from paceline.types import Package, Recipe, Requirements
 
 
 @pytest.fixture
@@ -104,6 +104,100 @@ def test_what_a_rollback_left_is_not_taken_again(tiny):
     assert [u["release"] for u in run("update", "--registry-only", "--check", status=100)["updates"]] == [
         "tiny-any-cpu@2.0"
     ]
+
+
+class Index:
+    """A package index whose versions of the engine can be taken back. Of 1.0 the registry knows, too."""
+
+    def __init__(self, tiny, server, folder):
+        self._server, self._files = server, {}
+        for version in ("1.0", "1.1", "1.2"):
+            name = f"tinyengine-{version}-py3-none-any.whl"
+            files = {"tinyengine/__main__.py": tiny.worker, "tinyengine/settings.json": "{}"}
+            tiny.write_wheel(folder / name, "tinyengine", files, version)
+            server.add_file(name, (folder / name).read_bytes())
+            self._files[version] = name
+        self.offer("1.0", "1.1", "1.2")
+        package = Package("tinyengine", "1.0", (server.sha256(self._files["1.0"]),))
+        recipe = Recipe((package,), roots=("tinyengine==1.0",))
+        requires = Requirements(os="linux", arch="x86_64", min_glibc="2.28")
+        tiny.offer(replace(tiny.release("1.0"), recipe=recipe, requires=requires))
+
+    def offer(self, *versions, yanked=()):
+        uploads = {self._files[version]: "2020-01-01" for version in versions}
+        self._server.publish("tinyengine", uploads, [self._files[version] for version in yanked])
+
+
+@pytest.fixture
+def index(tiny, file_server, tmp_path):
+    return Index(tiny, file_server, tmp_path)
+
+
+@pytest.fixture
+def run(tiny, file_server):
+    """Runs a command that can ask the index, and returns what it prints as JSON."""
+    variables = {"UV_DEFAULT_INDEX": file_server.index, "PIP_NO_INDEX": "", "UV_FIND_LINKS": "", "UV_HTTP_RETRIES": "0"}
+
+    def run(*arguments, status=0):
+        done = tiny.paceline(*arguments, "--json", **variables)
+        assert done.returncode == status, done.stderr
+        return json.loads(done.stdout)
+
+    return run
+
+
+def _found(tiny):
+    return [r["version"] for r in json.loads((tiny.home / "upstream.json").read_text())["releases"]]
+
+
+def test_what_the_index_takes_back_is_no_candidate_any_more(tiny, index, run, file_server):
+    run("runtime", "get", "tiny")
+    assert [u["release"] for u in run("runtime", "update", "--check", status=100)["updates"]] == ["tiny-any-cpu@1.2"]
+
+    index.offer("1.0", "1.1", "1.2", yanked=["1.2"])
+    said = run("runtime", "update", "--check", status=100)
+    assert [u["release"] for u in said["updates"]] == ["tiny-any-cpu@1.1"]
+    gone = "the package index no longer offers tiny-any-cpu@1.2: it, or what it needs, was yanked or deleted"
+    assert said["remarks"] == [gone]
+    assert _found(tiny) == ["1.1"]
+
+    index.offer("1.0")  # deleted
+    assert run("runtime", "update")["updates"] == []
+    assert _found(tiny) == []
+
+    index.offer("1.0", "1.1", "1.2")  # and there again
+    assert run("runtime", "update")["selected"] == {"tiny": "tiny-any-cpu@1.2"}
+    index.offer("1.0", "1.1")
+    said = run("runtime", "update")  # what is installed stays, and is said to be gone
+    assert (said["updates"], said["remarks"]) == ([], [gone])
+    assert "1.2" in _found(tiny)
+    run("runtime", "select", "tiny@1.0")
+    assert run("runtime", "update")["selected"] == {"tiny": "tiny-any-cpu@1.1"}
+
+
+def test_an_index_that_does_not_answer_takes_nothing_back(tiny, index, run, file_server):
+    run("runtime", "get", "tiny")
+    run("runtime", "update", "--check", status=100)
+    file_server.close()
+
+    said = run("runtime", "update", "--check", status=100)
+
+    assert [p["failure"] for p in said["problems"]] == ["unanswered"]
+    assert [u["release"] for u in said["updates"]] == ["tiny-any-cpu@1.2"]
+
+
+def test_what_was_named_exactly_stays_named_and_is_no_update(tiny, index, run):
+    index.offer("1.0", "1.1", "1.2", yanked=["1.2"])
+    run("runtime", "get", "tiny@1.0")
+    assert run("runtime", "get", "tiny@1.2")["id"] == "tiny-any-cpu@1.2"
+
+    said = run("runtime", "update")
+
+    assert said["selected"] == {"tiny": "tiny-any-cpu@1.1"}
+    assert "1.2" in _found(tiny)
+    assert run("runtime", "update", "--check")["kept"][0]["reason"] == (
+        "1.2 is newer, but the package index no longer offers it"
+    )
 
 
 def test_a_registry_that_is_verified_bad_is_not_masked_by_updates(tiny, tmp_path, file_server):

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from paceline.manager.updates import plan_updates
+from paceline.manager.updates import plan_updates, withdrawn_since
 from paceline.types import Compatibility, Package, Recipe, Release, Requirements, Runtime, Verdict
 
 FITS = Verdict(Compatibility.COMPATIBLE, "runs here")
@@ -69,6 +71,7 @@ def test_what_was_chosen_for_single_models_stays_and_is_named():
     [
         (release("2.0", channel="beta"), {}, "2.0 is newer, but it is of the beta channel"),
         (release("2.0"), {"held": {"e-cpu@2.0"}}, "2.0 is newer, but it is held back"),
+        (release("2.0"), {"withdrawn": {"e-cpu@2.0"}}, "2.0 is newer, but the package index no longer offers it"),
         ((release("2.0"), TOO_OLD), {}, "2.0 is newer, but driver 550 is older than 580"),
         (release("2.0", pinned=False), {}, "2.0 is newer, but no hashes are published for its packages"),
         (release("2.0"), {"pinned": {"e-cpu@1.0"}}, "2.0 is newer, but this one is pinned"),
@@ -79,6 +82,20 @@ def test_why_a_runtime_stays(newer, options, reason):
     updates, (kept,) = plan([newer], **options)
     assert updates == ()
     assert kept.reason == reason
+
+
+def test_what_the_index_would_have_answered_and_did_not_is_withdrawn():
+    here = replace(release("1.3"), requires=Requirements(python="==3.12.*"))
+    elsewhere = replace(release("1.4"), requires=Requirements(python="==3.13.*"))
+    recent = replace(release("1.5"), published="2030-06-01T00:00:00+00:00")
+    beta, held = release("2.0b1", channel="beta"), release("1.6")
+    found = [release("1.0"), release("1.1"), release("1.2"), here, elsewhere, recent, held, beta]
+    asked = {"python": "3.12", "held": {held.id}, "published_until": datetime(2030, 5, 1, tzinfo=UTC)}
+
+    assert withdrawn_since(found, "1.1", **asked) == (release("1.2"), here)
+    assert withdrawn_since(found, "1.1", **asked, channel="beta") == (release("1.2"), here, beta)
+    assert withdrawn_since(found, "1.9", **asked) == ()
+    assert withdrawn_since([recent], "1.1", python="3.12") == (recent,)
 
 
 def test_what_is_refused_gives_way_to_the_next():

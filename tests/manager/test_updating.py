@@ -13,6 +13,7 @@ from paceline.manager import updating
 from paceline.manager.installation import install
 from paceline.plugins import Plugins
 from paceline.preferences import Policy
+from paceline.registry import upstream
 from paceline.store import Store, transaction
 
 
@@ -127,7 +128,7 @@ def test_an_update_that_does_not_start_changes_nothing(tiny, store, plugins, ins
 def test_what_the_index_has_and_cannot_be_remembered_is_a_problem(tiny, store, plugins, installed, monkeypatch):
     recipe = replace(tiny.release().recipe, roots=("tinyengine==1.0.0",))
     tiny.offer(replace(tiny.release("1.0"), recipe=recipe))
-    monkeypatch.setattr(updating.upstream, "newest", lambda *_, **__: tiny.release("2.0"))
+    monkeypatch.setattr(updating.upstream, "newest", lambda *_, **__: upstream.Newest("2.0", tiny.release("2.0")))
 
     def full(step, path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))

@@ -7,11 +7,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from paceline.manager.policy import is_too_recent, too_recent
+from paceline.packages.python_versions import is_admitted
 from paceline.preferences import is_of
 from paceline.versions import is_local, order
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from datetime import datetime
 
     from paceline.types import Release, Runtime, Verdict
@@ -44,6 +45,7 @@ def plan_updates(
     channel: str = "stable",
     pinned: Collection[str] = (),
     held: Collection[str] = (),
+    withdrawn: Collection[str] = (),
     allow_unpinned: bool = False,
     published_until: datetime | None = None,
 ) -> tuple[tuple[Update, ...], tuple[Kept, ...]]:
@@ -51,8 +53,9 @@ def plan_updates(
 
     `selected`: by model format. `ranked`: releases with their verdicts on this machine, in any order. A runtime is
     replaced, for each format, by the newest release of its own name and of `channel` that serves the format, runs here,
-    is not `held` (ids) and whose packages all have hashes; never when it is `pinned` (ids). `of_models`: what the user
-    chose for single models, which stays. `published_until`: what was published later has to wait.
+    is neither `held` nor `withdrawn` (ids) and whose packages all have hashes; never when it is `pinned` (ids).
+    `of_models`: what the user chose for single models, which stays. `published_until`: what was published later has to
+    wait.
     """
     updates: list[Update] = []
     kept: list[Kept] = []
@@ -73,10 +76,10 @@ def plan_updates(
         newer = [(r, v) for r, v in ranked if r.name == runtime.name and order(r.version) > order(runtime.version)]
         newer.sort(key=lambda pair: order(pair[0].version), reverse=True)
         reasons = {r.id: _reason_against(r, v, channel, held, allow_unpinned, published_until) for r, v in newer}
+        reasons |= {r.id: "the package index no longer offers it" for r, _ in newer if r.id in withdrawn}
         if runtime.id in models:
-            kept.append(
-                _chosen_for(models[runtime.id], runtime, next((r for r, _ in newer if not reasons[r.id]), None))
-            )
+            best = next((r for r, _ in newer if reasons[r.id] is None), None)
+            kept.append(_chosen_for(models[runtime.id], runtime, best))
             continue
         found: dict[str, tuple[Release, list[str]]] = {}
         stays: dict[str, Kept] = {}
@@ -108,6 +111,32 @@ def _kept(runtime: Runtime, model_format: str, refused: Sequence[tuple[Release, 
     release, reason = refused[0]
     return Kept(
         runtime, f"{release.version} is newer, but {reason or f'does not serve {model_format.upper()}'}", release
+    )
+
+
+def withdrawn_since(
+    found: Iterable[Release],
+    answer: str,
+    *,
+    python: str,
+    channel: str = "stable",
+    held: Collection[str] = (),
+    published_until: datetime | None = None,
+) -> tuple[Release, ...]:
+    """Of releases that the package index brought before, what it would have answered now if it still offered it.
+
+    `found`: of one name. `answer`: the newest version that the index offers, as it was asked: for `python`, in
+    `channel`, without the `held` (ids) and what was published after `published_until`. What was not asked for may well
+    be there, and so may what is older than the answer.
+    """
+    return tuple(
+        release
+        for release in found
+        if order(release.version) > order(answer)
+        and is_of(channel, release)
+        and release.id not in held
+        and not (published_until is not None and is_too_recent(release, published_until))
+        and is_admitted(python, release.requires.python)
     )
 
 

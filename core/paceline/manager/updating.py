@@ -15,10 +15,11 @@ from paceline import network, paths, query, refusals
 from paceline.errors import PacelineError, SmokeTestError, StoreError
 from paceline.manager import inventory
 from paceline.manager.installation import install
-from paceline.manager.updates import Kept, Update, plan_updates
+from paceline.manager.updates import Kept, Update, plan_updates, withdrawn_since
+from paceline.packages import python_versions
 from paceline.preferences import Policy, holds_all
 from paceline.progress import silent
-from paceline.registry import found_file, upstream
+from paceline.registry import FOUND, found_file, upstream
 from paceline.store import transaction
 from paceline.types import Release, Runtime
 
@@ -49,10 +50,12 @@ class Problem:
 
 @dataclass(frozen=True)
 class Answer:
-    """The releases a source knows besides the shipped ones, and what went wrong."""
+    """The releases a source knows besides the shipped ones, those that it knows no longer, and what went wrong."""
 
     releases: tuple[Release, ...] = ()
     problems: tuple[Problem, ...] = ()
+    withdrawn: tuple[Release, ...] = ()
+    """Found there before, and offered no longer: no update takes them."""
 
 
 class Source(Protocol):
@@ -66,7 +69,7 @@ class Source(Protocol):
         """Releases newer than `runtimes`, of the same names.
 
         Never raises PacelineError: what fails is a Problem. Remembers what it found, so that `load_registry` lists it
-        from then on.
+        from then on, and forgets what is withdrawn.
         """
 
 
@@ -97,8 +100,9 @@ class PackageIndex:
         if network.is_offline():
             return Answer(problems=(self._unanswered("Paceline is offline: the package index was not asked"),))
         known = inventory.known(self.store, self.plugins).releases
-        held = self.store.selection().holds
+        held, now = self.store.selection().holds, datetime.now(UTC)
         found: list[Release] = []
+        withdrawn: list[Release] = []
         problems: list[Problem] = []
         for name, engine in {r.name: r.engine for r in runtimes}.items():
             source = self.plugins.engines[engine].upstream if engine in self.plugins.engines else None
@@ -107,25 +111,36 @@ class PackageIndex:
                 continue
             self.tell(f"asking the package index for {source.package} newer than {template.version}")
             try:
-                newest = upstream.newest(
+                answer = upstream.newest(
                     template,
                     source,
                     cache=paths.cache(),
                     minimum_age=self.policy.minimum_age,
                     prerelease=holds_all(self.policy.channel),
                     without=[id.removeprefix(f"{name}@") for id in held if id.startswith(f"{name}@")],
+                    now=now,
                 )
             except PacelineError as error:
                 problems.append(self._unanswered(error.message))
                 continue
-            if newest is not None:
-                found.append(newest)
+            if answer.release is not None:
+                found.append(answer.release)
+            withdrawn += withdrawn_since(
+                (release for release in known if release.name == name and release.source == FOUND),
+                answer.version,
+                python=python_versions.here(),
+                channel=self.policy.channel,
+                held=held,
+                published_until=self.policy.published_until(now),
+            )
         try:
             with transaction.explained("remembering what the package index has", self.store.home):
-                upstream.remember(found_file(self.store.home), found)
+                # What is installed may have to be repaired: it stays known.
+                forgotten = {release.id for release in withdrawn} - set(inventory.installed_names(self.store))
+                upstream.remember(found_file(self.store.home), found, forgotten=forgotten)
         except PacelineError as error:
             problems.append(self._unanswered(error.message))
-        return Answer(tuple(found), tuple(problems))
+        return Answer(tuple(found), tuple(problems), tuple(withdrawn))
 
     def _unanswered(self, message: str) -> Problem:
         return Problem(self.name, Failure.UNANSWERED, message)
@@ -223,9 +238,9 @@ def find_updates(
     from paceline.survey import known_survey
     from paceline.verdict import judge
 
-    problems: list[Problem] = []
-    if runtimes := selected.runtimes():
-        problems = [problem for source in asked for problem in source.newer(runtimes).problems]
+    runtimes = selected.runtimes()
+    answers = [source.newer(runtimes) for source in asked] if runtimes else []
+    withdrawn = {release.id for answer in answers for release in answer.withdrawn}
     facts, chosen, catalogue = known_survey(), store.selection(), inventory.known(store, plugins)
     updates, kept = plan_updates(
         selected.formats,
@@ -234,10 +249,13 @@ def find_updates(
         channel=policy.channel,
         pinned=chosen.pins,
         held=chosen.holds,
+        withdrawn=withdrawn,
         allow_unpinned=policy.allow_unpinned,
         published_until=policy.published_until(datetime.now(UTC)),
     )
-    return Findings(updates, kept, tuple(problems), tuple(map(str, catalogue.remarks)))
+    gone = [f"the package index no longer offers {id}: it, or what it needs, was yanked or deleted" for id in withdrawn]
+    problems = tuple(problem for answer in answers for problem in answer.problems)
+    return Findings(updates, kept, problems, (*map(str, catalogue.remarks), *sorted(gone)))
 
 
 @dataclass(frozen=True)
