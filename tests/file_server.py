@@ -9,7 +9,7 @@ import hashlib
 import json
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -149,8 +149,8 @@ class FileServer:
     def sha256(self, name: str) -> str:
         return hashlib.sha256(self.files[f"/files/{name}"][0]).hexdigest()
 
-    def publish(self, project: str, uploads: dict[str, str]) -> None:
-        """Make the index list a project's files, added before, each with the day of its upload."""
+    def publish(self, project: str, uploads: Mapping[str, str], yanked: Collection[str] = ()) -> None:
+        """Make the index list a project's files, added before, each with the day of its upload, some as yanked."""
         listed = [
             {
                 "filename": name,
@@ -158,6 +158,7 @@ class FileServer:
                 "hashes": {"sha256": self.sha256(name)},
                 "size": len(self.files[f"/files/{name}"][0]),
                 "upload-time": f"{day}T00:00:00Z",
+                "yanked": name in yanked,
             }
             for name, day in uploads.items()
         ]

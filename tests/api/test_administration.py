@@ -91,8 +91,21 @@ def test_an_update_before_that_fails_leaves_what_serves(tiny, store, installed, 
 
     assert store.selected("tiny") == installed
     assert "tiny-any-cpu@1.0 stays: " in server.said()
-    assert "tiny-any-cpu@2.0 is held until `paceline runtime unhold`" in server.said()
+    assert "tiny-any-cpu@2.0 is held until `paceline runtime unhold tiny-any-cpu@2.0`" in server.said()
     assert "tiny-any-cpu@2.0" in store.selection().holds
+
+
+def test_an_update_before_takes_nothing_again_that_a_rollback_left(tiny, store, installed, managed):
+    store.note_loaded(installed, "tiny")
+    tiny.offer(tiny.release("1.0"), tiny.release("2.0"))
+    managed("--update", "before").end()
+    assert store.selected("tiny").id == "tiny-any-cpu@2.0"
+    assert json.loads(tiny.paceline("runtime", "rollback", "--json").stdout)["held"] == ["tiny-any-cpu@2.0"]
+
+    server = managed("--update", "before")
+
+    assert store.selected("tiny") == installed
+    assert "updating" not in server.said()
 
 
 def test_off_asks_nobody(tiny, installed, managed):
@@ -128,7 +141,8 @@ def test_what_the_package_index_has_is_installed_and_selected(tiny, store, index
 
     result = outcome(server)["operation"]["result"]
 
-    assert result["installed"] == [{"runtime": "tiny-any-cpu@1.1", "instead_of": "tiny-any-cpu@1.0"}]
+    updated = {"runtime": "tiny-any-cpu@1.1", "instead_of": "tiny-any-cpu@1.0", "formats": ["tiny"]}
+    assert result["installed"] == [updated]
     assert store.selection().formats == {"tiny": "tiny-any-cpu@1.1"}
     assert [r.id for r in store.runtimes()] == ["tiny-any-cpu@1.1", "tiny-any-cpu@1.0"]
     server.until(lambda: "updated tiny-any-cpu@1.0 to tiny-any-cpu@1.1; `paceline runtime rollback`" in server.said())

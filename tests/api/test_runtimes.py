@@ -67,7 +67,8 @@ def test_the_life_of_a_runtime(tiny, store, managed):
         assert operations(http)[-1]["arguments"].items() >= {"channel": "beta", "minimum_age_days": 3.0}.items()
         assert [r.id for r in store.runtimes()] == ["tiny-any-cpu@1.0"]
         done = work(http, "update")[-1][1]["result"]
-        assert done["installed"] == [{"runtime": "tiny-any-cpu@2.0", "instead_of": "tiny-any-cpu@1.0"}]
+        updated = {"runtime": "tiny-any-cpu@2.0", "instead_of": "tiny-any-cpu@1.0", "formats": ["tiny"]}
+        assert done["installed"] == [updated]
 
         listed = http.get("/api/v1/runtimes").json()
         assert [(r["id"], r["selected_for"]) for r in listed["runtimes"]] == [
@@ -225,6 +226,7 @@ def test_the_latest_is_selected_and_what_nobody_needs_goes(tiny, store, store_wo
         store.select(first)
         assert selected(query="engine", latest=True) == {"gguf": second.id}
 
+        store.hold(first.id)  # else a rollback would return to it
         would = work(http, "prune", keep=0, dry_run=True)[-1][1]["result"]
         assert [r["id"] for r in would["runtimes"]] == [third.id, first.id]
         assert store.find(first.id) is not None

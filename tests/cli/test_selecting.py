@@ -28,16 +28,27 @@ def test_rollback(store, store_world, run):
     first, second = store_world.add(store, "1.0"), store_world.add(store, "2.0")
     store.select(first)
     assert "nothing to return to" in run("rollback", status=3)
-    store.note_loaded(first, "gguf")
-    store.select(second)
+    store.select(second)  # before any model was loaded
 
-    assert run("rollback", "GGUF", "--dry-run") == f"Would return {first.id} for GGUF, instead of {second.id}\n"
-    assert store.selected("gguf") == second
+    would, held = run("rollback", "GGUF", "--dry-run").splitlines()
+    assert would == f"Would return {first.id} for GGUF, instead of {second.id}"
+    assert held.startswith(f"{second.id} would be held, so that no update takes it again")
+    assert (store.selected("gguf"), store.selection().holds) == (second, {})
     assert json.loads(run("rollback", "--json")) == {
         "changes": [{"format": "gguf", "from": second.id, "to": first.id}],
+        "held": [second.id],
         "dry_run": False,
     }
     assert store.selected("gguf") == first
+    assert f"held since {store.selection().holds[second.id].at:%Y-%m-%d}" in run("hold")
+    assert "every selection is the newest" in run("select", "--latest")
+
+    run("select", second.id)  # which ends the hold
+    assert store.selection().holds == {}
+    assert f"{second.id} is held, so that no update takes it again: `paceline runtime unhold" in run("rollback")
+    run("hold", second.id)  # by hand, for good
+    run("select", second.id)
+    assert list(store.selection().holds) == [second.id]
 
 
 def test_select_latest_and_unselect(store, store_world, run):

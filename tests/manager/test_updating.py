@@ -13,6 +13,7 @@ from paceline.manager import updating
 from paceline.manager.installation import install
 from paceline.plugins import Plugins
 from paceline.preferences import Policy
+from paceline.registry import upstream
 from paceline.store import Store, transaction
 
 
@@ -73,13 +74,44 @@ def test_an_update_takes_over_what_the_old_runtime_still_serves(tiny, store, plu
     other = install(tiny.release("1.5"), store, tiny.engine)
     store.select(other)  # somebody chose while the update was on its way
 
-    newer = updating.apply(update, store, plugins)
+    made = updating.apply(update, store, plugins)
 
-    assert newer.id == "tiny-any-cpu@2.0"
+    assert (made.runtime.id, made.formats) == ("tiny-any-cpu@2.0", ())
     assert store.selection().formats == {"tiny": other.id}
     store.select(installed)
-    updating.apply(update, store, plugins)
-    assert store.selection().formats == {"tiny": newer.id}
+    assert updating.apply(update, store, plugins).formats == ("tiny",)
+    assert store.selection().formats == {"tiny": made.runtime.id}
+
+
+@pytest.mark.parametrize("mark", ["pin the old one", "hold the new one"])
+def test_a_pin_or_a_hold_counts_also_when_it_comes_while_the_update_is_made(tiny, store, plugins, installed, mark):
+    tiny.offer(tiny.release("2.0"))
+    (update,) = find(store, plugins).updates
+
+    def progress(*_, **__):
+        store.pin(installed.id) if mark.startswith("pin") else store.hold(update.release.id)
+
+    made = updating.attempt(update, store, plugins, progress)
+
+    assert (made.runtime.id, made.formats) == ("tiny-any-cpu@2.0", ())
+    assert store.selection().formats == {"tiny": installed.id}
+
+
+def test_what_a_release_dropped_stays_with_the_old_runtime(tiny, store, plugins):
+    both = {"formats": ("tiny", "other")}
+    old = install(replace(tiny.release("1.0"), **both), store, tiny.engine)
+    tiny.offer(tiny.release("2.0"))
+
+    found = find(store, plugins)
+    made = updating.apply(found.updates[0], store, plugins)
+
+    assert made.formats == ("tiny",)
+    assert store.selection().formats == {"tiny": made.runtime.id, "other": old.id}
+    again = find(store, plugins)
+    assert (again.updates, [k.reason for k in again.kept if k.runtime.id == old.id]) == (
+        (),
+        ["2.0 is newer, but does not serve OTHER"],
+    )
 
 
 def test_an_update_that_does_not_start_changes_nothing(tiny, store, plugins, installed):
@@ -96,7 +128,7 @@ def test_an_update_that_does_not_start_changes_nothing(tiny, store, plugins, ins
 def test_what_the_index_has_and_cannot_be_remembered_is_a_problem(tiny, store, plugins, installed, monkeypatch):
     recipe = replace(tiny.release().recipe, roots=("tinyengine==1.0.0",))
     tiny.offer(replace(tiny.release("1.0"), recipe=recipe))
-    monkeypatch.setattr(updating.upstream, "newest", lambda *_, **__: tiny.release("2.0"))
+    monkeypatch.setattr(updating.upstream, "newest", lambda *_, **__: upstream.Newest("2.0", tiny.release("2.0")))
 
     def full(step, path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))

@@ -63,7 +63,7 @@ def release(index):
 @pytest.fixture
 def newest(release, tmp_path):
     def ask(**options):
-        return upstream.newest(release, SOURCE, cache=tmp_path / "cache", **{"now": NOW, **options})
+        return upstream.newest(release, SOURCE, cache=tmp_path / "cache", **{"now": NOW, **options}).release
 
     return ask
 
@@ -162,7 +162,7 @@ def test_companions_stay_below_what_may_break_them(release, tmp_path, monkeypatc
 def test_the_channel_is_that_of_the_version(index, release, tmp_path):
     index.publish("1.1", "2030-02-01")
     beta = replace(release, channel="beta")
-    assert upstream.newest(beta, SOURCE, cache=tmp_path / "cache", now=NOW).channel == "stable"
+    assert upstream.newest(beta, SOURCE, cache=tmp_path / "cache", now=NOW).release.channel == "stable"
 
 
 def test_what_was_found_before_does_not_decide_what_is_asked(release):
@@ -222,6 +222,16 @@ def test_what_several_find_at_once_is_all_remembered(tiny):
         list(pool.map(lambda version: upstream.remember(file, [tiny.release(version)]), versions))
     assert {r.version for r in read_registry(file)} == set(versions)
     assert [path.name for path in tiny.home.iterdir() if path.name.startswith(".")] == []
+
+
+def test_what_is_forgotten_is_found_no_more(tiny):
+    file, (old, gone, new) = found_file(tiny.home), map(tiny.release, ("1.1", "1.2", "1.3"))
+    upstream.remember(file, [old, gone], forgotten=["nobody-any-cpu@9.9"])
+    upstream.remember(file, [new], forgotten=[gone.id])
+    assert read_registry(file) == (old, new)
+    before = file.stat().st_mtime_ns
+    upstream.remember(file, [], forgotten=[gone.id])
+    assert file.stat().st_mtime_ns == before
 
 
 def test_what_was_found_is_remembered(tiny, index, newest):

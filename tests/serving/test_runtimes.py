@@ -117,13 +117,15 @@ def test_what_is_removed_before_it_is_used_is_not_blamed(cage, runtimes, monkeyp
     assert (cage.store.selection().holds, cage.store.selection().stand_ins) == ({}, {})
 
 
-def test_a_runtime_that_never_worked_and_fails_is_given_back_and_held(cage, runtimes, caplog):
+@pytest.mark.parametrize("before", ["loaded a model", "was selected"])
+def test_a_runtime_that_never_worked_and_fails_is_given_back_and_held(cage, runtimes, caplog, before):
     model = cage.model(cage.add("parrot"))
     first, second, _ = runtimes
 
     async def scenario():
         async with cage.serving() as serving:
-            await used(serving, model)
+            if before == "loaded a model":
+                await used(serving, model)
             cage.store.select(second)
             spoil(second)
             assert await used(serving, model) == first.id

@@ -361,14 +361,27 @@ def test_a_rollback_returns_to_what_worked(store, add):
         store.rollback("gguf")
 
 
-@pytest.mark.parametrize("why", ["is not installed", "is incomplete", "is held", "is broken", "never loaded a model"])
+def test_where_nothing_has_loaded_a_model_a_rollback_returns_to_the_newest_before(store, add):
+    first, second, third = add("1.0"), add("2.0"), add("3.0")
+    for runtime in (first, second, third):
+        store.select(runtime)
+
+    assert store.fallbacks(third, "gguf", "m") == (Fallback(second, for_all=True),)
+    assert "is what `paceline runtime rollback` would return gguf to" in store.protection(second)
+    assert store.protection(first) is None
+    assert store.rollback() == {"gguf": second}
+    store.note_loaded(second, "gguf")
+    assert store.fallbacks(second, "gguf", "m") == ()
+    assert store.rollback() == {"gguf": first}
+
+
+@pytest.mark.parametrize("why", ["is not installed", "is incomplete", "is held", "is broken"])
 def test_what_cannot_be_returned_to_is_named_with_the_reason(store, add, why):
     old, new = add("1.0"), add("2.0")
     store.select(old)
     store.select(new)
-    if why != "never loaded a model":
-        store.note_loaded(old, "gguf")
-        assert store.rollback_targets() == {"gguf": old}
+    store.note_loaded(old, "gguf")
+    assert store.rollback_targets() == {"gguf": old}
     if why == "is not installed":
         shutil.rmtree(old.directory)
     elif why == "is incomplete":

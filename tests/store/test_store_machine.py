@@ -52,6 +52,7 @@ class Sketch:
         self.stand_ins = {}  # by model: what loaded it, and what did not
         self.worked, self.loaded = set(), {}  # what loaded any model; by model, what loaded it last
         self.pins, self.holds, self.in_use = set(), set(), set()
+        self.left = set()  # of the holds: what a rollback left, held until it is selected
         self.used = []  # least recently first
 
     # --- what follows from it ---
@@ -86,7 +87,9 @@ class Sketch:
         return next((v for v in choice if v in self.installed), None)
 
     def last_good(self, among):
-        return next((v for v in self.history if v in self.worked & among - self.holds), None)
+        """Of what served before, what loaded a model goes first."""
+        usable = [v for v in self.history if v in among - self.holds]
+        return next(iter(sorted(usable, key=lambda v: v not in self.worked)), None)
 
     @property
     def needed(self):
@@ -119,6 +122,26 @@ class Sketch:
             self.history = [v for v in (self.current, *self.history) if v not in (None, version)]
             self.current = version
 
+    def choose_by_hand(self, version, model=None):
+        if model is None and version in self.left:
+            self.unhold(version)
+        self.choose(version, model)
+
+    def hold(self, version):
+        """By hand or because it failed: for good."""
+        self.holds.add(version)
+        self.left.discard(version)
+
+    def unhold(self, version):
+        self.holds.discard(version)
+        self.left.discard(version)
+
+    def roll_back(self, version):
+        if self.current and self.current > version and self.current not in self.holds:
+            self.holds.add(self.current)
+            self.left.add(self.current)
+        self.return_to(version)
+
     def return_to(self, version):
         self.current, self.history = version, self.history[self.history.index(version) + 1 :]
 
@@ -130,7 +153,7 @@ class Sketch:
             self.use(version)
         if found and found != tried[0]:
             if self.is_new(tried[0]) and found == self.last_good(self.whole):
-                self.holds.add(tried[0])
+                self.hold(tried[0])
                 self.return_to(found)
             else:
                 stood_in = tried[0] == self.in_force().get(model)
@@ -198,6 +221,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert stand_ins == should.stand_ins
         assert {_version(i) for i in chosen.pins} == should.pins
         assert {_version(i) for i in chosen.holds} == should.holds
+        assert {_version(i) for i, hold in chosen.holds.items() if hold.until_selected} == should.left
         for model in ("m", "n"):
             serving = store.selected("gguf", model)
             assert (serving and serving.version) == should.serving(model)
@@ -301,7 +325,7 @@ class StoreMachine(RuleBasedStateMachine):
                 select()
             return
         select()
-        self.should.choose(version, model)
+        self.should.choose_by_hand(version, model)
 
     @rule(model=FORMAT_OR_MODEL)
     def unselect(self, model):
@@ -330,7 +354,7 @@ class StoreMachine(RuleBasedStateMachine):
                 self.store.rollback("gguf")
         else:
             assert self.store.rollback("gguf")["gguf"].version == target
-            self.should.return_to(target)
+            self.should.roll_back(target)
 
     @rule(model=MODELS, unable=st.sets(VERSIONS, max_size=2))
     def serve(self, model, unable):
@@ -355,8 +379,9 @@ class StoreMachine(RuleBasedStateMachine):
     def mark(self, version, how):
         """Also what is not there."""
         getattr(self.store, how)(_id(version))
-        marked = self.should.holds if "hold" in how else self.should.pins
-        (marked.discard if how.startswith("un") else marked.add)(version)
+        pins = self.should.pins
+        sketched = {"hold": self.should.hold, "unhold": self.should.unhold, "pin": pins.add, "unpin": pins.discard}
+        sketched[how](version)
 
     # --- how ---
 

@@ -127,7 +127,6 @@ class Administration:
             "minimum_age_days": self.update.minimum_age_days,
             "registry_only": False,
             "allow_unpinned": False,
-            "hold_failed": True,
         }
         self._operation = self.operations.start("update", arguments, yielding=True)
         await self._operation.wait()
@@ -143,7 +142,11 @@ def _report(operation: Operation) -> None:
         level = logging.INFO if problem["failure"] == "unanswered" else logging.WARNING
         log.log(level, "looking for newer runtimes: %s", problem["message"])
     for done in result.get("installed", ()):
-        log.info("updated %s to %s; `paceline runtime rollback` returns", done["instead_of"], done["runtime"])
+        if done["formats"]:
+            log.info("updated %s to %s; `paceline runtime rollback` returns", done["instead_of"], done["runtime"])
+        else:
+            what = "%s is installed, and not selected instead of %s: somebody decided otherwise meanwhile"
+            log.info(what, done["runtime"], done["instead_of"])
     for failed in result.get("failed", ()):
         held = f"; {failed['release']} is held until `paceline runtime unhold`" if failed["held"] else ""
         help = f"\n{failed['help']}" if failed["help"] else ""

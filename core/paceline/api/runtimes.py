@@ -233,7 +233,6 @@ def _add_work(router: APIRouter, admin: Administration) -> None:
             minimum_age_days=usual.minimum_age_days if age is None else age,
             registry_only=bool(wanted.registry_only),
             allow_unpinned=bool(wanted.allow_unpinned),
-            hold_failed=False,
         )
 
     @router.post("/verify", response_model=None)

@@ -99,14 +99,25 @@ def unselect(model_format: str | None, model: str | None, dry_run: bool, as_json
 def rollback(model_format: str | None, dry_run: bool, as_json: bool) -> None:
     """Return to the last selection that worked: of FORMAT, or of every format that has one.
 
-    What loaded a model here has worked. Versions that are held, broken or removed are passed over. Nothing is
-    downloaded, so this works without a network. Exit code 3 when there is nothing to return to.
+    What loaded a model here has worked; where nothing has, it is the last one that passed its smoke test. Versions that
+    are held, broken or removed are passed over. A newer version that is left is held, so that no update takes it again,
+    until you select it or `unhold` it. Nothing is downloaded, so this works without a network.
+
+    Exit code 3 when there is nothing to return to.
     """
     store = Store(paths.home())
     wanted = model_format.lower() if model_format is not None else None
-    before = store.selection().formats
+    before = store.selection()
     found = store.rollback_targets(wanted) if dry_run else store.rollback(wanted)
-    _print_moves(before, found, "Would return" if dry_run else "Returned", dry_run, as_json)
+    left = (before.to_hold(name, runtime.id) for name, runtime in found.items())
+    held = sorted({version for version in left if version is not None})
+    if as_json:
+        output.as_json_text({"changes": _moves(before.formats, found), "held": held, "dry_run": dry_run})
+        return
+    _print_moves(before.formats, found, "Would return" if dry_run else "Returned")
+    for version in held:
+        is_held = f"{version} {'would be' if dry_run else 'is'} held, so that no update takes it again"
+        click.echo(f"{is_held}: `paceline runtime unhold {version}` ends that, and so does selecting it")
 
 
 def _command(
@@ -197,10 +208,12 @@ def _print_holds(chosen: Selection, as_json: bool) -> None:
 def _select_latest(store: Store, dry_run: bool, as_json: bool) -> None:
     before = store.selection().formats
     found = store.latest() if dry_run else store.select_latest()
-    if not found and not as_json:
+    if as_json:
+        output.as_json_text({"changes": _moves(before, found), "dry_run": dry_run})
+    elif found:
+        _print_moves(before, found, "Would select" if dry_run else "Selected")
+    else:
         click.echo("every selection is the newest installed version")
-        return
-    _print_moves(before, found, "Would select" if dry_run else "Selected", dry_run, as_json)
 
 
 def _select_for_model(store: Store, chosen: Runtime, text: str, dry_run: bool, as_json: bool) -> None:
@@ -227,12 +240,10 @@ def _library() -> Library:
     return open_library(plugin_generations.loaded())
 
 
-def _print_moves(
-    before: Mapping[str, str], found: Mapping[str, Runtime], done: str, dry_run: bool, as_json: bool
-) -> None:
-    if as_json:
-        moves = [{"format": f, "from": before.get(f), "to": r.id} for f, r in found.items()]
-        output.as_json_text({"changes": moves, "dry_run": dry_run})
-        return
+def _moves(before: Mapping[str, str], found: Mapping[str, Runtime]) -> list[dict[str, str | None]]:
+    return [{"format": f, "from": before.get(f), "to": r.id} for f, r in found.items()]
+
+
+def _print_moves(before: Mapping[str, str], found: Mapping[str, Runtime], done: str) -> None:
     for name, runtime in found.items():
         click.echo(f"{done} {runtime.id} for {name.upper()}, instead of {before.get(name) or 'none'}")

@@ -12,14 +12,13 @@ from paceline.cli.plans import cost, print_cost
 from paceline.cli.policy import policy_options
 from paceline.errors import PacelineError
 from paceline.store import Store
-from paceline.types import Runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from paceline.manager.plan import InstallPlan
     from paceline.manager.updates import Update
-    from paceline.manager.updating import Failed, Findings
+    from paceline.manager.updating import Failed, Findings, Made
     from paceline.plugins import Plugins
     from paceline.preferences import Policy
 
@@ -46,7 +45,8 @@ def update(
 
     New releases come from the registry, from the signed registries you trust and from the package index you have
     configured. A new runtime is installed beside the old one and checked; only then it is selected. The old one stays,
-    and what runs on it goes on. One that cannot be installed keeps no other from its update.
+    and what runs on it goes on. One that cannot be installed keeps no other from its update; one that does not pass its
+    smoke test is held, so that the next update takes another.
 
     Exit codes: 0 done or nothing to do, 1 failed, 2 wrong usage, 100 with --check when there are updates. A registry
     whose answer fails its verification is a failure, whatever else was found.
@@ -59,18 +59,18 @@ def update(
     store, loaded = Store(paths.home()), loaded_plugins()
     asked = updating.sources(store, loaded, policy, output.say, package_index=not registry_only)
     selected = updating.selected_runtimes(store, query)
-    findings = updating.find_updates(selected, store, loaded, asked, policy, text=query)
+    findings = updating.find_updates(selected, store, loaded, asked, policy)
     would = {step.release.id: plan_here(step.release, store) for step in findings.updates}
-    made: dict[str, Runtime | Failed] = {}
+    made: list[Made | Failed] = []
     for step in () if check or dry_run else findings.updates:
         click.echo(f"updating {step.runtime.id} to {step.release.version}", err=True)
         print_cost(would[step.release.id])
         with shown() as progress:
             done = updating.attempt(step, store, loaded, progress, allow_unpinned=policy.allow_unpinned)
-        made[step.release.id] = done
+        made.append(done)
         if isinstance(done, updating.Failed):
             _say_failed(done)
-    failed = [done for done in made.values() if isinstance(done, updating.Failed)]
+    failed = [done for done in made if isinstance(done, updating.Failed)]
     if as_json:
         output.as_json_text(_json(findings, would, made))
     else:
@@ -110,19 +110,28 @@ def _update_all(store: Store, loaded: Plugins, policy: Policy) -> None:
         click.echo(f"updating {step.runtime.id} to {step.release.version}", err=True)
         print_cost(plan_here(step.release, store))
         with shown() as progress:
-            made = updating.attempt(step, store, loaded, progress, hold_failed=True)
+            made = updating.attempt(step, store, loaded, progress)
         if isinstance(made, updating.Failed):
             _say_failed(made)
+        elif not made.formats:
+            click.echo(f"{made.update.runtime.id} {_NOT_SELECTED}", err=True)
 
 
 def _say_failed(made: Failed) -> None:
-    held = f"; {made.update.release.id} is held until `paceline runtime unhold`" if made.held else ""
+    held = (
+        f"; {made.update.release.id} is held until `paceline runtime unhold {made.update.release.id}`"
+        if made.held
+        else ""
+    )
     click.echo(f"warning: {made.update.runtime.id} stays: {made.error.message}{held}", err=True)
     if made.error.help:
         click.echo(f"help: {made.error.help}", err=True)
 
 
-def _print(found: Findings, would: Mapping[str, InstallPlan], made: Mapping[str, Runtime | Failed]) -> None:
+_NOT_SELECTED = "stays: the newer one is installed, and somebody decided otherwise meanwhile"
+
+
+def _print(found: Findings, would: Mapping[str, InstallPlan], made: Sequence[Made | Failed]) -> None:
     rows = [[u.runtime.id, u.release.version, _outcome(u, would[u.release.id], made)] for u in found.updates]
     rows += [[k.runtime.id, k.newer.version if k.newer else "", f"stays: {k.reason}"] for k in found.kept]
     if rows:
@@ -136,15 +145,21 @@ def _print(found: Findings, would: Mapping[str, InstallPlan], made: Mapping[str,
         click.echo(f"warning: {problem.message}", err=True)
 
 
-def _outcome(update: Update, plan: InstallPlan, made: Mapping[str, Runtime | Failed]) -> str:
-    done = made.get(update.release.id)
+def _outcome(update: Update, plan: InstallPlan, made: Sequence[Made | Failed]) -> str:
+    from paceline.manager.updating import Made
+
+    done = next((done for done in made if done.update is update), None)
     if done is None:
         said = cost(plan)
         return f"would be updated{f': {said}' if said else ''}"
-    return "updated" if isinstance(done, Runtime) else "stays: the newer one could not be installed"
+    if not isinstance(done, Made):
+        return "stays: the newer one could not be installed"
+    return "updated" if done.formats else _NOT_SELECTED
 
 
-def _json(found: Findings, would: Mapping[str, InstallPlan], made: Mapping[str, Runtime | Failed]) -> dict[str, Any]:
+def _json(found: Findings, would: Mapping[str, InstallPlan], made: Sequence[Made | Failed]) -> dict[str, Any]:
+    from paceline.manager.updating import Failed, Made
+
     return {
         "updates": [
             {
@@ -161,10 +176,17 @@ def _json(found: Findings, would: Mapping[str, InstallPlan], made: Mapping[str, 
         "kept": [{"runtime": k.runtime.id, "reason": k.reason, "newer": k.newer and k.newer.id} for k in found.kept],
         "problems": output.plain(found.problems),
         "remarks": found.remarks,
-        "installed": [done.id for done in made.values() if isinstance(done, Runtime)],
+        "installed": [done.runtime.id for done in made if isinstance(done, Made)],
+        "selected": {f: done.runtime.id for done in made if isinstance(done, Made) for f in done.formats},
         "failed": [
-            {"release": id, "stays": done.update.runtime.id, "message": done.error.message, "help": done.error.help}
-            for id, done in made.items()
-            if not isinstance(done, Runtime)
+            {
+                "release": done.update.release.id,
+                "stays": done.update.runtime.id,
+                "held": done.held,
+                "message": done.error.message,
+                "help": done.error.help,
+            }
+            for done in made
+            if isinstance(done, Failed)
         ],
     }

@@ -58,26 +58,25 @@ def _update(
     minimum_age_days: float,
     registry_only: bool,
     allow_unpinned: bool,
-    hold_failed: bool,
 ) -> dict[str, Any]:
-    """`hold_failed`: as `updating.attempt` has it."""
     loaded = plugin_generations.loaded()
     policy = Policy(channel, timedelta(days=minimum_age_days), allow_unpinned=allow_unpinned)
     tell, selected = teller(None), updating.selected_runtimes(store, query)
     asked = updating.sources(
         store, loaded, policy, lambda said: tell(Phase.SEARCH, message=said), package_index=not registry_only
     )
-    found = updating.find_updates(selected, store, loaded, asked, policy, text=query)
+    found = updating.find_updates(selected, store, loaded, asked, policy)
     would = [_update_facts(u, store) for u in found.updates]
     installed, failed = [], []
     for step in () if check else found.updates:
         progress = teller(step.release.id)
-        made = updating.attempt(step, store, loaded, progress, allow_unpinned=allow_unpinned, hold_failed=hold_failed)
+        made = updating.attempt(step, store, loaded, progress, allow_unpinned=allow_unpinned)
         if isinstance(made, updating.Failed):
             told = {"release": step.release.id, "stays": step.runtime.id, "held": made.held}
             failed.append({**told, **made.error.describe()})
         else:
-            installed.append({"runtime": made.id, "instead_of": step.runtime.id})
+            done = {"runtime": made.runtime.id, "instead_of": step.runtime.id, "formats": list(made.formats)}
+            installed.append(done)
     return {
         "updates": would,
         "kept": [

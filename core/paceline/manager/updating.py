@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -15,10 +15,11 @@ from paceline import network, paths, query, refusals
 from paceline.errors import PacelineError, SmokeTestError, StoreError
 from paceline.manager import inventory
 from paceline.manager.installation import install
-from paceline.manager.updates import Kept, Update, plan_updates
+from paceline.manager.updates import Kept, Update, plan_updates, withdrawn_since
+from paceline.packages import python_versions
 from paceline.preferences import Policy, holds_all
 from paceline.progress import silent
-from paceline.registry import found_file, upstream
+from paceline.registry import FOUND, found_file, upstream
 from paceline.store import transaction
 from paceline.types import Release, Runtime
 
@@ -49,10 +50,12 @@ class Problem:
 
 @dataclass(frozen=True)
 class Answer:
-    """The releases a source knows besides the shipped ones, and what went wrong."""
+    """The releases a source knows besides the shipped ones, those that it knows no longer, and what went wrong."""
 
     releases: tuple[Release, ...] = ()
     problems: tuple[Problem, ...] = ()
+    withdrawn: tuple[Release, ...] = ()
+    """Found there before, and offered no longer: no update takes them."""
 
 
 class Source(Protocol):
@@ -66,7 +69,7 @@ class Source(Protocol):
         """Releases newer than `runtimes`, of the same names.
 
         Never raises PacelineError: what fails is a Problem. Remembers what it found, so that `load_registry` lists it
-        from then on.
+        from then on, and forgets what is withdrawn.
         """
 
 
@@ -97,8 +100,9 @@ class PackageIndex:
         if network.is_offline():
             return Answer(problems=(self._unanswered("Paceline is offline: the package index was not asked"),))
         known = inventory.known(self.store, self.plugins).releases
-        held = self.store.selection().holds
+        held, now = self.store.selection().holds, datetime.now(UTC)
         found: list[Release] = []
+        withdrawn: list[Release] = []
         problems: list[Problem] = []
         for name, engine in {r.name: r.engine for r in runtimes}.items():
             source = self.plugins.engines[engine].upstream if engine in self.plugins.engines else None
@@ -107,25 +111,36 @@ class PackageIndex:
                 continue
             self.tell(f"asking the package index for {source.package} newer than {template.version}")
             try:
-                newest = upstream.newest(
+                answer = upstream.newest(
                     template,
                     source,
                     cache=paths.cache(),
                     minimum_age=self.policy.minimum_age,
                     prerelease=holds_all(self.policy.channel),
                     without=[id.removeprefix(f"{name}@") for id in held if id.startswith(f"{name}@")],
+                    now=now,
                 )
             except PacelineError as error:
                 problems.append(self._unanswered(error.message))
                 continue
-            if newest is not None:
-                found.append(newest)
+            if answer.release is not None:
+                found.append(answer.release)
+            withdrawn += withdrawn_since(
+                (release for release in known if release.name == name and release.source == FOUND),
+                answer.version,
+                python=python_versions.here(),
+                channel=self.policy.channel,
+                held=held,
+                published_until=self.policy.published_until(now),
+            )
         try:
             with transaction.explained("remembering what the package index has", self.store.home):
-                upstream.remember(found_file(self.store.home), found)
+                # What is installed may have to be repaired: it stays known.
+                forgotten = {release.id for release in withdrawn} - set(inventory.installed_names(self.store))
+                upstream.remember(found_file(self.store.home), found, forgotten=forgotten)
         except PacelineError as error:
             problems.append(self._unanswered(error.message))
-        return Answer(tuple(found), tuple(problems))
+        return Answer(tuple(found), tuple(problems), tuple(withdrawn))
 
     def _unanswered(self, message: str) -> Problem:
         return Problem(self.name, Failure.UNANSWERED, message)
@@ -181,79 +196,76 @@ def sources(
     return (registries, PackageIndex(plugins, store, policy, tell)) if package_index else (registries,)
 
 
-def selected_runtimes(store: Store, text: str | None = None) -> dict[str, Runtime]:
-    """The runtimes that updates look at, by the format they serve: the selected ones, or those that a query means.
+@dataclass(frozen=True)
+class Selected:
+    """The runtimes that updates look at."""
+
+    formats: Mapping[str, Runtime]
+    """What serves each model format."""
+    models: Mapping[str, Runtime]
+    """What the user chose for single models."""
+
+    def runtimes(self) -> tuple[Runtime, ...]:
+        """Each once."""
+        return tuple({r.id: r for r in (*self.formats.values(), *self.models.values())}.values())
+
+
+def selected_runtimes(store: Store, text: str | None = None) -> Selected:
+    """The selected runtimes, or those of them that a query means.
 
     Raises PacelineError when the query means none that is selected, be it for one model alone.
     """
-    by_format = {name: store.selected(name) for name in store.selection().formats}
-    found = {name: runtime for name, runtime in by_format.items() if runtime is not None}
+    chosen = store.selection()
+    by_format = {name: store.selected(name) for name in chosen.formats}
+    by_model = {model: store.find(runtime_id) for model, runtime_id in chosen.models.items()}
+    found = Selected(*({key: r for key, r in by.items() if r is not None} for by in (by_format, by_model)))
     if text is None:
         return found
-    wanted = {r.id for r in query.select(text, found.values())}
-    if not wanted and not _of_models(store, text):
-        store.get(text)  # says so if it is not even installed
+    wanted = {r.id for r in query.select(text, found.runtimes())}
+    if not wanted:
+        store.match(text)  # says so if it is not even installed
         raise PacelineError(
             f"no selected runtime matches {text!r}",
             help="only selected runtimes are updated: `paceline runtime get` installs another release beside them",
         )
-    return {name: runtime for name, runtime in found.items() if runtime.id in wanted}
-
-
-def _of_models(store: Store, text: str | None) -> tuple[Kept, ...]:
-    """The runtimes that are selected for single models and for no format: somebody chose each for its model."""
-    chosen = store.selection()
-    alone = [r for r in map(store.find, dict.fromkeys(chosen.models.values())) if r and not chosen.formats_of(r.id)]
-    meant = alone if text is None else query.select(text, alone)
-    return tuple(
-        Kept(r, f"it was chosen for {', '.join(chosen.models_of(r.id))} with `runtime select --model`") for r in meant
-    )
+    return Selected(*({key: r for key, r in by.items() if r.id in wanted} for by in (found.formats, found.models)))
 
 
 def find_updates(
-    selected: dict[str, Runtime],
-    store: Store,
-    plugins: Plugins,
-    asked: Sequence[Source],
-    policy: Policy,
-    *,
-    text: str | None = None,
+    selected: Selected, store: Store, plugins: Plugins, asked: Sequence[Source], policy: Policy
 ) -> Findings:
-    """Ask the sources `asked` and plan which of the `selected` runtimes (by format) to replace on this machine.
-
-    `text`: the query that meant them; what it means and serves single models alone is kept, and said.
-    """
+    """Ask the sources `asked` and plan which of the `selected` runtimes to replace on this machine."""
     from paceline.survey import known_survey
     from paceline.verdict import judge
 
-    problems: list[Problem] = []
-    if selected:
-        runtimes = list({r.id: r for r in selected.values()}.values())
-        problems = [problem for source in asked for problem in source.newer(runtimes).problems]
+    runtimes = selected.runtimes()
+    answers = [source.newer(runtimes) for source in asked] if runtimes else []
+    withdrawn = {release.id for answer in answers for release in answer.withdrawn}
     facts, chosen, catalogue = known_survey(), store.selection(), inventory.known(store, plugins)
     updates, kept = plan_updates(
-        selected,
+        selected.formats,
         [(release, judge(release, facts)) for release in catalogue.releases],
+        of_models=selected.models,
         channel=policy.channel,
         pinned=chosen.pins,
         held=chosen.holds,
+        withdrawn=withdrawn,
         allow_unpinned=policy.allow_unpinned,
         published_until=policy.published_until(datetime.now(UTC)),
     )
-    return Findings(updates, (*kept, *_of_models(store, text)), tuple(problems), tuple(map(str, catalogue.remarks)))
+    gone = [f"the package index no longer offers {id}: it, or what it needs, was yanked or deleted" for id in withdrawn]
+    problems = tuple(problem for answer in answers for problem in answer.problems)
+    return Findings(updates, kept, problems, (*map(str, catalogue.remarks), *sorted(gone)))
 
 
-def apply(
-    update: Update, store: Store, plugins: Plugins, progress: Progress = silent, *, allow_unpinned: bool = False
-) -> Runtime:
-    """Install what `update` says beside the old runtime and select it for the formats that the old one still serves.
+@dataclass(frozen=True)
+class Made:
+    """An update that was made: its release is installed."""
 
-    Raises what `install` does; then nothing has changed.
-    """
-    engine = plugins.engine(update.release.engine)
-    runtime = install(update.release, store, engine, progress, allow_unpinned=allow_unpinned)
-    store.select_instead(update.runtime, runtime)
-    return runtime
+    update: Update
+    runtime: Runtime
+    formats: tuple[str, ...]
+    """What it serves now instead of the old one; empty where somebody decided otherwise while it was installed."""
 
 
 @dataclass(frozen=True)
@@ -263,7 +275,19 @@ class Failed:
     update: Update
     error: PacelineError
     held: bool
-    """Whether the release is held now, so that the next start does not build it again."""
+    """Whether the release is held now, so that the next update does not build it again."""
+
+
+def apply(
+    update: Update, store: Store, plugins: Plugins, progress: Progress = silent, *, allow_unpinned: bool = False
+) -> Made:
+    """Install what `update` says beside the old runtime and select it for the formats that the old one still serves.
+
+    Raises what `install` does; then nothing has changed.
+    """
+    engine = plugins.engine(update.release.engine)
+    runtime = install(update.release, store, engine, progress, allow_unpinned=allow_unpinned)
+    return Made(update, runtime, store.select_instead(update.runtime, runtime, update.formats))
 
 
 def attempt(
@@ -273,20 +297,20 @@ def attempt(
     progress: Progress = silent,
     *,
     allow_unpinned: bool = False,
-    hold_failed: bool = False,
-) -> Runtime | Failed:
+) -> Made | Failed:
     """As `apply`, for one of several: what goes wrong is returned, also what the system refuses.
 
-    `hold_failed`: hold a version that does not pass its smoke test.
+    A version that does not pass its smoke test is held: whoever updates next builds it no more, and takes an older one
+    that it would hide.
     """
     try:
         return apply(update, store, plugins, progress, allow_unpinned=allow_unpinned)
     except PacelineError as error:
-        held = hold_failed and isinstance(error, SmokeTestError)
+        held = isinstance(error, SmokeTestError)
         if held:
             try:
                 store.hold(update.release.id, f"did not pass its smoke test: {error.message}")
-            except StoreError:  # such as a full disk; then the next start tries it again
+            except StoreError:  # such as a full disk; then the next update tries it again
                 held = False
         return Failed(update, error, held)
     except OSError as error:

@@ -6,7 +6,7 @@ versions that its plugin can drive; what comes out is locked with hashes and rem
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,16 @@ if TYPE_CHECKING:
     from paceline.types import Package, Release, Upstream
 
 
+@dataclass(frozen=True)
+class Newest:
+    """What the package index answers when it is asked for the newest version."""
+
+    version: str
+    """Of the engine's package, be it newer or not than what was asked about."""
+    release: Release | None
+    """The answer as a release; None when that one is not newer."""
+
+
 def newest(
     release: Release,
     upstream: Upstream,
@@ -39,8 +49,8 @@ def newest(
     prerelease: bool = False,
     without: Collection[str] = (),
     now: datetime | None = None,
-) -> Release | None:
-    """The newest release the package index allows for the platform of `release`; None when that one is not older.
+) -> Newest:
+    """The newest release the package index allows for the platform of `release`.
 
     It is locked for the Python that runtimes are built on here; others come by `join`. `minimum_age`: what was uploaded
     later than so long before `now` is not looked at, which needs an index that publishes upload times. `without`:
@@ -55,9 +65,8 @@ def newest(
         exclude_newer=(now - minimum_age).isoformat() if minimum_age else None,
         prerelease=prerelease,
     )
-    if order(question.version) <= order(release.version):
-        return None
-    return question.release(now)
+    is_newer = order(question.version) > order(release.version)
+    return Newest(question.version, question.release(now) if is_newer else None)
 
 
 def exactly(
@@ -255,30 +264,33 @@ def can_be_asked(release: Release, upstream: Upstream | None) -> bool:
     )
 
 
-def remember(file: Path, releases: Iterable[Release]) -> None:
+def remember(file: Path, releases: Iterable[Release], *, forgotten: Collection[str] = ()) -> None:
     """Add `releases` to those found before, or `join` them with what was locked before; a damaged file begins anew.
 
-    Nothing is written where nothing changes. Raises OSError for a file that cannot be written.
+    The `forgotten` (ids) are left out from now on. Nothing is written where nothing changes. Raises OSError for a file
+    that cannot be written.
     """
     from filelock import FileLock
 
     releases = list(releases)
-    if _with(file, releases) is None:
+    if _with(file, releases, forgotten) is None:
         return
     with FileLock(transaction.make_folder(file.parent / "locks") / "upstream.lock"):
         transaction.sweep_unfinished(file)
-        if (known := _with(file, releases)) is not None:  # another process may have remembered them meanwhile
+        if (
+            known := _with(file, releases, forgotten)
+        ) is not None:  # another process may have remembered them meanwhile
             transaction.write_json(file, registry_value(known[id] for id in sorted(known)))
 
 
-def _with(file: Path, releases: Iterable[Release]) -> dict[str, Release] | None:
-    """By id, what `file` should hold, `releases` included; None when it does."""
+def _with(file: Path, releases: Iterable[Release], forgotten: Collection[str]) -> dict[str, Release] | None:
+    """By id, what `file` should hold, `releases` included and the `forgotten` not; None when it does."""
     try:
         found = found_upstream(file)
     except RegistryError:
         found = None
-    known = {release.id: release for release in found or ()}
-    as_read = dict(known)
+    as_read = {release.id: release for release in found or ()}
+    known = {id: release for id, release in as_read.items() if id not in forgotten}
     for release in releases:
         before = known.get(release.id)
         release = release if before is None else join(before, release)

@@ -205,7 +205,7 @@ class StoreReader:
     def fallbacks(self, runtime: Runtime, model_format: str, model_id: str) -> tuple[Fallback, ...]:
         """What to try, in this order, when `runtime`, selected for a model, did not load it.
 
-        While `runtime` has loaded no model of the format, the last selection that worked. Then what loaded this model
+        While `runtime` has loaded no model of the format, what `rollback` would return to. Then what loaded this model
         last, unless that is `runtime` itself, which then is not to blame. What is held or broken is left out.
         """
         chosen = self.selection()
@@ -319,9 +319,7 @@ class StoreReader:
             return _INCOMPLETE if (self.folder / runtime_id).is_dir() else "is not installed"
         if runtime_id in chosen.holds:
             return "is held"
-        if not health.quick(self.folder / runtime_id).ok:
-            return _BROKEN
-        return "never loaded a model"
+        return _BROKEN
 
     def _why_returned_to(self, name: str, chosen: Selection) -> str | None:
         """Why a rollback needs the runtime `name`; None when it does not.

@@ -12,7 +12,8 @@
      "worked":    {"gguf": ["...", ...]},                          loaded a model of the format, newest first
      "loaded":    {"some-model": "..."},                           loaded the model last; models in that order
      "pins":      ["..."],                                         updates and clean-up leave them
-     "holds":     {"...": {"reason": "...", "at": "..."}}}         never chosen automatically; both may be null
+     "holds":     {"...": {"reason": "...", "at": "...",           never chosen automatically; both may be null
+                           "until_selected": true}}}               what a rollback left; optional, false without it
 
 Version 2 had `holds` as a list and neither `stand_ins` nor `loaded`, version 1 had `formats` and `models` alone. Both
 are read as they are.
@@ -24,6 +25,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
+
+from paceline.versions import order
 
 V = TypeVar("V")
 
@@ -40,6 +43,8 @@ class Hold:
 
     reason: str | None = None
     at: datetime | None = None
+    until_selected: bool = False
+    """Whether it ends when somebody selects the version, as what a rollback left is held."""
 
 
 @dataclass(frozen=True)
@@ -106,9 +111,25 @@ class Selection:
         return {model: found for model in self.stand_ins if (found := self.stand_in(model)) is not None}
 
     def last_good(self, model_format: str, among: Iterable[str]) -> str | None:
-        """The newest earlier selection of a format that worked, is one of `among` and is not held."""
-        worked = set(self.worked.get(model_format, ())) & set(among) - set(self.holds)
-        return next((r for r in self.previous.get(model_format, ()) if r in worked), None)
+        """The newest earlier selection of a format that worked, is one of `among` and is not held.
+
+        Where none has worked, the newest that may: it was tried when it was installed, and served no model since.
+        """
+        usable, worked = set(among) - set(self.holds), self.worked.get(model_format, ())
+        earlier = [r for r in self.previous.get(model_format, ()) if r in usable]
+        return next((r for r in earlier if r in worked), next(iter(earlier), None))
+
+    def to_hold(self, model_format: str, runtime_id: str) -> str | None:
+        """What has to be held after a return to an earlier selection, lest it is chosen again automatically.
+
+        That is what serves the format now, where it is a newer version of what is returned to; None where it is not, or
+        is held already.
+        """
+        left = self.formats.get(model_format)
+        if left is None or left in self.holds:
+            return None
+        (name, _, version), (other, _, returned_to) = left.rpartition("@"), runtime_id.rpartition("@")
+        return left if name == other and order(version) > order(returned_to) else None
 
     def with_format(self, model_format: str, runtime_id: str) -> Selection:
         """Let a runtime serve a format; what served it becomes the newest of the earlier ones."""
@@ -150,13 +171,19 @@ class Selection:
         return replace(self, stand_ins={**self.stand_ins, model_id: found})
 
     def with_hold(self, release_id: str, hold: Hold) -> Selection:
-        """Hold a version. One that is held already stays held as it was, unless `hold` has a reason."""
-        if release_id in self.holds and hold.reason is None:
-            return self
+        """Hold a version. One that is held already keeps its reason, unless `hold` has one, and is held as long."""
+        before = self.holds.get(release_id)
+        if before is not None and hold.reason is None:
+            hold = replace(before, until_selected=before.until_selected and hold.until_selected)
         return replace(self, holds={**self.holds, release_id: hold})
 
     def without_hold(self, release_id: str) -> Selection:
         return replace(self, holds=_without(self.holds, release_id))
+
+    def chosen_again(self, release_id: str) -> Selection:
+        """End a hold that is meant to last until somebody selects the version."""
+        held = self.holds.get(release_id)
+        return self.without_hold(release_id) if held is not None and held.until_selected else self
 
     def with_pin(self, runtime_id: str) -> Selection:
         return self if runtime_id in self.pins else replace(self, pins=(*self.pins, runtime_id))
@@ -235,7 +262,11 @@ def describe_stand_in(found: StandIn) -> dict[str, Any]:
 
 def describe_hold(hold: Hold) -> dict[str, Any]:
     """As JSON."""
-    return {"reason": hold.reason, "at": hold.at.isoformat(timespec="seconds") if hold.at is not None else None}
+    return {
+        "reason": hold.reason,
+        "at": hold.at.isoformat(timespec="seconds") if hold.at is not None else None,
+        "until_selected": hold.until_selected,
+    }
 
 
 def _stand_in(value: Mapping[str, Any]) -> StandIn:
@@ -251,7 +282,9 @@ def _holds(value: Any) -> dict[str, Hold]:
     for release, hold in _objects(value).items():
         reason, at = hold.get("reason"), hold.get("at")
         found[release] = Hold(
-            _text(reason, "reason") if reason is not None else None, _moment(at) if at is not None else None
+            _text(reason, "reason") if reason is not None else None,
+            _moment(at) if at is not None else None,
+            hold.get("until_selected") is True,
         )
     return found
 

@@ -25,7 +25,7 @@ from paceline.store.reading import REMOVE_ALL_THE_SAME, StoreReader
 from paceline.store.selection import Hold, Selection, StandIn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from pathlib import Path
 
     from paceline.progress import Progress
@@ -39,14 +39,23 @@ class Store(StoreReader):
     # --- which one is used -----------------------------------------------------------------------------------------
 
     def select(self, runtime: Runtime) -> tuple[str, ...]:
-        """Let `runtime` serve every format it can; returns the formats whose runtime changed."""
-        with self._changing("selecting a runtime"):
-            return self._select(runtime, runtime.formats)
+        """Let `runtime` serve every format it can; returns the formats whose runtime changed.
 
-    def select_instead(self, old: Runtime, new: Runtime) -> tuple[str, ...]:
-        """Let `new` serve the formats that `old` serves now; returns those formats."""
+        What a rollback left is no longer held then.
+        """
         with self._changing("selecting a runtime"):
-            return self._select(new, self.selection().formats_of(old.id))
+            return self._select(runtime, runtime.formats, by_hand=True)
+
+    def select_instead(self, old: Runtime, new: Runtime, formats: Collection[str]) -> tuple[str, ...]:
+        """Let `new` serve those of the `formats` that `old` serves now; returns these.
+
+        None when `old` is pinned, or `new` is held: somebody may have said so since it was decided.
+        """
+        with self._changing("selecting a runtime"):
+            chosen = self.selection()
+            if old.id in chosen.pins or new.id in chosen.holds:
+                return ()
+            return self._select(new, tuple(f for f in chosen.formats_of(old.id) if f in formats and f in new.formats))
 
     def select_where_none(self, runtime: Runtime) -> tuple[str, ...]:
         """Let `runtime` serve the formats that have no installed runtime yet; returns those formats. Not a held one."""
@@ -79,11 +88,16 @@ class Store(StoreReader):
     def rollback(self, model_format: str | None = None) -> dict[str, Runtime]:
         """Return a format, or every format, to its last selection that worked; returns what serves it now.
 
-        Worked has what loaded a model here, is still whole and is not held. Raises NotFoundError when there is none.
+        Worked has what loaded a model here; where nothing has, the newest that passed its smoke test is taken. What is
+        broken or held is passed over. Raises NotFoundError when there is nothing to return to.
+        What is left is held where it is newer (see `Selection.to_hold`), until it is selected by hand.
         """
         with self._changing("rolling back"):
             found, chosen = self.rollback_targets(model_format), self.selection()
             for name, runtime in found.items():
+                if (left := chosen.to_hold(name, runtime.id)) is not None:
+                    why = f"a rollback returned {name} from it to {runtime.id}"
+                    chosen = chosen.with_hold(left, Hold(why, _now(), until_selected=True))
                 chosen = chosen.rolled_back(name, runtime.id)
             self._write(chosen)
             return found
@@ -268,9 +282,11 @@ class Store(StoreReader):
 
     # --- how -------------------------------------------------------------------------------------------------------
 
-    def _select(self, runtime: Runtime, formats: tuple[str, ...]) -> tuple[str, ...]:
+    def _select(self, runtime: Runtime, formats: tuple[str, ...], *, by_hand: bool = False) -> tuple[str, ...]:
         self.usable(runtime)
         before = after = self.selection()
+        if by_hand:
+            after = after.chosen_again(runtime.id)
         for name in formats:
             after = after.with_format(name, runtime.id)
         self._write(after)
