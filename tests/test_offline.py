@@ -77,8 +77,8 @@ AT_HOME = {("ps",), ("load",), ("unload",)}
 
 ASKING = {
     "runtime get": "network was disabled",
-    "runtime repair": "network was disabled",
-    "runtime update": "^1$",  # what it could not fetch is said, and stops no other update
+    "runtime repair": "^SystemExit: 1$",  # what it could not fetch is said, and stops no other repair
+    "runtime update": "^1$",  # likewise
     "bundle create": "OfflineError",
     "registry build": "network was disabled",
     "registry refresh": "^75$",
