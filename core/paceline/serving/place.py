@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,9 +37,12 @@ class LoadedModel:
 
 
 class Place:
-    """One model's place: its worker if it is loaded, and who holds it."""
+    """One model's place: its worker if it is loaded, and who holds it.
 
-    def __init__(self, model: Model, ttl_s: float | None) -> None:
+    Whoever waits for room, or for the last lease to end, is told of every change that can matter to them.
+    """
+
+    def __init__(self, model: Model, ttl_s: float | None, changed: Callable[[], None]) -> None:
         self.model = model
         self.ttl_s = ttl_s
         # Taken before `lock`: who enters holds it until the lease is counted, who unloads until the last lease ended.
@@ -55,6 +60,36 @@ class Place:
         """Whether it is to move when it becomes idle."""
         self.moving: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._changed = changed
+
+    @asynccontextmanager
+    async def entered(self) -> AsyncIterator[None]:
+        """Hold the entry."""
+        try:
+            async with self.entry:
+                yield
+        finally:
+            self._changed()
+
+    def leave(self) -> None:
+        """End one lease."""
+        self.leases -= 1
+        self.last_used = time.monotonic()
+        self._changed()
+
+    def keep(self, kept: bool) -> None:
+        """Whether the model was loaded on purpose and so makes no room for others."""
+        self.kept = kept
+        self._changed()
+
+    async def stop(self) -> None:
+        """End the worker, whatever it is doing. A cancelled caller leaves it ending."""
+        worker, self.worker = self.worker, None
+        if worker is not None:
+            try:
+                await asyncio.shield(worker.end())
+            finally:
+                self._changed()
 
     def rest(self, timer: asyncio.TimerHandle | None) -> None:
         """Replace the timer that ends an idle time."""
