@@ -381,6 +381,22 @@ def test_a_worker_that_dies_idle_is_replaced_without_an_error(cage, line):
     run(scenario())
 
 
+def test_a_model_whose_worker_died_loads_otherwise(cage, line):
+    parrot = cage.add("parrot")
+
+    async def scenario():
+        async with cage.serving() as serving:
+            await serving.load(cage.model(parrot))
+            (worker,) = workers()
+            worker.kill()
+            await until(lambda: serving.loaded() == ())
+            loaded = await serving.load(cage.model(parrot), config=LoadConfig(context_length=128))
+            assert loaded.context_length == 128
+            assert len(workers()) == 1
+
+    run(scenario())
+
+
 def test_leaving_a_stream_cancels_the_generation(cage, line, tmp_path):
     gate = tmp_path / "gate"
     gate.mkdir()
@@ -724,6 +740,25 @@ def test_an_idle_model_is_unloaded_after_its_time_to_live(cage, line):
                 await collect(lease, ask(line))
             await answer(serving, cage.model(finch), ask(line))
             await until(lambda: finch not in [m.model.id for m in serving.loaded()])
+            assert [m.model.id for m in serving.loaded()] == [parrot]
+
+    run(scenario())
+
+
+def test_an_idle_time_that_ends_while_a_model_is_to_be_loaded_counts_no_more(cage, line):
+    parrot = cage.add("parrot")
+
+    async def scenario():
+        async with cage.serving(ttl_s=0.01) as serving:
+            model, config = cage.model(parrot), LoadConfig(context_length=128)
+            async with serving.lease(model):
+                place = serving._places.get(parrot)
+                await place.entry.acquire()
+            loading = asyncio.create_task(serving.load(model, config=config, ttl_s=3600))
+            await until(lambda: place.expiring is not None)
+            place.entry.release()  # the load comes first, then the end of the idle time
+            assert (await loading).context_length == 128
+            await place.expiring
             assert [m.model.id for m in serving.loaded()] == [parrot]
 
     run(scenario())

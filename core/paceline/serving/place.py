@@ -55,6 +55,8 @@ class Place:
         self.kept = False
         self.leases = 0
         self.last_used = time.monotonic()
+        self.expired = False
+        """Whether its idle time is over and nobody came since."""
         self.expiring: asyncio.Task[None] | None = None
         self.moves = False
         """Whether it is to move when it becomes idle."""
@@ -92,10 +94,10 @@ class Place:
                 self._changed()
 
     def rest(self, timer: asyncio.TimerHandle | None) -> None:
-        """Replace the timer that ends an idle time."""
+        """Replace the timer that ends an idle time, also one that has run off and was not acted on."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = timer
+        self._timer, self.expired = timer, False
 
     def describe(self) -> LoadedModel:
         worker = self.worker

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from paceline.errors import (
     RequestError,
     StoreError,
     UnsupportedError,
+    WorkerDied,
 )
 from paceline.loading import LoadConfig
 from paceline.serving.abilities import Abilities, WayTo
@@ -182,28 +183,13 @@ class Serving:
         check_config(model, config)
         place = self._places.of(model, self._ttl_s)
         async with place.entered():
-            if place.worker is not None and place.worker.differs(config):
-                worker = place.worker
-                check_options(worker.info, model, config)
-                if not force:
-                    wanted = config.over(fitting(self._defaults, worker.info, model))
-                    room = (await worker.room()).freed(worker.memory_bytes)
-                    await self._guard.check(model, wanted, worker.runtime, room, others=self._places.idle(model))
-                await self._drained(place)
-                await place.stop()
-            if place.worker is None:
-                place.config, place.force = config, force
-            async with place.lock:
-                place.keep(True)
-                try:
-                    await self._ensure_loaded(place)
-                finally:
-                    place.keep(place.worker is not None)
-                    if place.worker is None:
-                        place.config, place.force = LoadConfig(), False
-            place.ttl_s = ttl_s
-            if place.leases == 0:
-                place.rest(self._expiry(place))
+            place.rest(None)
+            try:
+                await self._load(place, config, force)
+                place.ttl_s = ttl_s
+            finally:
+                if place.leases == 0:
+                    place.rest(self._expiry(place))
             return place.describe()
 
     async def unload(self, model_id: str) -> None:
@@ -236,6 +222,35 @@ class Serving:
         await asyncio.gather(*(place.stop() for place in places))
 
     # --- loading ---------------------------------------------------------------------------------------------------
+
+    async def _load(self, place: Place, config: LoadConfig, force: bool) -> None:
+        """Have a model loaded as `config` says, and keep it. The caller holds the place's entry."""
+        model = place.model
+        async with place.lock:  # after a lease's holder that replaces a dead worker
+            worker = place.worker
+        if worker is not None and worker.differs(config):
+            with suppress(WorkerDied):  # the one that replaces it is asked
+                await self._check_change(model, worker, config, force)
+            await self._drained(place)
+            await place.stop()
+        if place.worker is None:
+            place.config, place.force = config, force
+        async with place.lock:
+            place.keep(True)
+            try:
+                await self._ensure_loaded(place)
+            finally:
+                place.keep(place.worker is not None)
+                if place.worker is None:
+                    place.config, place.force = LoadConfig(), False
+
+    async def _check_change(self, model: Model, worker: Worker, config: LoadConfig, force: bool) -> None:
+        """Refuse another configuration before what is loaded goes for it."""
+        check_options(worker.info, model, config)
+        if not force:
+            wanted = config.over(fitting(self._defaults, worker.info, model))
+            room = (await worker.room()).freed(worker.memory_bytes)
+            await self._guard.check(model, wanted, worker.runtime, room, others=self._places.idle(model))
 
     async def _check(self, model: Model, draft: Model | None) -> None:
         if model.facts.kind is ModelKind.EMBEDDINGS:
@@ -344,9 +359,10 @@ class Serving:
     def _expire(self, place: Place) -> None:
         async def unload() -> None:
             async with place.entered():
-                if place.leases == 0:
+                if place.expired and place.leases == 0:
                     await self._forget(place)
 
+        place.expired = True
         place.expiring = asyncio.get_running_loop().create_task(unload())
 
     async def _forget(self, place: Place) -> None:
