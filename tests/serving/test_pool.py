@@ -673,6 +673,57 @@ def test_a_draft_that_does_not_fit_is_left_out(weighed, line, monkeypatch):
     run(scenario())
 
 
+def test_a_draft_that_does_not_fit_leaves_the_one_that_is_there(weighed, line, monkeypatch):
+    parrot, finch, wren = weighed.add("parrot"), weighed.add_draft("finch"), weighed.add_draft("wren")
+
+    async def scenario():
+        async with weighed.serving() as serving:
+
+            async def skipped(draft):
+                request = ask(line, draft=DraftKnobs())
+                return (await answer(serving, weighed.model(parrot), request, weighed.model(draft)))[2].draft_skipped
+
+            await serving.load(weighed.model(parrot), config=LoadConfig(context_length=512))
+            assert await skipped(finch) is None
+            monkeypatch.setenv("PACELINE_OVERRIDE_MEMORY_AVAILABLE", "100MiB")  # beside them
+            assert "the draft wren does not fit" in await skipped(wren)
+            assert serving.loaded()[0].draft.id == finch
+            assert await skipped(finch) is None
+
+    run(scenario())
+
+
+def test_a_draft_may_have_the_memory_of_the_one_it_replaces(weighed, line, monkeypatch):
+    parrot, wren = weighed.add("parrot"), weighed.add_draft("wren")
+    finch = weighed.add_draft("finch", memory={"cache_bytes": 400 << 20, "weights_bytes": 20 << 20})
+    egg = weighed.add_draft("egg", faults=[{"at": "load", "do": "fail", "value": "an egg cannot speak"}])
+
+    async def scenario():
+        async with weighed.serving() as serving:
+
+            async def skipped(draft):
+                request = ask(line, draft=DraftKnobs())
+                return (await answer(serving, weighed.model(parrot), request, weighed.model(draft)))[2].draft_skipped
+
+            main = weighed.model(parrot)
+            await serving.load(main, config=LoadConfig(context_length=512))
+            assert await skipped(finch) is None
+            monkeypatch.setenv("PACELINE_OVERRIDE_MEMORY_AVAILABLE", "91MiB")
+            assert "511.0 MiB of memory is available" in await skipped(wren)
+            with pytest.raises(DoesNotFitError, match=r"511\.0 MiB of memory is available"):
+                await serving.load(main, config=LoadConfig(context_length=1024))
+            monkeypatch.setenv("PACELINE_OVERRIDE_MEMORY_AVAILABLE", "92MiB")
+            assert await skipped(wren) is None
+            assert "does not fit" in await skipped(finch)  # wren does not say what it took
+            monkeypatch.delenv("PACELINE_OVERRIDE_MEMORY_AVAILABLE")
+            assert await skipped(finch) is None
+            assert "an egg cannot speak" in await skipped(egg)
+            monkeypatch.setenv("PACELINE_OVERRIDE_MEMORY_AVAILABLE", "92MiB")
+            assert "does not fit" in await skipped(wren)  # finch went for the egg
+
+    run(scenario())
+
+
 def test_what_is_free_on_gpus_is_asked_anew_for_a_draft_and_another_configuration(weighed, line, monkeypatch):
     echo = weighed.plugins.engine("echo")
 

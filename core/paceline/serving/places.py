@@ -40,7 +40,7 @@ class Places:
     def idle(self, but: Model) -> list[tuple[str, int]]:
         """The loaded models that nobody uses now, and what each took."""
         places = [p for p in self if p.leases == 0 and p.model.id != but.id]
-        return [(p.model.id, p.worker.memory_bytes) for p in places if p.worker is not None]
+        return [(p.model.id, p.worker.all_bytes) for p in places if p.worker is not None]
 
     def is_busy(self) -> bool:
         """Whether a request holds a model, or waits for one to be loaded."""

@@ -249,7 +249,7 @@ class Serving:
         check_options(worker.info, model, config)
         if not force:
             wanted = config.over(fitting(self._defaults, worker.info, model))
-            room = (await worker.room()).freed(worker.memory_bytes)
+            room = (await worker.room()).freed(worker.all_bytes)
             await self._guard.check(model, wanted, worker.runtime, room, others=self._places.idle(model))
 
     async def _check(self, model: Model, draft: Model | None) -> None:

@@ -6,10 +6,10 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from paceline.errors import DoesNotFitError, PacelineError, RequestError, StoreError, WorkerDied
 from paceline.loading import LoadConfig
@@ -46,8 +46,16 @@ class Worker:
     memory_bytes: int = 0
     """What it says it took; 0 when it does not say."""
     draft: Model | None = None
+    """None also where nobody can say, as the load of another was broken off."""
+    draft_bytes: int = 0
+    """What it says its draft took, or may still take; 0 when it does not say."""
     stays_despite: str | None = None
     """The runtime that was selected since and does not load this model as it is configured."""
+
+    @property
+    def all_bytes(self) -> int:
+        """What unloading the model, with its draft, gives back."""
+        return self.memory_bytes + self.draft_bytes
 
     async def end(self) -> None:
         """Stop it, whatever it is doing, and let its runtime go."""
@@ -75,6 +83,11 @@ class Returned:
     at: datetime
     held: bool
     """Whether it was given back for all models and is held; else the other one stands in for this model alone."""
+
+
+def memory_of(result: Mapping[str, Any]) -> int:
+    """What the answer to a `load` says that the model took, in bytes; 0 when it does not say."""
+    return sum((result.get("memory") or {}).values())
 
 
 class Starter:
@@ -191,5 +204,5 @@ class Starter:
             await asyncio.shield(client.close())
             raise
         context_length, slots = int(result["context_length"]), int(result.get("slots", info.slots))
-        memory = sum((result.get("memory") or {}).values())
-        return Worker(client, info, runtime, use, config, context_length, slots, time.monotonic() - started, memory)
+        load_s = time.monotonic() - started
+        return Worker(client, info, runtime, use, config, context_length, slots, load_s, memory_of(result))
