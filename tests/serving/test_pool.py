@@ -724,6 +724,42 @@ def test_a_draft_may_have_the_memory_of_the_one_it_replaces(weighed, line, monke
     run(scenario())
 
 
+def test_who_leaves_while_a_draft_waits_to_be_loaded_holds_nobody_up(cage, line, tmp_path):
+    gate = tmp_path / "gate"
+    gate.mkdir()
+    parrot = cage.add("parrot", repeat=20, faults=[{"at": "step", "do": "gate", "value": str(gate)}])
+    finch, wren = cage.add_draft("finch"), cage.add_draft("wren")
+
+    async def scenario():
+        async with cage.serving() as serving:
+            main, (go, at) = cage.model(parrot), (gate / "go", gate / "at-1")
+            go.touch()
+            await answer(serving, main, ask(line, draft=DraftKnobs()), cage.model(finch))
+            go.unlink()
+            at.unlink()
+            running = asyncio.create_task(answer(serving, main, ask(line)))
+            await until(at.exists)
+            client = serving._places.get(parrot).worker.client
+
+            async def waiting():
+                return (await client.call("health", {}))["waiting"]
+
+            asked = asyncio.create_task(answer(serving, main, ask(line, draft=DraftKnobs()), cage.model(wren)))
+            while not await waiting():
+                pass
+            asked.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asked
+            while await waiting():
+                pass
+            assert not running.done()
+            go.touch()
+            assert (await running)[0].startswith(line)
+            assert (await answer(serving, main, ask(line, draft=DraftKnobs()), cage.model(finch)))[2].acceptance
+
+    run(scenario())
+
+
 def test_what_is_free_on_gpus_is_asked_anew_for_a_draft_and_another_configuration(weighed, line, monkeypatch):
     echo = weighed.plugins.engine("echo")
 

@@ -18,8 +18,9 @@ PROTOCOL = 1
 PATIENCE_S = 600.0
 """Seconds without a frame after which a worker that has requests is taken for hung."""
 
-_CANCELLED = ("generate", "embed")
-"""Requests that a worker can end early; whoever leaves one before its answer came has it ended."""
+_CANCELLED = ("generate", "embed", "load", "unload")
+"""Requests that a worker can end early, some only while they wait; whoever leaves one before its answer came has it
+ended."""
 
 _LOOKS = 4
 """Looks at a worker in its patience, each at least a part of it after the one before: a host that was itself held up
