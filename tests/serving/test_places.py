@@ -151,6 +151,21 @@ def test_a_worker_that_dies_under_its_lease_makes_room_and_is_replaced_in_turn(c
     run(scenario())
 
 
+def test_a_model_whose_worker_died_goes_before_one_that_can_serve(cage, birds):
+    parrot, finch, wren = birds
+
+    async def scenario():
+        async with cage.serving(max_loaded=2) as serving:
+            await used(serving, parrot)
+            await used(serving, finch)
+            kill(serving, finch)
+            await until(lambda: loaded(serving) == [parrot.id])
+            await used(serving, wren)
+            assert loaded(serving) == [parrot.id, wren.id]
+
+    run(scenario())
+
+
 def test_those_who_wait_are_served_in_the_order_they_came(cage, birds):
     parrot, finch, wren = birds
     served = []

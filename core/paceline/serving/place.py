@@ -64,6 +64,11 @@ class Place:
         self._timer: asyncio.TimerHandle | None = None
         self._changed = changed
 
+    @property
+    def alive(self) -> bool:
+        """Whether the model is loaded, and its worker has not died."""
+        return self.worker is not None and self.worker.client.alive
+
     @asynccontextmanager
     async def entered(self) -> AsyncIterator[None]:
         """Hold the entry."""

@@ -54,7 +54,8 @@ class Places:
     async def to_load(self, place: Place) -> AsyncIterator[None]:
         """Hold the loading lock, with room for the place's model, which takes none when it is kept.
 
-        Whoever needs room gets it in the order they came here: the longest unused idle model is unloaded for it.
+        Whoever needs room gets it in the order they came here: an idle model is unloaded for it, first one whose worker
+        died, else the longest unused.
         """
         if place.kept:
             async with self.loading:
@@ -94,5 +95,5 @@ class Places:
             spare = self._spare()
             if not spare:
                 return False
-            await min(spare, key=lambda p: p.last_used).stop()
+            await min(spare, key=lambda p: (p.alive, p.last_used)).stop()
         return True

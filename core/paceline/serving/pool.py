@@ -150,7 +150,7 @@ class Serving:
             self._release(place)
 
     def loaded(self) -> tuple[LoadedModel, ...]:
-        return tuple(place.describe() for place in self._places if place.worker and place.worker.client.alive)
+        return tuple(place.describe() for place in self._places if place.alive)
 
     @property
     def returned(self) -> tuple[Returned, ...]:
