@@ -832,6 +832,22 @@ def test_an_idle_model_is_unloaded_after_its_time_to_live(cage, line):
     run(scenario())
 
 
+def test_a_request_does_not_shorten_the_life_of_a_model_that_was_loaded_to_stay(cage, line):
+    parrot, finch = cage.add("parrot"), cage.add("finch")
+
+    async def scenario():
+        async with cage.serving() as serving:
+            await serving.load(cage.model(parrot))
+            for name in (parrot, finch):
+                async with serving.lease(cage.model(name), ttl_s=0.01) as lease:
+                    await collect(lease, ask(line))
+            await until(lambda: finch not in [m.model.id for m in serving.loaded()])
+            assert [m.model.id for m in serving.loaded()] == [parrot]
+            assert serving._places.get(parrot).expiring is None
+
+    run(scenario())
+
+
 def test_an_idle_time_that_ends_while_a_model_is_to_be_loaded_counts_no_more(cage, line):
     parrot = cage.add("parrot")
 

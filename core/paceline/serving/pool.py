@@ -90,8 +90,8 @@ class Serving:
     ) -> AsyncIterator[Lease]:
         """Hold `model` loaded while the block runs. Loads it first if need be.
 
-        Raises PairError when `draft` cannot propose for it, NotFoundError when no runtime serves its format, and
-        WorkerError when the engine refuses it.
+        `ttl_s`: its time to live from now on, unless `load` loaded it. Raises PairError when `draft` cannot propose for
+        it, NotFoundError when no runtime serves its format, and WorkerError when the engine refuses it.
         """
         await self._check(model, draft)
         async with self._hold(model, ttl_s) as place:
@@ -142,7 +142,7 @@ class Serving:
             await self._ensure_loaded(place)
             place.leases += 1
             place.rest(None)
-        if ttl_s is not None:
+        if ttl_s is not None and not place.kept:
             place.ttl_s = ttl_s
         try:
             yield place
