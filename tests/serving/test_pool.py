@@ -929,6 +929,42 @@ def test_closing_ends_workers_that_hang(cage, line):
     run(scenario())
 
 
+def test_closing_ends_what_loads_and_what_waits_to(cage, line):
+    snail, parrot = cage.add("snail", faults=[{"at": "load", "do": "hang"}]), cage.add("parrot")
+
+    async def scenario():
+        async with cage.serving() as serving:
+            asked = [asyncio.create_task(answer(serving, cage.model(name), ask(line))) for name in (snail, parrot)]
+            await until(workers)
+            await serving.close()
+            assert workers() == []
+            for task in asked:
+                with pytest.raises(WorkerError, match="the server ends"):
+                    await task
+            assert workers() == []
+
+    run(scenario())
+
+
+def test_closing_waits_for_a_worker_that_was_left_ending(cage, line):
+    parrot = cage.add("parrot")
+
+    async def scenario():
+        async with cage.serving() as serving:
+            await answer(serving, cage.model(parrot), ask(line))
+            (worker,) = workers()
+            worker.suspend()  # ends only when it is killed
+            leaving = asyncio.create_task(serving.unload(parrot))
+            await until(lambda: serving.loaded() == ())
+            leaving.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await leaving
+            await serving.close()
+            assert workers() == []
+
+    run(scenario())
+
+
 def test_signals_have_names():
     from paceline.serving.launcher import Exit
 

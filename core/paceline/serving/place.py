@@ -62,6 +62,7 @@ class Place:
         """Whether it is to move when it becomes idle."""
         self.moving: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._ending: set[asyncio.Task[None]] = set()
         self._changed = changed
 
     @property
@@ -90,13 +91,17 @@ class Place:
         self._changed()
 
     async def stop(self) -> None:
-        """End the worker, whatever it is doing. A cancelled caller leaves it ending."""
+        """End the worker, whatever it is doing, and wait for any that a cancelled caller left ending."""
         worker, self.worker = self.worker, None
         if worker is not None:
-            try:
-                await asyncio.shield(worker.end())
-            finally:
-                self._changed()
+            task = asyncio.create_task(worker.end())
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
+        try:
+            if self._ending:
+                await asyncio.shield(asyncio.gather(*self._ending))
+        finally:
+            self._changed()
 
     def rest(self, timer: asyncio.TimerHandle | None) -> None:
         """Replace the timer that ends an idle time, also one that has run off and was not acted on."""

@@ -212,13 +212,17 @@ class Serving:
             await self._move(place)
 
     async def close(self) -> None:
-        """End every worker, whatever it is doing."""
+        """End every worker, whatever it is doing, also one that starts or loads. Nothing loads from now on."""
         places = list(self._places)
         for place in places:
             place.rest(None)
-            if place.moving is not None:
-                place.moving.cancel()
-        await asyncio.gather(*(p.moving for p in places if p.moving is not None), return_exceptions=True)
+        tasks = [task for p in places for task in (p.moving, p.expiring) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._starter.close()
+        async with self._places.loading:  # what was loading has given up
+            pass
         await asyncio.gather(*(place.stop() for place in places))
 
     # --- loading ---------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from paceline.errors import DoesNotFitError, PacelineError, RequestError, StoreError, WorkerDied
+from paceline.errors import DoesNotFitError, PacelineError, RequestError, StoreError, WorkerDied, WorkerError
 from paceline.loading import LoadConfig
 from paceline.serving.client import WorkerClient, WorkerInfo
 from paceline.serving.configuration import check_options, fitting, load_params, selected_runtime
@@ -110,7 +110,14 @@ class Starter:
         self._guard = guard
         self._defaults = defaults
         self._patience_s = patience_s
+        self._closed = False
+        self._loading: set[WorkerClient] = set()
         self.returned: deque[Returned] = deque(maxlen=_REMEMBERED)
+
+    async def close(self) -> None:
+        """Start nothing more and end what starts or loads: whoever asked for it gets a WorkerError."""
+        self._closed = True
+        await asyncio.gather(*(client.close() for client in self._loading))
 
     async def start(
         self, model: Model, config: LoadConfig, *, force: bool, others: Sequence[tuple[str, int]]
@@ -127,6 +134,8 @@ class Starter:
         except (RequestError, DoesNotFitError):
             raise
         except PacelineError as error:
+            if self._closed:
+                raise _closing() from error
             if await asyncio.to_thread(self._store.find, runtime.id) is None:  # it was removed meanwhile
                 return await self.start(model, config, force=force, others=others)
             for fallback in await asyncio.to_thread(self._store.fallbacks, runtime, model.format, model.id):
@@ -167,6 +176,8 @@ class Starter:
         self, runtime: Runtime, model: Model, config: LoadConfig, *, force: bool, others: Sequence[tuple[str, int]]
     ) -> Worker:
         """A worker of this very runtime."""
+        if self._closed:
+            raise _closing()
         use = await asyncio.to_thread(self._store.use, runtime)
         try:
             return await self._load(runtime, use, model, config, force, others)
@@ -186,7 +197,10 @@ class Starter:
         spec = await asyncio.to_thread(worker_of, self._plugins.engine(runtime.engine), runtime)
         started = time.monotonic()
         client = WorkerClient(await self._launcher.launch(spec), patience_s=self._patience_s)
+        self._loading.add(client)
         try:
+            if self._closed:
+                raise _closing()
             info = await client.initialize()
             check_options(info, model, wanted)
             config = wanted.over(fitting(self._defaults, info, model))
@@ -203,6 +217,12 @@ class Starter:
         except BaseException:
             await asyncio.shield(client.close())
             raise
+        finally:
+            self._loading.discard(client)
         context_length, slots = int(result["context_length"]), int(result.get("slots", info.slots))
         load_s = time.monotonic() - started
         return Worker(client, info, runtime, use, config, context_length, slots, load_s, memory_of(result))
+
+
+def _closing() -> WorkerError:
+    return WorkerError("the server ends and loads nothing more", help="ask again once it was started anew")
