@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 _BARRIERS = ("load", "unload")
 _QUEUED = ("generate", "embed")
-"""Requests of which no more may wait than the queue holds, and which can be cancelled."""
+"""Requests of which no more may wait than the queue holds, and which can be cancelled when they have begun."""
 
 _WAITING_PER_SLOT = 64
 """Generations and embeddings that may wait for each slot, unless the load says otherwise."""
@@ -159,9 +159,10 @@ class _Engine:
     def _cancel(self, target: int) -> None:
         with self._wake:
             for job in self._waiting:
-                if job.id == target and job.method in _QUEUED:
+                if job.id == target:
                     self._waiting.remove(job)
                     self._wire.fail(job.id, _never_began())
+                    self._wake.notify()  # others may have waited for it
                     return
             for preparing in self._preparing:
                 if preparing.job.id == target:

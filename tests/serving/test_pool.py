@@ -381,6 +381,22 @@ def test_a_worker_that_dies_idle_is_replaced_without_an_error(cage, line):
     run(scenario())
 
 
+def test_a_model_whose_worker_died_loads_otherwise(cage, line):
+    parrot = cage.add("parrot")
+
+    async def scenario():
+        async with cage.serving() as serving:
+            await serving.load(cage.model(parrot))
+            (worker,) = workers()
+            worker.kill()
+            await until(lambda: serving.loaded() == ())
+            loaded = await serving.load(cage.model(parrot), config=LoadConfig(context_length=128))
+            assert loaded.context_length == 128
+            assert len(workers()) == 1
+
+    run(scenario())
+
+
 def test_leaving_a_stream_cancels_the_generation(cage, line, tmp_path):
     gate = tmp_path / "gate"
     gate.mkdir()
@@ -657,6 +673,93 @@ def test_a_draft_that_does_not_fit_is_left_out(weighed, line, monkeypatch):
     run(scenario())
 
 
+def test_a_draft_that_does_not_fit_leaves_the_one_that_is_there(weighed, line, monkeypatch):
+    parrot, finch, wren = weighed.add("parrot"), weighed.add_draft("finch"), weighed.add_draft("wren")
+
+    async def scenario():
+        async with weighed.serving() as serving:
+
+            async def skipped(draft):
+                request = ask(line, draft=DraftKnobs())
+                return (await answer(serving, weighed.model(parrot), request, weighed.model(draft)))[2].draft_skipped
+
+            await serving.load(weighed.model(parrot), config=LoadConfig(context_length=512))
+            assert await skipped(finch) is None
+            monkeypatch.setenv("PACELINE_OVERRIDE_MEMORY_AVAILABLE", "100MiB")  # beside them
+            assert "the draft wren does not fit" in await skipped(wren)
+            assert serving.loaded()[0].draft.id == finch
+            assert await skipped(finch) is None
+
+    run(scenario())
+
+
+def test_a_draft_may_have_the_memory_of_the_one_it_replaces(weighed, line, monkeypatch):
+    parrot, wren = weighed.add("parrot"), weighed.add_draft("wren")
+    finch = weighed.add_draft("finch", memory={"cache_bytes": 400 << 20, "weights_bytes": 20 << 20})
+    egg = weighed.add_draft("egg", faults=[{"at": "load", "do": "fail", "value": "an egg cannot speak"}])
+
+    async def scenario():
+        async with weighed.serving() as serving:
+
+            async def skipped(draft):
+                request = ask(line, draft=DraftKnobs())
+                return (await answer(serving, weighed.model(parrot), request, weighed.model(draft)))[2].draft_skipped
+
+            main = weighed.model(parrot)
+            await serving.load(main, config=LoadConfig(context_length=512))
+            assert await skipped(finch) is None
+            monkeypatch.setenv("PACELINE_OVERRIDE_MEMORY_AVAILABLE", "91MiB")
+            assert "511.0 MiB of memory is available" in await skipped(wren)
+            with pytest.raises(DoesNotFitError, match=r"511\.0 MiB of memory is available"):
+                await serving.load(main, config=LoadConfig(context_length=1024))
+            monkeypatch.setenv("PACELINE_OVERRIDE_MEMORY_AVAILABLE", "92MiB")
+            assert await skipped(wren) is None
+            assert "does not fit" in await skipped(finch)  # wren does not say what it took
+            monkeypatch.delenv("PACELINE_OVERRIDE_MEMORY_AVAILABLE")
+            assert await skipped(finch) is None
+            assert "an egg cannot speak" in await skipped(egg)
+            monkeypatch.setenv("PACELINE_OVERRIDE_MEMORY_AVAILABLE", "92MiB")
+            assert "does not fit" in await skipped(wren)  # finch went for the egg
+
+    run(scenario())
+
+
+def test_who_leaves_while_a_draft_waits_to_be_loaded_holds_nobody_up(cage, line, tmp_path):
+    gate = tmp_path / "gate"
+    gate.mkdir()
+    parrot = cage.add("parrot", repeat=20, faults=[{"at": "step", "do": "gate", "value": str(gate)}])
+    finch, wren = cage.add_draft("finch"), cage.add_draft("wren")
+
+    async def scenario():
+        async with cage.serving() as serving:
+            main, (go, at) = cage.model(parrot), (gate / "go", gate / "at-1")
+            go.touch()
+            await answer(serving, main, ask(line, draft=DraftKnobs()), cage.model(finch))
+            go.unlink()
+            at.unlink()
+            running = asyncio.create_task(answer(serving, main, ask(line)))
+            await until(at.exists)
+            client = serving._places.get(parrot).worker.client
+
+            async def waiting():
+                return (await client.call("health", {}))["waiting"]
+
+            asked = asyncio.create_task(answer(serving, main, ask(line, draft=DraftKnobs()), cage.model(wren)))
+            while not await waiting():
+                pass
+            asked.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asked
+            while await waiting():
+                pass
+            assert not running.done()
+            go.touch()
+            assert (await running)[0].startswith(line)
+            assert (await answer(serving, main, ask(line, draft=DraftKnobs()), cage.model(finch)))[2].acceptance
+
+    run(scenario())
+
+
 def test_what_is_free_on_gpus_is_asked_anew_for_a_draft_and_another_configuration(weighed, line, monkeypatch):
     echo = weighed.plugins.engine("echo")
 
@@ -729,6 +832,41 @@ def test_an_idle_model_is_unloaded_after_its_time_to_live(cage, line):
     run(scenario())
 
 
+def test_a_request_does_not_shorten_the_life_of_a_model_that_was_loaded_to_stay(cage, line):
+    parrot, finch = cage.add("parrot"), cage.add("finch")
+
+    async def scenario():
+        async with cage.serving() as serving:
+            await serving.load(cage.model(parrot))
+            for name in (parrot, finch):
+                async with serving.lease(cage.model(name), ttl_s=0.01) as lease:
+                    await collect(lease, ask(line))
+            await until(lambda: finch not in [m.model.id for m in serving.loaded()])
+            assert [m.model.id for m in serving.loaded()] == [parrot]
+            assert serving._places.get(parrot).expiring is None
+
+    run(scenario())
+
+
+def test_an_idle_time_that_ends_while_a_model_is_to_be_loaded_counts_no_more(cage, line):
+    parrot = cage.add("parrot")
+
+    async def scenario():
+        async with cage.serving(ttl_s=0.01) as serving:
+            model, config = cage.model(parrot), LoadConfig(context_length=128)
+            async with serving.lease(model):
+                place = serving._places.get(parrot)
+                await place.entry.acquire()
+            loading = asyncio.create_task(serving.load(model, config=config, ttl_s=3600))
+            await until(lambda: place.expiring is not None)
+            place.entry.release()  # the load comes first, then the end of the idle time
+            assert (await loading).context_length == 128
+            await place.expiring
+            assert [m.model.id for m in serving.loaded()] == [parrot]
+
+    run(scenario())
+
+
 def test_a_prompt_that_does_not_fit_is_the_request_s_error(cage, line):
     parrot = cage.add("parrot", context_length=8)
 
@@ -787,6 +925,42 @@ def test_closing_ends_workers_that_hang(cage, line):
             with pytest.raises(WorkerDied):
                 await task
         assert workers() == []
+
+    run(scenario())
+
+
+def test_closing_ends_what_loads_and_what_waits_to(cage, line):
+    snail, parrot = cage.add("snail", faults=[{"at": "load", "do": "hang"}]), cage.add("parrot")
+
+    async def scenario():
+        async with cage.serving() as serving:
+            asked = [asyncio.create_task(answer(serving, cage.model(name), ask(line))) for name in (snail, parrot)]
+            await until(workers)
+            await serving.close()
+            assert workers() == []
+            for task in asked:
+                with pytest.raises(WorkerError, match="the server ends"):
+                    await task
+            assert workers() == []
+
+    run(scenario())
+
+
+def test_closing_waits_for_a_worker_that_was_left_ending(cage, line):
+    parrot = cage.add("parrot")
+
+    async def scenario():
+        async with cage.serving() as serving:
+            await answer(serving, cage.model(parrot), ask(line))
+            (worker,) = workers()
+            worker.suspend()  # ends only when it is killed
+            leaving = asyncio.create_task(serving.unload(parrot))
+            await until(lambda: serving.loaded() == ())
+            leaving.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await leaving
+            await serving.close()
+            assert workers() == []
 
     run(scenario())
 

@@ -435,7 +435,7 @@ def test_a_move_takes_no_place_from_what_is_asked_for(cage, runtimes):
                 cage.store.select(second)
                 await serving.move_idle()
                 asked = asyncio.create_task(used(serving, finch))
-                await until(serving._loading.locked)  # it waits for the place
+                await until(serving._places._turn.locked)  # it waits for the place
             assert await asked == second.id
             assert [m.model.id for m in serving.loaded()] == ["finch"]
 

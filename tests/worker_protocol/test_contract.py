@@ -458,6 +458,25 @@ def test_cancelling_what_has_ended_is_no_error(loaded, candidate):
     assert loaded.call("cancel", request=999_999) == {}
 
 
+@pytest.mark.parametrize("method", ["load", "unload"])
+def test_a_load_or_unload_that_waits_can_be_cancelled_and_holds_nobody_up(paired, candidate, method, refused):
+    running = paired.begin("generate", prompt=candidate.prompt, ignore_eos=True)
+    paired.first_tokens(running)
+    waiting = paired.begin(method, role="draft", path=str(candidate.draft))
+    after = [paired.begin("generate", prompt=candidate.prompt, max_tokens=2, draft={}) for _ in range(2)]
+    assert waiting in paired.call("health")["waiting"]
+    assert paired.call("cancel", request=waiting) == {}
+    with pytest.raises(refused) as error:
+        paired.answer(waiting)
+    assert error.value.kind == "cancelled"
+    if paired.call("initialize", protocol=1)["slots"] > 1:
+        paired.answer(after[0])  # beside the one that runs
+    paired.call("cancel", request=running)
+    assert paired.answer(running)["stop_reason"] == "userStopped"
+    for id in after:
+        assert paired.generated(id).result["acceptance"] is not None
+
+
 def test_other_streams_go_on_while_a_grammar_is_compiled(loaded, candidate, eventually, refused):
     if "grammar" not in loaded.call("initialize", protocol=1)["features"]:
         pytest.skip("this worker knows no grammars")

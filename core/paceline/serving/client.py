@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +18,9 @@ PROTOCOL = 1
 PATIENCE_S = 600.0
 """Seconds without a frame after which a worker that has requests is taken for hung."""
 
-_CANCELLED = ("generate", "embed")
-"""Requests that a worker can end early; whoever leaves one before its answer came has it ended."""
+_CANCELLED = ("generate", "embed", "load", "unload")
+"""Requests that a worker can end early, some only while they wait; whoever leaves one before its answer came has it
+ended."""
 
 _LOOKS = 4
 """Looks at a worker in its patience, each at least a part of it after the one before: a host that was itself held up
@@ -74,6 +74,7 @@ class WorkerClient:
         self._pending: dict[int, _Pending] = {}
         self._death: WorkerDied | None = None
         self._closing = False
+        self._cancels: set[asyncio.Task[None]] = set()
         self._reader = asyncio.create_task(self._read())
         self._watcher = asyncio.create_task(self._watch())
 
@@ -135,6 +136,18 @@ class WorkerClient:
     async def _send(self, frame: Mapping[str, Any]) -> None:
         await self._channel.send({"jsonrpc": "2.0", **frame})
 
+    def _forgo(self, request: int, method: str) -> None:
+        """Have a request ended that nobody waits for any more, where that can be.
+
+        In a task of its own: whoever leaves may itself be being cancelled, and must not wait for a worker that reads
+        nothing.
+        """
+        if method in _CANCELLED and self.alive:
+            frame = {"id": next(self._ids), "method": "cancel", "params": {"request": request}}
+            task = asyncio.create_task(self._send(frame))
+            self._cancels.add(task)
+            task.add_done_callback(self._cancels.discard)
+
     async def _read(self) -> None:
         try:
             async for frame in self._channel.frames():
@@ -193,7 +206,7 @@ class TokenStream:
 
     async def aclose(self) -> None:
         self._ended = True
-        await self._request.__aexit__()
+        self._request.leave()
 
 
 class _Pending:
@@ -218,7 +231,11 @@ class _Request:
         if self._client._death is not None:
             raise self._client._death
         self._client._pending[self._id] = self._pending
-        await self._client._send({"id": self._id, "method": self._method, "params": self._params})
+        try:
+            await self._client._send({"id": self._id, "method": self._method, "params": self._params})
+        except BaseException:
+            self.leave()
+            raise
         return self
 
     async def next(self) -> dict[str, Any]:
@@ -231,12 +248,12 @@ class _Request:
         return frame
 
     async def __aexit__(self, *_: object) -> None:
-        self._client._pending.pop(self._id, None)
-        if not self._answered and self._method in _CANCELLED and self._client.alive:
-            # Cancelled from outside: tell the worker even while this task is being torn down.
-            cancel = {"id": next(self._client._ids), "method": "cancel", "params": {"request": self._id}}
-            with suppress(asyncio.CancelledError):
-                await asyncio.shield(self._client._send(cancel))
+        self.leave()
+
+    def leave(self) -> None:
+        """Wait for no answer any more."""
+        if self._client._pending.pop(self._id, None) is not None and not self._answered:
+            self._client._forgo(self._id, self._method)
 
 
 def _result(frame: Mapping[str, Any]) -> dict[str, Any]:

@@ -68,7 +68,10 @@ class Channel(Protocol):
     """Frames to and from one worker."""
 
     async def send(self, frame: Mapping[str, Any]) -> None:
-        """Send one frame; does nothing when the worker is gone (`frames` ends and says so)."""
+        """Send one frame; does nothing when the worker is gone (`frames` ends and says so).
+
+        A frame that was begun goes out whole, before every later one, also when the sender is cancelled.
+        """
 
     def frames(self) -> AsyncIterator[dict[str, Any]]:
         """The worker's frames until it ends; WorkerError for bytes that are no frame."""

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from paceline.errors import (
     RequestError,
     StoreError,
     UnsupportedError,
+    WorkerDied,
 )
 from paceline.loading import LoadConfig
 from paceline.serving.abilities import Abilities, WayTo
@@ -32,6 +33,7 @@ from paceline.serving.fit import MemoryGuard
 from paceline.serving.generation import Completion, GenerateParams, TokenBatch
 from paceline.serving.launcher import Launcher, LocalLauncher
 from paceline.serving.place import LoadedModel, Place
+from paceline.serving.places import Places
 from paceline.serving.starting import Returned, Starter, Worker
 from paceline.types import Model, ModelKind, Runtime
 
@@ -72,7 +74,6 @@ class Serving:
         """
         self._pairs = pairs
         self._store = store
-        self._max_loaded = max_loaded
         self._ttl_s = ttl_s
         self._defaults = defaults or LoadConfig()
         self._abilities = Abilities(way_to)
@@ -80,9 +81,7 @@ class Serving:
         self._starter = Starter(
             plugins, store, launcher or LocalLauncher(), self._guard, self._defaults, patience_s=patience_s
         )
-        self._places: dict[str, Place] = {}
-        self._loading = asyncio.Lock()  # one model loads at a time, so that the places are counted right
-        self._released = asyncio.Condition()
+        self._places = Places(max_loaded)
         self._began = time.monotonic()
 
     @asynccontextmanager
@@ -91,8 +90,8 @@ class Serving:
     ) -> AsyncIterator[Lease]:
         """Hold `model` loaded while the block runs. Loads it first if need be.
 
-        Raises PairError when `draft` cannot propose for it, NotFoundError when no runtime serves its format, and
-        WorkerError when the engine refuses it.
+        `ttl_s`: its time to live from now on, unless `load` loaded it. Raises PairError when `draft` cannot propose for
+        it, NotFoundError when no runtime serves its format, and WorkerError when the engine refuses it.
         """
         await self._check(model, draft)
         async with self._hold(model, ttl_s) as place:
@@ -138,20 +137,20 @@ class Serving:
 
     @asynccontextmanager
     async def _hold(self, model: Model, ttl_s: float | None) -> AsyncIterator[Place]:
-        place = self._place(model)
-        async with place.entry, place.lock:
+        place = self._places.of(model, self._ttl_s)
+        async with place.entered(), place.lock:
             await self._ensure_loaded(place)
             place.leases += 1
             place.rest(None)
-        if ttl_s is not None:
+        if ttl_s is not None and not place.kept:
             place.ttl_s = ttl_s
         try:
             yield place
         finally:
-            await self._release(place)
+            self._release(place)
 
     def loaded(self) -> tuple[LoadedModel, ...]:
-        return tuple(place.describe() for place in self._places.values() if place.worker and place.worker.client.alive)
+        return tuple(place.describe() for place in self._places if place.alive)
 
     @property
     def returned(self) -> tuple[Returned, ...]:
@@ -160,13 +159,13 @@ class Serving:
 
     def is_busy(self) -> bool:
         """Whether a request holds a model or a model is being loaded."""
-        return self._loading.locked() or any(place.leases for place in self._places.values())
+        return self._places.is_busy()
 
     async def quiet(self, for_s: float) -> None:
         """Wait until this was not busy for `for_s` seconds."""
         while True:
             now = time.monotonic()
-            since = now if self.is_busy() else max([self._began, *(p.last_used for p in self._places.values())])
+            since = now if self.is_busy() else max([self._began, *(p.last_used for p in self._places)])
             if now >= since + for_s:
                 return
             await asyncio.sleep(since + for_s - now)
@@ -182,30 +181,15 @@ class Serving:
         """
         config = config or LoadConfig()
         check_config(model, config)
-        place = self._place(model)
-        async with place.entry:
-            if place.worker is not None and place.worker.differs(config):
-                worker = place.worker
-                check_options(worker.info, model, config)
-                if not force:
-                    wanted = config.over(fitting(self._defaults, worker.info, model))
-                    room = (await worker.room()).freed(worker.memory_bytes)
-                    await self._guard.check(model, wanted, worker.runtime, room, others=self._idle(model))
-                await self._drained(place)
-                await self._stop(place)
-            if place.worker is None:
-                place.config, place.force = config, force
-            async with place.lock:
-                place.kept = True
-                try:
-                    await self._ensure_loaded(place)
-                finally:
-                    place.kept = place.worker is not None
-                    if place.worker is None:
-                        place.config, place.force = LoadConfig(), False
-            place.ttl_s = ttl_s
-            if place.leases == 0:
-                place.rest(self._expiry(place))
+        place = self._places.of(model, self._ttl_s)
+        async with place.entered():
+            place.rest(None)
+            try:
+                await self._load(place, config, force)
+                place.ttl_s = ttl_s
+            finally:
+                if place.leases == 0:
+                    place.rest(self._expiry(place))
             return place.describe()
 
     async def unload(self, model_id: str) -> None:
@@ -214,7 +198,7 @@ class Serving:
         if place is None or (place.worker is None and not place.entry.locked()):
             loaded = ", ".join(m.model.id for m in self.loaded()) or "none"
             raise NotFoundError(f"model {model_id!r} is not loaded (loaded: {loaded})", param="instance_id")
-        async with place.entry:
+        async with place.entered():
             await self._drained(place)
             await self._forget(place)
 
@@ -224,20 +208,53 @@ class Serving:
         Loads no model that is not loaded and interrupts nothing: one that is in use moves when its last request ends.
         A model that its new runtime does not load stays loaded; the log says why.
         """
-        for place in list(self._places.values()):
+        for place in self._places:
             await self._move(place)
 
     async def close(self) -> None:
-        """End every worker, whatever it is doing."""
-        places = list(self._places.values())
+        """End every worker, whatever it is doing, also one that starts or loads. Nothing loads from now on."""
+        places = list(self._places)
         for place in places:
             place.rest(None)
-            if place.moving is not None:
-                place.moving.cancel()
-        await asyncio.gather(*(p.moving for p in places if p.moving is not None), return_exceptions=True)
-        await asyncio.gather(*(self._stop(place) for place in places))
+        tasks = [task for p in places for task in (p.moving, p.expiring) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._starter.close()
+        async with self._places.loading:  # what was loading has given up
+            pass
+        await asyncio.gather(*(place.stop() for place in places))
 
     # --- loading ---------------------------------------------------------------------------------------------------
+
+    async def _load(self, place: Place, config: LoadConfig, force: bool) -> None:
+        """Have a model loaded as `config` says, and keep it. The caller holds the place's entry."""
+        model = place.model
+        async with place.lock:  # after a lease's holder that replaces a dead worker
+            worker = place.worker
+        if worker is not None and worker.differs(config):
+            with suppress(WorkerDied):  # the one that replaces it is asked
+                await self._check_change(model, worker, config, force)
+            await self._drained(place)
+            await place.stop()
+        if place.worker is None:
+            place.config, place.force = config, force
+        async with place.lock:
+            place.keep(True)
+            try:
+                await self._ensure_loaded(place)
+            finally:
+                place.keep(place.worker is not None)
+                if place.worker is None:
+                    place.config, place.force = LoadConfig(), False
+
+    async def _check_change(self, model: Model, worker: Worker, config: LoadConfig, force: bool) -> None:
+        """Refuse another configuration before what is loaded goes for it."""
+        check_options(worker.info, model, config)
+        if not force:
+            wanted = config.over(fitting(self._defaults, worker.info, model))
+            room = (await worker.room()).freed(worker.all_bytes)
+            await self._guard.check(model, wanted, worker.runtime, room, others=self._places.idle(model))
 
     async def _check(self, model: Model, draft: Model | None) -> None:
         if model.facts.kind is ModelKind.EMBEDDINGS:
@@ -254,19 +271,14 @@ class Serving:
                 param="draft_model",
             )
 
-    def _place(self, model: Model) -> Place:
-        return self._places.setdefault(model.id, Place(model, self._ttl_s))
-
     async def _ensure_loaded(self, place: Place) -> Worker:
         """The place's worker, started and loaded if it is not. The caller holds the place's lock."""
         old, successor = place.worker, None
         if old is not None:
             if old.client.alive and (successor := self._successor(place, old)) is None:
                 return old
-            await self._stop(place)
-        async with self._loading:
-            if not place.kept:
-                await self._make_room()
+            await place.stop()
+        async with self._places.to_load(place):
             return await self._start(place, old, successor)
 
     async def _start(self, place: Place, old: Worker | None, successor: Runtime | None) -> Worker:
@@ -274,7 +286,7 @@ class Serving:
 
         The caller holds the place's lock and the loading lock.
         """
-        model, config, force, others = place.model, place.config, place.force, self._idle(place.model)
+        model, config, force, others = place.model, place.config, place.force, self._places.idle(place.model)
         try:
             place.worker = worker = await self._starter.start(model, config, force=force, others=others)
         except PacelineError as error:
@@ -308,7 +320,7 @@ class Serving:
     async def _move(self, place: Place) -> None:
         """Move one model if it is loaded and should; if it is in use, when it becomes idle."""
         if place.leases == 0:  # who unloads a model in use holds its entry until then
-            async with place.entry, place.lock:
+            async with place.entered(), place.lock:
                 if place.leases == 0:
                     await self._move_now(place)
                     return
@@ -318,9 +330,9 @@ class Serving:
         old = place.worker
         if old is None or not old.client.alive or (successor := self._successor(place, old)) is None:
             return
-        await self._stop(place)
-        async with self._loading:
-            if not place.kept and self._is_full():  # what is asked for now goes before what was asked for once
+        await place.stop()
+        async with self._places.loading:
+            if not place.kept and self._places.is_wanted():  # what is asked for now goes before what was asked for once
                 await self._forget(place)
                 log.info("%s was unloaded for another model while it was to move to %s", place.model.id, successor.id)
                 return
@@ -333,40 +345,15 @@ class Serving:
         if new.runtime.id != old.runtime.id:
             log.info("%s moved from %s to %s", place.model.id, old.runtime.id, new.runtime.id)
 
-    def _idle(self, but: Model) -> list[tuple[str, int]]:
-        """The loaded models that nobody uses now, and what each took."""
-        places = [p for p in self._places.values() if p.leases == 0 and p.model.id != but.id]
-        return [(p.model.id, p.worker.memory_bytes) for p in places if p.worker is not None]
-
-    def _taken(self) -> list[Place]:
-        """The places of the models that requests loaded."""
-        return [p for p in self._places.values() if p.worker is not None and not p.kept]
-
-    def _is_full(self) -> bool:
-        return len(self._taken()) >= self._max_loaded
-
-    async def _make_room(self) -> None:
-        """Wait until one more model may be loaded, unloading the longest unused idle one. Holds the loading lock."""
-        while self._is_full():
-            idle = [p for p in self._taken() if p.leases == 0 and not p.entry.locked()]
-            if idle:
-                await self._stop(min(idle, key=lambda p: p.last_used))
-                continue
-            async with self._released:
-                await self._released.wait()
-
     # --- unloading -------------------------------------------------------------------------------------------------
 
-    async def _release(self, place: Place) -> None:
-        place.leases -= 1
-        place.last_used = time.monotonic()
+    def _release(self, place: Place) -> None:
+        place.leave()
         if place.leases == 0:
             place.rest(self._expiry(place))
             if place.moves:
                 place.moves = False
                 place.moving = asyncio.get_running_loop().create_task(self._move(place))
-        async with self._released:
-            self._released.notify_all()
 
     def _expiry(self, place: Place) -> asyncio.TimerHandle | None:
         if place.ttl_s is None:
@@ -375,27 +362,22 @@ class Serving:
 
     def _expire(self, place: Place) -> None:
         async def unload() -> None:
-            async with place.entry:
-                if place.leases == 0:
+            async with place.entered():
+                if place.expired and place.leases == 0:
                     await self._forget(place)
 
+        place.expired = True
         place.expiring = asyncio.get_running_loop().create_task(unload())
 
     async def _forget(self, place: Place) -> None:
         """Unload an idle model and whatever was asked for when it was loaded."""
-        place.kept = False
+        place.keep(False)
         place.ttl_s = self._ttl_s
         place.config, place.force = LoadConfig(), False
-        await self._stop(place)
+        await place.stop()
 
     async def _drained(self, place: Place) -> None:
-        async with self._released:
-            await self._released.wait_for(lambda: place.leases == 0)
-
-    async def _stop(self, place: Place) -> None:
-        worker, place.worker = place.worker, None
-        if worker is not None:
-            await worker.end()
+        await self._places.until(lambda: place.leases == 0)
 
 
 class Lease:

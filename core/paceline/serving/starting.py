@@ -6,12 +6,12 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from paceline.errors import DoesNotFitError, PacelineError, RequestError, StoreError, WorkerDied
+from paceline.errors import DoesNotFitError, PacelineError, RequestError, StoreError, WorkerDied, WorkerError
 from paceline.loading import LoadConfig
 from paceline.serving.client import WorkerClient, WorkerInfo
 from paceline.serving.configuration import check_options, fitting, load_params, selected_runtime
@@ -46,8 +46,16 @@ class Worker:
     memory_bytes: int = 0
     """What it says it took; 0 when it does not say."""
     draft: Model | None = None
+    """None also where nobody can say, as the load of another was broken off."""
+    draft_bytes: int = 0
+    """What it says its draft took, or may still take; 0 when it does not say."""
     stays_despite: str | None = None
     """The runtime that was selected since and does not load this model as it is configured."""
+
+    @property
+    def all_bytes(self) -> int:
+        """What unloading the model, with its draft, gives back."""
+        return self.memory_bytes + self.draft_bytes
 
     async def end(self) -> None:
         """Stop it, whatever it is doing, and let its runtime go."""
@@ -77,6 +85,11 @@ class Returned:
     """Whether it was given back for all models and is held; else the other one stands in for this model alone."""
 
 
+def memory_of(result: Mapping[str, Any]) -> int:
+    """What the answer to a `load` says that the model took, in bytes; 0 when it does not say."""
+    return sum((result.get("memory") or {}).values())
+
+
 class Starter:
     """Starts workers and has them load their models."""
 
@@ -97,7 +110,14 @@ class Starter:
         self._guard = guard
         self._defaults = defaults
         self._patience_s = patience_s
+        self._closed = False
+        self._loading: set[WorkerClient] = set()
         self.returned: deque[Returned] = deque(maxlen=_REMEMBERED)
+
+    async def close(self) -> None:
+        """Start nothing more and end what starts or loads: whoever asked for it gets a WorkerError."""
+        self._closed = True
+        await asyncio.gather(*(client.close() for client in self._loading))
 
     async def start(
         self, model: Model, config: LoadConfig, *, force: bool, others: Sequence[tuple[str, int]]
@@ -114,6 +134,8 @@ class Starter:
         except (RequestError, DoesNotFitError):
             raise
         except PacelineError as error:
+            if self._closed:
+                raise _closing() from error
             if await asyncio.to_thread(self._store.find, runtime.id) is None:  # it was removed meanwhile
                 return await self.start(model, config, force=force, others=others)
             for fallback in await asyncio.to_thread(self._store.fallbacks, runtime, model.format, model.id):
@@ -154,6 +176,8 @@ class Starter:
         self, runtime: Runtime, model: Model, config: LoadConfig, *, force: bool, others: Sequence[tuple[str, int]]
     ) -> Worker:
         """A worker of this very runtime."""
+        if self._closed:
+            raise _closing()
         use = await asyncio.to_thread(self._store.use, runtime)
         try:
             return await self._load(runtime, use, model, config, force, others)
@@ -173,7 +197,10 @@ class Starter:
         spec = await asyncio.to_thread(worker_of, self._plugins.engine(runtime.engine), runtime)
         started = time.monotonic()
         client = WorkerClient(await self._launcher.launch(spec), patience_s=self._patience_s)
+        self._loading.add(client)
         try:
+            if self._closed:
+                raise _closing()
             info = await client.initialize()
             check_options(info, model, wanted)
             config = wanted.over(fitting(self._defaults, info, model))
@@ -190,6 +217,12 @@ class Starter:
         except BaseException:
             await asyncio.shield(client.close())
             raise
+        finally:
+            self._loading.discard(client)
         context_length, slots = int(result["context_length"]), int(result.get("slots", info.slots))
-        memory = sum((result.get("memory") or {}).values())
-        return Worker(client, info, runtime, use, config, context_length, slots, time.monotonic() - started, memory)
+        load_s = time.monotonic() - started
+        return Worker(client, info, runtime, use, config, context_length, slots, load_s, memory_of(result))
+
+
+def _closing() -> WorkerError:
+    return WorkerError("the server ends and loads nothing more", help="ask again once it was started anew")

@@ -172,7 +172,8 @@ class Worker:
             self._draft = model
         self._notify("progress", job.id, fraction=1.0)
         size, length = model.size, model.context_length
-        return {"context_length": length, "vocabulary": size, "load_s": time.monotonic() - started}
+        told = {} if model.memory is None else {"memory": model.memory}
+        return {"context_length": length, "vocabulary": size, "load_s": time.monotonic() - started, **told}
 
     def _unload(self, job: Job) -> dict[str, Any]:
         self._draft = None

@@ -29,6 +29,7 @@ class Echo:
         self.repeat: int = data.get("repeat", 1)
         self.wrong_every: int | None = data.get("wrong_every")
         self.confidence: float = data.get("confidence", 0.9)
+        self.memory: dict[str, int] | None = data.get("memory")
         self.faults: list[faults.Fault] = list(data.get("faults", []))
 
     @classmethod
