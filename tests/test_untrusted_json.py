@@ -1,9 +1,12 @@
 """JSON from outside: one reader, whose every failure is a ValueError, and files whose readers say what is damaged."""
 
 import ast
+import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import paceline
 from paceline.errors import PluginError, RegistryError, StoreError
@@ -15,7 +18,7 @@ from paceline.survey.answers import FILE, Answers
 from paceline.survey.nvidia import parse_library
 from paceline.tokens import Tokens
 from paceline.types import Package, Recipe
-from paceline.untrusted_json import DEEPEST, TooDeep, parse, read_object
+from paceline.untrusted_json import DEEPEST, TooDeep, TooMany, bound, parse, read_object
 
 # As deep as Python gives up on, and as what it still reads but nobody could walk through.
 NESTED = ["[" * 100_000, "[" * 900 + "]" * 900, '{"schema_version": ' + "[" * 900 + "]" * 900 + "}"]
@@ -38,6 +41,37 @@ def test_how_deep_it_may_be():
     assert parse('{"a": [1, "b", null, {"c": 2.5}]}') == {"a": [1, "b", None, {"c": 2.5}]}
     with pytest.raises(TooDeep):
         parse("[" * (DEEPEST + 2) + "]" * (DEEPEST + 2))
+
+
+def size(value):
+    """Values and names, containers, and those of them that are empty."""
+    if not isinstance(value, (dict, list)):
+        return 1, 0, 0
+    inner = [size(item) for item in (value.values() if isinstance(value, dict) else value)]
+    values, containers, empty = (sum(column) for column in zip(*inner, strict=True)) if inner else (0, 0, 1)
+    return 1 + values + (len(value) if isinstance(value, dict) else 0), containers + 1, empty
+
+
+tricky = st.text('[]{},:"\\\\ab€', max_size=6)
+
+
+@given(
+    st.recursive(
+        st.none() | st.integers() | tricky,
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(tricky, inner, max_size=4),
+        max_leaves=20,
+    ),
+    st.booleans(),
+)
+def test_values_are_counted_before_they_are_read(value, ascii_):
+    data = json.dumps(value, ensure_ascii=ascii_).encode()
+    values, containers, empty = size(value)
+    bound(data, values=values + empty, containers=containers)
+    with pytest.raises(TooMany):
+        bound(data, values=values - 1, containers=containers)
+    if containers:
+        with pytest.raises(TooMany):
+            bound(data, values=values + empty, containers=containers - 1)
 
 
 @pytest.mark.parametrize("text", NESTED)

@@ -12,7 +12,7 @@ from pydantic import Field
 from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, Response
 
-from paceline.api.body import read_object, validate
+from paceline.api.body import read
 from paceline.api.errors import ApiError
 from paceline.api.security import requires
 from paceline.api.work import Change, Channel, Days, Long, Query, done, follow, refusing
@@ -78,7 +78,7 @@ def routes(admin: Administration) -> APIRouter:
 
     @router.post("/create", response_model=None)
     async def create(request: Request) -> Response:
-        wanted, usual = validate(Create, await read_object(request)), admin.update
+        wanted, usual = await read(request, Create), admin.update
         bundle_shelf.place(home, wanted.name)
         age = wanted.minimum_age_days
         told = {
@@ -94,7 +94,7 @@ def routes(admin: Administration) -> APIRouter:
 
     @router.post("/install", response_model=None)
     async def install(request: Request) -> Response:
-        wanted = validate(Install, await read_object(request))
+        wanted = await read(request, Install)
         await done(lambda: bundle_shelf.find(home, wanted.name), param="name")
         told = {
             "allow_incompatible": bool(wanted.allow_incompatible),
@@ -105,7 +105,7 @@ def routes(admin: Administration) -> APIRouter:
 
     @router.post("/remove")
     async def remove(request: Request) -> dict[str, Any]:
-        wanted = validate(One, await read_object(request))
+        wanted = await read(request, One)
         await done(lambda: bundle_shelf.remove(home, wanted.name), param="name")
         return {"removed": wanted.name}
 

@@ -24,11 +24,11 @@ from starlette.types import Receive, Scope, Send
 
 from paceline.api import sse
 from paceline.api.arrivals import Arrival, Arrivals
-from paceline.api.body import read_object, validate
+from paceline.api.body import read
 from paceline.api.errors import as_api_error
 from paceline.api.logprobs import ShownTokens
 from paceline.api.lookup import find_language_model
-from paceline.api.schemas import ChatRequest, CompletionRequest, GenerationRequest, refuse_unserved
+from paceline.api.schemas import ChatRequest, CompletionRequest, GenerationRequest
 from paceline.api.shapes import CHAT, TEXT, Dialect, Shape, draft_runs
 from paceline.api.streams import send_body, send_end, send_start, until_client_leaves
 from paceline.errors import RequestError, TemplateError, WorkerError
@@ -56,9 +56,7 @@ class Completions:
 
     async def chat(self, request: Request, dialect: Dialect) -> Response:
         with self._arrivals.coming() as arrival:
-            body = await read_object(request)
-            refuse_unserved(body)
-            wanted = validate(ChatRequest, body)
+            wanted = await read(request, ChatRequest)
             model, draft = await asyncio.to_thread(self._models, wanted)
             prompt = await self._renderer.prompt(model, [message.plain() for message in wanted.messages])
             keep = await self._beginning(model, wanted, prompt)
@@ -66,9 +64,7 @@ class Completions:
 
     async def text(self, request: Request, dialect: Dialect) -> Response:
         with self._arrivals.coming() as arrival:
-            body = await read_object(request)
-            refuse_unserved(body)
-            wanted = validate(CompletionRequest, body)
+            wanted = await read(request, CompletionRequest)
             model, draft = await asyncio.to_thread(self._models, wanted)
             return self._answer(wanted, model, draft, wanted.prompt, TEXT, dialect, arrival)
 
@@ -85,8 +81,7 @@ class Completions:
             begun = await self._renderer.prompt(model, [message.plain() for message in lead])
         except TemplateError:
             return ""  # some templates want more messages than these
-        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(begun, prompt, strict=False))
-        return "".join(character for character, _ in same)
+        return common_beginning(begun, prompt)
 
     def _models(self, wanted: GenerationRequest) -> tuple[Model, Model | None]:
         model = find_language_model(self._library, wanted.model)
@@ -125,6 +120,18 @@ class Completions:
             },
         )
         return _StreamedAnswer(job) if wanted.stream else _WholeAnswer(job)
+
+
+def common_beginning(one: str, other: str) -> str:
+    """The longest text that both begin with. Compares halves of what is left, not characters: texts are long here."""
+    same, most = 0, min(len(one), len(other))
+    while same < most:
+        end = (same + most + 1) // 2
+        if other.startswith(one[same:end], same):
+            same = end
+        else:
+            most = end - 1
+    return one[:same]
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from paceline.api import sse
-from paceline.api.body import read_object, validate
+from paceline.api.body import read
 from paceline.api.lookup import find_model
-from paceline.api.schemas import EmbeddingsRequest, refuse_unserved
+from paceline.api.schemas import EmbeddingsRequest
 from paceline.api.streams import send_start, until_client_leaves
 
 if TYPE_CHECKING:
@@ -32,9 +32,7 @@ class Embeddings:
         self._library = library
 
     async def answer(self, request: Request) -> Response:
-        body = await read_object(request)
-        refuse_unserved(body)
-        wanted = validate(EmbeddingsRequest, body)
+        wanted = await read(request, EmbeddingsRequest)
         model = await asyncio.to_thread(find_model, self._library, wanted.model)
         return _Answer(self._serving, model, wanted)
 

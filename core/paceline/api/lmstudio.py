@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from paceline.api.body import read_object, validate
+from paceline.api.body import read
 from paceline.api.errors import ApiError
 from paceline.api.lookup import find_model
-from paceline.api.schemas import LoadRequest, UnloadRequest, refuse_unserved
+from paceline.api.schemas import LoadRequest, UnloadRequest
 from paceline.api.shapes import LMSTUDIO, lmstudio_model, lmstudio_v1_model, lmstudio_v1_type, load_config
 from paceline.errors import NotFoundError, RequestError
 from paceline.loading import API_NAMES
@@ -63,9 +63,7 @@ def v1_routes(library: Library, serving: Serving) -> APIRouter:
     @router.post("/models/load")
     async def load(request: Request) -> dict[str, Any]:
         """Load a model ahead of its first use; answers when it is loaded."""
-        body = await read_object(request)
-        refuse_unserved(body)
-        wanted = validate(LoadRequest, body)
+        wanted = await read(request, LoadRequest)
         model = await asyncio.to_thread(find_model, library, wanted.model)
         try:
             loaded = await serving.load(model, config=wanted.config(), ttl_s=wanted.ttl, force=bool(wanted.force))
@@ -84,7 +82,7 @@ def v1_routes(library: Library, serving: Serving) -> APIRouter:
 
     @router.post("/models/unload")
     async def unload(request: Request) -> dict[str, Any]:
-        wanted = validate(UnloadRequest, await read_object(request))
+        wanted = await read(request, UnloadRequest)
         try:
             await serving.unload(wanted.instance_id)
         except NotFoundError as error:

@@ -9,7 +9,7 @@ from fastapi.encoders import jsonable_encoder
 from pydantic import Field
 from starlette.responses import Response
 
-from paceline.api.body import read_object, validate
+from paceline.api.body import read
 from paceline.api.security import requires
 from paceline.api.work import Long, Query, done, follow
 from paceline.errors import RequestError
@@ -48,7 +48,7 @@ def routes(admin: Administration) -> APIRouter:
 def _add_change(router: APIRouter, admin: Administration, verb: str) -> None:
     @router.post(f"/{verb}", response_model=None)
     async def changed(request: Request) -> Response:
-        wanted = validate(ChangePlugins, await read_object(request))
+        wanted = await read(request, ChangePlugins)
         if not wanted.names and verb != "update":
             raise RequestError(f"name the plugins to {verb}", param="names")
         if verb == "install":

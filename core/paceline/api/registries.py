@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import Field
 from starlette.responses import Response
 
-from paceline.api.body import read_object, validate
+from paceline.api.body import read
 from paceline.api.security import requires
 from paceline.api.work import Change, Long, Query, done, follow
 from paceline.manager import registries
@@ -50,21 +50,21 @@ def routes(admin: Administration) -> APIRouter:
 
     @router.post("/refresh", response_model=None, dependencies=[Depends(requires(Permission.ADMIN, admin.tokens))])
     async def refresh(request: Request) -> Response:
-        wanted = validate(Refresh, await read_object(request))
+        wanted = await read(request, Refresh)
         return follow(admin.operations, "refresh_registries", wanted, names=wanted.names or [])
 
     decides = [Depends(requires(Permission.TRUST, admin.tokens))]
 
     @router.post("/trust", response_model=None, dependencies=decides)
     async def trust(request: Request) -> Response:
-        wanted = validate(Trust, await read_object(request, MAX_TRUST_BYTES))
+        wanted = await read(request, Trust, MAX_TRUST_BYTES)
         told = {"url": wanted.url, "root": wanted.root, "name": wanted.name}
         return follow(admin.operations, "trust_registry", wanted, **told)
 
     @router.post("/remove", dependencies=decides)
     async def remove(request: Request) -> dict[str, Any]:
         """What was installed from it stays."""
-        wanted = validate(Remove, await read_object(request))
+        wanted = await read(request, Remove)
         await done(lambda: trusting.forget(home, wanted.name), param="name")
         return {"removed": wanted.name}
 

@@ -12,7 +12,7 @@ from pydantic import Field
 from starlette.responses import JSONResponse, Response
 
 from paceline.api import machine
-from paceline.api.body import read_object, validate
+from paceline.api.body import read
 from paceline.api.security import requires
 from paceline.api.work import Change, Channel, Days, Long, Query, done, find_operation, follow
 from paceline.errors import RequestError
@@ -147,19 +147,19 @@ def _add_changes(router: APIRouter, admin: Administration) -> None:
     @router.post("/survey")
     async def survey(request: Request) -> dict[str, Any]:
         """Ask drivers, compilers and engines anew, whatever is remembered."""
-        validate(Change, await read_object(request))
+        await read(request, Change)
         return await done(lambda: machine.surveyed(admin, refresh=True))
 
     @router.post("/select")
     async def select(request: Request) -> dict[str, Any]:
-        wanted = validate(Select, await read_object(request))
+        wanted = await read(request, Select)
         selection = await done(lambda: _select(admin, wanted))
         admin.watch.look()
         return selection
 
     @router.post("/unselect")
     async def unselect(request: Request) -> dict[str, Any]:
-        wanted = validate(Unselect, await read_object(request))
+        wanted = await read(request, Unselect)
         if (wanted.format is None) == (wanted.model is None):
             raise RequestError("give `format` or `model`, one of them", param="format")
         await done(lambda: _unselect(admin, wanted))
@@ -168,7 +168,7 @@ def _add_changes(router: APIRouter, admin: Administration) -> None:
 
     @router.post("/rollback")
     async def rollback(request: Request) -> dict[str, Any]:
-        wanted = validate(Rollback, await read_object(request))
+        wanted = await read(request, Rollback)
         name = wanted.format.lower() if wanted.format is not None else None
         await done(lambda: store.rollback(name), param="format")
         admin.watch.look()
@@ -176,13 +176,13 @@ def _add_changes(router: APIRouter, admin: Administration) -> None:
 
     @router.post("/remove")
     async def remove(request: Request) -> dict[str, Any]:
-        wanted = validate(Remove, await read_object(request))
+        wanted = await read(request, Remove)
         return {"removed": await done(lambda: _remove(store, wanted.query, force=bool(wanted.force)))}
 
     def mark(name: str, find: Callable[[str], str], change: Callable[[str], None]) -> None:
         @router.post(f"/{name}")
         async def marked(request: Request) -> dict[str, Any]:
-            wanted = validate(One, await read_object(request))
+            wanted = await read(request, One)
             found = await done(lambda: find(wanted.query))
             await done(lambda: change(found))
             return await done(lambda: _selection(store))
@@ -193,7 +193,7 @@ def _add_changes(router: APIRouter, admin: Administration) -> None:
 
     @router.post("/hold")
     async def hold(request: Request) -> dict[str, Any]:
-        wanted = validate(Hold, await read_object(request))
+        wanted = await read(request, Hold)
         found = await done(lambda: inventory.installed_or_known(store, admin.plugins, wanted.query))
         await done(lambda: store.hold(found, wanted.reason))
         return await done(lambda: _selection(store))
@@ -208,7 +208,7 @@ def _add_work(router: APIRouter, admin: Administration) -> None:
 
     @router.post("/install", response_model=None)
     async def install(request: Request) -> Response:
-        wanted, usual = validate(Install, await read_object(request)), admin.update
+        wanted, usual = await read(request, Install), admin.update
         age = wanted.minimum_age_days
         policy: dict[str, Any] = {
             "allow_incompatible": bool(wanted.allow_incompatible),
@@ -223,7 +223,7 @@ def _add_work(router: APIRouter, admin: Administration) -> None:
 
     @router.post("/update", response_model=None)
     async def update(request: Request) -> Response:
-        wanted, usual = validate(Update, await read_object(request)), admin.update
+        wanted, usual = await read(request, Update), admin.update
         age = wanted.minimum_age_days
         return begin(
             "update",
@@ -237,15 +237,15 @@ def _add_work(router: APIRouter, admin: Administration) -> None:
 
     @router.post("/verify", response_model=None)
     async def verify(request: Request) -> Response:
-        return begin("verify", validate(Work, await read_object(request)))
+        return begin("verify", await read(request, Work))
 
     @router.post("/repair", response_model=None)
     async def repair(request: Request) -> Response:
-        return begin("repair", validate(Work, await read_object(request)))
+        return begin("repair", await read(request, Work))
 
     @router.post("/prune", response_model=None)
     async def prune(request: Request) -> Response:
-        wanted = validate(Prune, await read_object(request))
+        wanted = await read(request, Prune)
         keep = 1 if wanted.keep is None else wanted.keep
         return begin("prune", wanted, keep=keep, cache=bool(wanted.cache), dry_run=bool(wanted.dry_run))
 

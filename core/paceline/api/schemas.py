@@ -52,7 +52,18 @@ class Speculative(Schema):
         )
 
 
-class GenerationRequest(Schema):
+class ServedRequest(Schema):
+    """A request with fields of which not all values are served."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _served(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            refuse_unserved(value)
+        return value
+
+
+class GenerationRequest(ServedRequest):
     """What chat and plain completions have in common. Null means absent."""
 
     model: Annotated[str, Field(min_length=1, max_length=1024)]
@@ -225,11 +236,11 @@ class ChatMessage(Schema):
 
     def plain(self) -> dict[str, Any]:
         """As chat templates take it: what is absent is not there."""
-        return self.model_dump(exclude_none=True)
+        return {name: value for name, value in self if value is not None}
 
 
 class ChatRequest(GenerationRequest):
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
@@ -285,7 +296,7 @@ class CompletionRequest(GenerationRequest):
         return value
 
 
-class EmbeddingsRequest(Schema):
+class EmbeddingsRequest(ServedRequest):
     model: Annotated[str, Field(min_length=1, max_length=1024)]
     input: Annotated[list[str], Field(min_length=1, max_length=MAX_INPUTS)]
     encoding_format: Literal["float", "base64"] | None = None
@@ -309,7 +320,7 @@ class TokenizeRequest(Schema):
 
 class DetokenizeRequest(Schema):
     model: Annotated[str, Field(min_length=1, max_length=1024)]
-    tokens: Annotated[list[Annotated[int, Field(ge=0, le=_INT32)]], Field(max_length=MAX_TEXT)]
+    tokens: Annotated[list[Annotated[int, Field(ge=0, le=_INT32)]], Field(max_length=MAX_TEXT, fail_fast=True)]
 
 
 class Lora(Schema):
@@ -317,7 +328,7 @@ class Lora(Schema):
     scale: float = 1.0
 
 
-class LoadRequest(Schema):
+class LoadRequest(ServedRequest):
     """A model and how to load it. The first fields are LM Studio's, those after `ttl` Paceline's own."""
 
     model: Annotated[str, Field(min_length=1, max_length=1024)]

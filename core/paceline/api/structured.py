@@ -69,7 +69,7 @@ def _of_format(wanted: ResponseFormat) -> tuple[Grammar, str] | None:
 
 
 def _bound(schema: dict[str, Any], field: str) -> None:
-    """Refuse a schema whose compilation would be its own attack. How deep it may be, `read_object` says."""
+    """Refuse a schema whose compilation would be its own attack. How deep it may be, `api.body` says."""
     todo: list[Any] = [schema]
     values = chars = 0
     while todo:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
 
-from paceline.api.body import read_object, validate
+from paceline.api.body import read
 from paceline.api.lookup import find_model
 from paceline.api.schemas import DetokenizeRequest, TokenizeRequest
 
@@ -21,13 +21,13 @@ def routes(library: Library, serving: Serving) -> APIRouter:
 
     @router.post("/tokenize")
     async def tokenize(request: Request) -> dict[str, Any]:
-        wanted = validate(TokenizeRequest, await read_object(request))
+        wanted = await read(request, TokenizeRequest)
         model = await asyncio.to_thread(find_model, library, wanted.model)
         return {"tokens": await serving.tokenize(model, wanted.text, add_special=wanted.add_special is not False)}
 
     @router.post("/detokenize")
     async def detokenize(request: Request) -> dict[str, Any]:
-        wanted = validate(DetokenizeRequest, await read_object(request))
+        wanted = await read(request, DetokenizeRequest)
         model = await asyncio.to_thread(find_model, library, wanted.model)
         return {"text": await serving.detokenize(model, wanted.tokens)}
 
