@@ -19,6 +19,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.models import cache as caches
 from mlx_lm.utils import _get_classes, load_model, load_tokenizer, maybe_set_recommended_wired_limit
+from transformers import PreTrainedTokenizerFast
 
 from paceline_mlx_worker import adapters, longest
 from paceline_mlx_worker.spelling import speller
@@ -107,10 +108,11 @@ class Model(Pieces):
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
         """Token ids; special tokens written out in `text` become their ids."""
         text = text.encode("utf-8", errors="replace").decode()
-        tokens = self._tokenizer.encode(
-            text, add_special_tokens=add_special, return_attention_mask=False, return_token_type_ids=False
-        )
-        return list(tokens)
+        if type(self._tokenizer)._encode_plus is not PreTrainedTokenizerFast._encode_plus:
+            return list(self._tokenizer.encode(text, add_special_tokens=add_special))
+        # The same without all that is not asked for, which costs as much again and is made under Python's lock.
+        (encoded,) = self._tokenizer.backend_tokenizer.encode_batch_fast([text], add_special_tokens=add_special)
+        return list(encoded.ids)
 
     @cached_property
     def token_bytes(self) -> int | None:
