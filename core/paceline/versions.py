@@ -50,3 +50,10 @@ def order(version: str) -> tuple[int, Any]:
     except InvalidVersion:
         chunks = _CHUNKS.findall(version.lower())
         return 0, tuple((1, int(number), "") if number else (0, 0, word) for number, word in chunks)
+
+
+def is_newer(version: str, than: str) -> bool:
+    """Whether `version` comes after `than` by `order`; plain numbers are compared without importing packaging."""
+    if _NUMBERS.fullmatch(version) and _NUMBERS.fullmatch(than):
+        return numbers(version) > numbers(than)
+    return order(version) > order(than)

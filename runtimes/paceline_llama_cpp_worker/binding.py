@@ -10,6 +10,7 @@ import re
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import llama_cpp
@@ -19,6 +20,7 @@ from llama_cpp import llama_cpp as ll
 
 from paceline_llama_cpp_worker.options import CACHE_TYPES, ContextOptions, Placement
 from paceline_worker.adapters import Adapter
+from paceline_worker.byte_level import byte_level_table
 from paceline_worker.options import invalid
 from paceline_worker.pieces import Pieces
 from paceline_worker.protocol import Fault
@@ -37,6 +39,9 @@ _LEVEL_INFO, _LEVEL_WARN, _LEVEL_ERROR, _LEVEL_CONTINUE = 2, 3, 4, 5
 _F16, _BF16 = CACHE_TYPES["f16"], CACHE_TYPES["bf16"]
 _DEVICE_KINDS = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accelerator", 4: "meta"}
 _BUFFER = re.compile(r": +\S+ +(?P<kind>\w[\w ]*?) buffer size = +(?P<size>[\d.]+) MiB")
+_PART = 64 * 1024
+"""Tokens that are brought from llama.cpp at once."""
+_ALL_BYTES = {character.encode() for character in byte_level_table()}
 _BYTES = ctypes.POINTER(ctypes.c_uint8)
 _recent_errors: deque[str] = deque(maxlen=8)
 _buffers: list[tuple[str, float]] = []
@@ -167,8 +172,32 @@ class Model(Pieces):
             tokens = (ll.llama_token * room)()
             n = ll.llama_tokenize(self.vocab, data, len(data), tokens, room, add_special, True)
             if n >= 0:
-                return list(tokens[:n])
+                # Part by part, so that other threads run in between.
+                return [token for i in range(0, n, _PART) for token in tokens[i : min(i + _PART, n)]]
             room = -n
+
+    @cached_property
+    def token_bytes(self) -> int | None:
+        """The most bytes of a text that one token can stand for; None where a tokenizer drops some, or reads several
+        as one token that is not spelled like them."""
+        model, tokens = self._metadata("tokenizer.ggml.model"), range(self.n_vocab)
+        if model not in ("gpt2", "llama"):
+            return None
+        texts = [ll.llama_vocab_get_text(self.vocab, token) for token in tokens]
+        if model == "gpt2" and not _ALL_BYTES.issubset(texts):
+            return None
+        # Such a token takes the white space around it along.
+        strips = ll.LLAMA_TOKEN_ATTR_LSTRIP | ll.LLAMA_TOKEN_ATTR_RSTRIP
+        if any(ll.llama_vocab_get_attr(self.vocab, token) & strips for token in tokens):
+            return None
+        # As they are written in the vocabulary, they are as long as what they stand for, or longer.
+        return max(map(len, texts), default=None)
+
+    def _metadata(self, key: str) -> str | None:
+        """A short text of the model's metadata."""
+        buffer = ctypes.create_string_buffer(256)
+        n = ll.llama_model_meta_val_str(self.handle, key.encode(), buffer, len(buffer))
+        return buffer.value.decode(errors="replace") if n >= 0 else None
 
     def spell(self, token: int, *, special: bool) -> bytes:
         """The bytes of a token, control tokens written out if `special`."""

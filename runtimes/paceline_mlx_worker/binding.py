@@ -10,6 +10,7 @@ import gc
 import json
 import os
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.models import cache as caches
 from mlx_lm.utils import _get_classes, load_model, load_tokenizer, maybe_set_recommended_wired_limit
+from transformers import PreTrainedTokenizerFast
 
-from paceline_mlx_worker import adapters
+from paceline_mlx_worker import adapters, longest
 from paceline_mlx_worker.spelling import speller
 from paceline_worker.adapters import Adapter
 from paceline_worker.pieces import Pieces
@@ -85,7 +87,9 @@ class Model(Pieces):
             self.n_vocab: int = logits.shape[2]
             self._tokenizer = wrapper._tokenizer
             backend = self._tokenizer.backend_tokenizer
-            self._speller = speller(json.loads(backend.decoder.__getstate__()) if backend.decoder else None)
+            self._speller = speller(_state(backend.decoder))
+            # From now on encoding finds transformers' settings made, and only reads: other threads may do it, too.
+            self._tokenizer.encode("")
             self._control = {i for i, token in backend.get_added_tokens_decoder().items() if token.special}
             self._ends = {*wrapper.eos_token_ids, *_end_ids(config), *_end_ids(_read_config(path))}
             self.n_ctx_train = _context_length(config)
@@ -104,7 +108,25 @@ class Model(Pieces):
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
         """Token ids; special tokens written out in `text` become their ids."""
         text = text.encode("utf-8", errors="replace").decode()
-        return list(self._tokenizer.encode(text, add_special_tokens=add_special))
+        if type(self._tokenizer)._encode_plus is not PreTrainedTokenizerFast._encode_plus:
+            return list(self._tokenizer.encode(text, add_special_tokens=add_special))
+        # The same without all that is not asked for, which costs as much again and is made under Python's lock.
+        (encoded,) = self._tokenizer.backend_tokenizer.encode_batch_fast([text], add_special_tokens=add_special)
+        return list(encoded.ids)
+
+    @cached_property
+    def token_bytes(self) -> int | None:
+        """The most bytes of a text that one token can stand for; None where that is not certain."""
+        backend = self._tokenizer.backend_tokenizer
+        added = backend.get_added_tokens_decoder().values()
+        if type(backend.model).__name__ != "BPE" or any(token.lstrip or token.rstrip for token in added):
+            return None
+        return longest.token_bytes(
+            _state(backend.normalizer),
+            _state(backend.pre_tokenizer),
+            backend.get_vocab(with_added_tokens=True),
+            byte_fallback=backend.model.byte_fallback,
+        )
 
     def spell(self, token: int, *, special: bool) -> bytes:
         """The bytes of a token, control tokens written out if `special`."""
@@ -138,6 +160,11 @@ def _headless_classes(config: dict[str, Any]) -> tuple[type[Any], type[Any]]:
             return super().sanitize(weights) if hasattr(super(), "sanitize") else weights
 
     return Headless, arguments_class
+
+
+def _state(part: Any) -> dict[str, Any] | None:
+    """A part of a tokenizer as tokenizer.json describes it."""
+    return json.loads(part.__getstate__()) if part else None
 
 
 def _read_weights(net: Any, progress: Callable[[float], None]) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
+from paceline_worker.byte_level import byte_level_table
 from paceline_worker.protocol import Fault
 
 Speller = Callable[[str], bytes]
@@ -80,16 +81,8 @@ def _strip(text: str, content: str, start: int, stop: int) -> str:
 
 def _from_byte_level(token: str) -> bytes:
     """Byte-level BPE writes each byte as one character; a token with any other character stands for itself."""
-    table = _byte_level_table()
+    table = byte_level_table()
     try:
         return bytes(table[character] for character in token)
     except KeyError:
         return token.encode("utf-8", errors="replace")
-
-
-@lru_cache(maxsize=1)
-def _byte_level_table() -> dict[str, int]:
-    """GPT-2's alphabet: printable Latin-1 bytes are themselves, the others follow from U+0100 on."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}

@@ -1,6 +1,6 @@
 """What an engine side implements. All of it is called from one thread, the engine's.
 
-A model's vocabulary alone is also read from another, the one of its grammars.
+A model's vocabulary alone is also read from others, those of its grammars and of long texts.
 """
 
 from __future__ import annotations
@@ -18,8 +18,21 @@ from paceline_worker.request import GenerateRequest
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+    from paceline_worker.decoding import Prompt
     from paceline_worker.embedding import Embedding
     from paceline_worker.grammar import Matcher
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What a generation needs and takes long to make, each part on a thread of its own; None: it needs no such part."""
+
+    prompt: Future[Prompt] | None = None
+    grammar: Future[Matcher] | None = None
+
+    @property
+    def parts(self) -> list[Future[Any]]:
+        return [part for part in (self.prompt, self.grammar) if part is not None]
 
 
 @dataclass
@@ -73,17 +86,18 @@ class Backend(ABC):
         """Forget a model. Unloading the main model unloads the draft too."""
 
     @abstractmethod
-    def prepare(self, request: GenerateRequest) -> Future[Matcher] | None:
-        """What `open` needs and takes long to make: the request's grammar, made on another thread; None without one.
+    def prepare(self, request: GenerateRequest) -> Preparation:
+        """What `open` needs and takes long to make, on other threads: the request's grammar, and the tokens of a long
+        prompt.
 
         Whoever waits for it may give up. Nothing is loaded or unloaded while it is waited for.
         """
 
     @abstractmethod
-    def open(self, request: GenerateRequest, grammar: Matcher | None) -> Generation:
+    def open(self, request: GenerateRequest, grammar: Matcher | None, prompt: Prompt | None) -> Generation:
         """Begin a generation: tokenize, check that it fits, reuse what the cache holds. Computes nothing yet.
 
-        `grammar`: what `prepare` made.
+        `grammar`, `prompt`: what `prepare` made.
         """
 
     @abstractmethod
@@ -95,8 +109,11 @@ class Backend(ABC):
         """The generation ended or was cancelled."""
 
     @abstractmethod
-    def tokenize(self, text: str, add_special: bool) -> list[int]:
-        """Token ids of `text`; special tokens written out are recognized."""
+    def tokenize(self, text: str, add_special: bool) -> Future[list[int]]:
+        """Token ids of `text`; special tokens written out are recognized. A long text's are made on another thread.
+
+        Nothing is loaded or unloaded while they are waited for.
+        """
 
     @abstractmethod
     def detokenize(self, tokens: Sequence[int]) -> bytes:

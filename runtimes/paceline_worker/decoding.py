@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from paceline_worker.acceptance import Acceptance
 from paceline_worker.backend import Generation
@@ -13,6 +13,7 @@ from paceline_worker.output import Output
 from paceline_worker.protocol import Fault
 from paceline_worker.request import DraftKnobs, GenerateRequest
 from paceline_worker.speculation import Controller, Stream
+from paceline_worker.tokenizing import is_long
 from paceline_worker.window import Overflow, Window
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ class Vocabulary(Protocol):
 
     n_vocab: int
     bos: int | None
+
+    @property
+    def token_bytes(self) -> int | None:
+        """The most bytes of a text that one token can stand for; None where nobody can say for certain."""
 
     def tokenize(self, text: str, *, add_special: bool) -> list[int]: ...
 
@@ -175,29 +180,35 @@ class Decoding(Generation):
         return logprobs(logits(position), token, self.request.logprobs, self.vocabulary.piece)
 
 
+class Prompt(NamedTuple):
+    """What becomes of a request's prompt."""
+
+    tokens: list[int]
+    output: Output
+    """The output that may follow."""
+    window: Window | None = None
+    """What the output may roll on; None: it ends where the context does."""
+    dropped: int = 0
+    """How many tokens of the prompt had to go."""
+
+
 def read_prompt(request: GenerateRequest, vocabulary: Vocabulary, context_length: int) -> tuple[list[int], Output]:
     """The tokens of the request's prompt, checked, and the output that may follow them until the context is full."""
     if request.context_overflow is not Overflow.STOP_AT_LIMIT:
         raise Fault.invalid("context_overflow", f"this worker knows no context_overflow but {Overflow.STOP_AT_LIMIT}")
+    if (least := _least_tokens(request.prompt, vocabulary)) >= context_length:
+        raise _exceeded(least, context_length, "at least ")
     tokens = _prompt_tokens(request, vocabulary)
     room = context_length - len(tokens)
     if room < 1:
-        raise Fault(
-            "context_exceeded",
-            f"the prompt has {len(tokens)} tokens; the context of {context_length} has no room for an answer",
-            prompt_tokens=len(tokens),
-            context_length=context_length,
-        )
+        raise _exceeded(len(tokens), context_length)
     return tokens, Output(max_tokens=request.max_tokens, context_room=room, stop=request.stop)
 
 
-def fit_prompt(
-    request: GenerateRequest, vocabulary: Vocabulary, context_length: int
-) -> tuple[list[int], Output, Window | None, int]:
-    """As `read_prompt`, with any `context_overflow`: also the window that the output may roll on, and how many tokens
-    of the prompt had to go."""
+def fit_prompt(request: GenerateRequest, vocabulary: Vocabulary, context_length: int) -> Prompt:
+    """As `read_prompt`, with any `context_overflow`."""
     if request.context_overflow is Overflow.STOP_AT_LIMIT:
-        return *read_prompt(request, vocabulary, context_length), None, 0
+        return Prompt(*read_prompt(request, vocabulary, context_length))
     tokens = _prompt_tokens(request, vocabulary)
     keep = request.context_keep
     if isinstance(keep, str):
@@ -214,7 +225,24 @@ def fit_prompt(
         )
     excess = window.excess(len(tokens), request.max_tokens)
     del tokens[window.keep : window.keep + excess]
-    return tokens, Output(max_tokens=request.max_tokens, context_room=sys.maxsize, stop=request.stop), window, excess
+    output = Output(max_tokens=request.max_tokens, context_room=sys.maxsize, stop=request.stop)
+    return Prompt(tokens, output, window, excess)
+
+
+def _least_tokens(prompt: str | tuple[int, ...], vocabulary: Vocabulary) -> int:
+    """How many tokens a long text has at least, told from its length alone; 0 where that says nothing."""
+    if not isinstance(prompt, str) or not is_long(prompt) or not (most := vocabulary.token_bytes):
+        return 0
+    return -(-len(prompt.encode(errors="replace")) // most)
+
+
+def _exceeded(tokens: int, context_length: int, how_sure: str = "") -> Fault:
+    return Fault(
+        "context_exceeded",
+        f"the prompt has {how_sure}{tokens} tokens; the context of {context_length} has no room for an answer",
+        prompt_tokens=tokens,
+        context_length=context_length,
+    )
 
 
 def _prompt_tokens(request: GenerateRequest, vocabulary: Vocabulary) -> list[int]:

@@ -2,8 +2,9 @@
 
 A generation is advanced step by step; between two steps the engine's thread looks at what was cancelled and what
 arrived. Loading and unloading wait until the running generations are done, and nothing that came after them starts
-before, so requests take effect in the order they came. A generation whose grammar is still being compiled, on a thread
-of its own, has its slot already, and what came later may begin before it in another. Texts to embed are computed batch
+before, so requests take effect in the order they came. A generation whose grammar is still being compiled, or whose
+long prompt is being tokenized, on a thread of its own, has its slot already, and what came later may begin before it in
+another. Texts to embed are computed batch
 by batch, those of several requests together where there is room.
 """
 
@@ -15,11 +16,12 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from paceline_worker.backend import Backend, Generation
+from paceline_worker.backend import Backend, Generation, Preparation
 from paceline_worker.loading import parse_load, parse_role
 from paceline_worker.output import StopReason
 from paceline_worker.protocol import (
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from paceline_worker.embedding import Embedding
-    from paceline_worker.grammar import Matcher
 
 _BARRIERS = ("load", "unload")
 _QUEUED = ("generate", "embed")
@@ -71,8 +72,31 @@ class _Job:
 @dataclass(frozen=True)
 class _Preparing:
     job: _Job
-    request: GenerateRequest
-    grammar: Future[Matcher]
+    parts: Sequence[Future[Any]]
+    """What other threads make for it."""
+    then: Callable[[], None]
+    """What to do on the engine's thread with all of them."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to wait for: all is made, or a part cannot be."""
+        return all(part.done() for part in self.parts) or self._failure() is not None
+
+    def begin(self) -> None:
+        """Do it, once it is over; raises what a part failed with."""
+        if (failure := self._failure()) is not None:
+            self.cancel()
+            raise failure
+        self.then()
+
+    def cancel(self) -> None:
+        """Nobody waits for the parts any more."""
+        for part in self.parts:
+            part.cancel()
+
+    def _failure(self) -> BaseException | None:
+        ended = (part.exception() for part in self.parts if part.done() and not part.cancelled())
+        return next((failure for failure in ended if failure is not None), None)
 
 
 @dataclass
@@ -165,9 +189,9 @@ class _Engine:
                     self._wake.notify()  # others may have waited for it
                     return
             for preparing in self._preparing:
-                if preparing.job.id == target:
+                if preparing.job.id == target and preparing.job.method in _QUEUED:
                     self._preparing.remove(preparing)
-                    preparing.grammar.cancel()
+                    preparing.cancel()
                     self._wire.fail(target, _never_began())
                     self._wake.notify()  # its slot is free
                     return
@@ -218,9 +242,10 @@ class _Engine:
     def _next(self) -> _Job | _Preparing | None:
         """Take the oldest request that may start beside what runs."""
         for preparing in self._preparing:
-            if preparing.grammar.done():
+            if preparing.is_over:
                 self._preparing.remove(preparing)
-                self._starting = preparing.job
+                if preparing.job.method in _QUEUED:
+                    self._starting = preparing.job
                 return preparing
         for i, job in enumerate(self._waiting):
             if job.method in _BARRIERS:
@@ -236,41 +261,48 @@ class _Engine:
 
     def _has_place(self, job: _Job) -> bool:
         if job.method == "generate":
-            return len(self._running) + len(self._preparing) < self._backend.slots
+            preparing = sum(p.job.method == "generate" for p in self._preparing)
+            return len(self._running) + preparing < self._backend.slots
         return job.method != "embed" or self._backend.joins([e.embedding for e in self._embedding])
 
     def _start(self, found: _Job | _Preparing) -> None:
         if isinstance(found, _Preparing):
-            self._open(found.job, found.request, found.grammar.result())
+            found.begin()
         elif found.method == "generate":
             request = parse_generate(found.params)
             self._check_features(request)
-            grammar = self._backend.prepare(request)
-            if grammar is None or grammar.done():
-                self._open(found, request, None if grammar is None else grammar.result())
-            else:
-                self._await(_Preparing(found, request, grammar))
+            preparation = self._backend.prepare(request)
+            self._await(_Preparing(found, preparation.parts, partial(self._open, found, request, preparation)))
         elif found.method == "embed":
             self._open_embedding(found)
+        elif found.method == "tokenize":
+            self._tokenize(found)
         else:
             self._wire.answer(found.id, getattr(self, "_" + found.method)(found))
 
-    def _open(self, job: _Job, request: GenerateRequest, grammar: Matcher | None) -> None:
-        generation = self._backend.open(request, grammar)
+    def _open(self, job: _Job, request: GenerateRequest, preparation: Preparation) -> None:
+        prompt, grammar = preparation.prompt, preparation.grammar
+        generation = self._backend.open(
+            request, None if grammar is None else grammar.result(), None if prompt is None else prompt.result()
+        )
         with self._wake:
             self._running.append(_Running(job, generation, time.monotonic()))
             self._starting = None
 
     def _await(self, preparing: _Preparing) -> None:
-        """Have a generation begin as soon as its grammar is there."""
+        """Have a request begin as soon as what it needs is there, which may be now."""
+        if preparing.is_over:
+            preparing.begin()
+            return
         with self._wake:
             if preparing.job.id in self._cancelled:
                 self._cancelled.remove(preparing.job.id)
-                preparing.grammar.cancel()
+                preparing.cancel()
                 raise _never_began()
             self._preparing.append(preparing)
             self._starting = None
-        preparing.grammar.add_done_callback(self._prepared)
+        for part in preparing.parts:
+            part.add_done_callback(self._prepared)
 
     def _refuse(self, job: _Job, fault: Fault) -> None:
         with self._wake:
@@ -278,7 +310,7 @@ class _Engine:
             self._cancelled.discard(job.id)
         self._wire.fail(job.id, fault)
 
-    def _prepared(self, _: Future[Matcher]) -> None:
+    def _prepared(self, _: Future[Any]) -> None:
         with self._wake:
             self._wake.notify()
 
@@ -395,7 +427,14 @@ class _Engine:
             embedding = ended.embedding
             self._wire.answer(ended.job.id, {"embeddings": embedding.vectors, "prompt_tokens": embedding.tokens})
 
-    # --- requests that are answered in one go ----------------------------------------------------------------------
+    # --- other requests --------------------------------------------------------------------------------------------
+
+    def _tokenize(self, job: _Job) -> None:
+        text = job.params.get("text")
+        if not isinstance(text, str):
+            raise Fault.invalid("text", "text must be a string")
+        tokens = self._backend.tokenize(text, job.params.get("add_special", True) is not False)
+        self._await(_Preparing(job, [tokens], lambda: self._wire.answer(job.id, {"tokens": tokens.result()})))
 
     def _initialize(self, job: _Job) -> dict[str, Any]:
         spoken = job.params.get("protocol")
@@ -425,12 +464,6 @@ class _Engine:
     def _unload(self, job: _Job) -> dict[str, Any]:
         self._backend.unload(parse_role(job.params))
         return {}
-
-    def _tokenize(self, job: _Job) -> dict[str, Any]:
-        text = job.params.get("text")
-        if not isinstance(text, str):
-            raise Fault.invalid("text", "text must be a string")
-        return {"tokens": self._backend.tokenize(text, job.params.get("add_special", True) is not False)}
 
     def _detokenize(self, job: _Job) -> dict[str, Any]:
         tokens = job.params.get("tokens")

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic
 
-from paceline_worker.backend import Backend, Generation, LoadRequest
+from paceline_worker.backend import Backend, Generation, LoadRequest, Preparation
 from paceline_worker.decoding import check_tokens
 from paceline_worker.primitives import ContextT, ModelT
 from paceline_worker.protocol import Fault
+from paceline_worker.tokenizing import Tokenizing, is_long
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-
+    from paceline_worker.decoding import Prompt
     from paceline_worker.embedding import Embedder, Embedding
     from paceline_worker.grammar import Matcher
     from paceline_worker.request import GenerateRequest
@@ -34,6 +36,7 @@ class PairBackend(Backend, Generic[ContextT, ModelT]):
         self._pair: Stepper[ContextT, ModelT] | None = None
         self._embedder: Embedder[ModelT] | None = None
         """What is loaded in place of a pair."""
+        self._tokenizing = Tokenizing()
 
     @abstractmethod
     def load_main(self, request: LoadRequest, progress: Callable[[float], None]) -> dict[str, Any]:
@@ -59,17 +62,21 @@ class PairBackend(Backend, Generic[ContextT, ModelT]):
         if self._pair is not None and role == "draft":
             self._pair.drop_draft()
         elif self._pair is not None:
+            self._tokenizing.settle()
             self._pair.close()
             self._pair = None
         elif self._embedder is not None and role == "main":
+            self._tokenizing.settle()
             self._embedder.close()
             self._embedder = None
 
-    def prepare(self, request: GenerateRequest) -> Future[Matcher] | None:
-        return self.loaded().prepare(request)
+    def prepare(self, request: GenerateRequest) -> Preparation:
+        pair = self.loaded()
+        prompt = self._tokenizing.submit(partial(pair.fit, request)) if is_long(request.prompt) else None
+        return Preparation(prompt, pair.prepare(request))
 
-    def open(self, request: GenerateRequest, grammar: Matcher | None) -> Generation:
-        return self.loaded().open(request, grammar)
+    def open(self, request: GenerateRequest, grammar: Matcher | None, prompt: Prompt | None) -> Generation:
+        return self.loaded().open(request, grammar, prompt)
 
     def step(self, generations: Sequence[Generation]) -> None:
         self.loaded().step(generations)
@@ -77,8 +84,13 @@ class PairBackend(Backend, Generic[ContextT, ModelT]):
     def close(self, generation: Generation) -> None:
         self.loaded().finish(generation)
 
-    def tokenize(self, text: str, add_special: bool) -> list[int]:
-        return self.vocabulary().tokenize(text, add_special=add_special)
+    def tokenize(self, text: str, add_special: bool) -> Future[list[int]]:
+        work = partial(self.vocabulary().tokenize, text, add_special=add_special)
+        if is_long(text):
+            return self._tokenizing.submit(work)
+        done: Future[list[int]] = Future()
+        done.set_result(work())
+        return done
 
     def detokenize(self, tokens: Sequence[int]) -> bytes:
         model = self.vocabulary()

@@ -101,6 +101,10 @@ class Model(Protocol):
     n_vocab: int
     bos: int | None
 
+    @property
+    def token_bytes(self) -> int | None:
+        """The most bytes of a text that one token can stand for; None where nobody can say for certain."""
+
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
         """Token ids; special tokens written out in `text` become their ids."""
 

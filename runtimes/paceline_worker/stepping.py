@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic
 
 from paceline_worker.chunks import draft_room, reading_room, share
-from paceline_worker.decoding import Decoding, fit_prompt
+from paceline_worker.decoding import Decoding, Prompt, fit_prompt
 from paceline_worker.drafting import Drafter
 from paceline_worker.grammar import Grammars
 from paceline_worker.passes import passes, usual_seconds
@@ -71,13 +71,19 @@ class Stepper(Generic[ContextT, ModelT]):
             self._controller = Controller(self._controller.costs)
 
     def prepare(self, request: GenerateRequest) -> Future[Matcher] | None:
-        """What a generation's `open` needs and takes long to make (`Backend.prepare`)."""
+        """A request's grammar, made on another thread; None without one."""
         return None if request.grammar is None else self._grammars.matcher(request.grammar)
 
-    def open(self, request: GenerateRequest, grammar: Matcher | None = None) -> Generation:
+    def fit(self, request: GenerateRequest) -> Prompt:
+        """What becomes of a request's prompt; may be called from any thread while the model is loaded."""
+        return fit_prompt(request, self.main.model, self.context_length)
+
+    def open(
+        self, request: GenerateRequest, grammar: Matcher | None = None, prompt: Prompt | None = None
+    ) -> Generation:
         """Begin a generation (`Backend.open`)."""
         model = self.main.model
-        tokens, output, window, dropped = fit_prompt(request, model, self.context_length)
+        tokens, output, window, dropped = self.fit(request) if prompt is None else prompt
         with ExitStack() as undo:
             sampler = self._samplers.open(request, tokens, grammar)
             undo.callback(sampler.close)

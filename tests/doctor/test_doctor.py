@@ -206,7 +206,7 @@ def test_what_stands_in_and_what_is_held_is_told_with_the_reason(patient, store_
 
 def test_a_newer_version_is_known(patient, tiny, store_world):
     store_world.add(patient.store, "1.0", platform="any-cpu")
-    patient.plugins.engines["engine"].known = (replace(tiny.release("1.10"), engine="engine"),)
+    patient.plugins.engines["engine"].known = (replace(tiny.release("1.10"), engine="engine", formats=("gguf",)),)
     (line,) = told(patient, "updates", NOTE)
     said = "engine-any-cpu is installed as 1.0, and 1.10 is known -> "
     assert line == f"{said}paceline runtime get engine-any-cpu@1.10"  # updates look at what is selected
@@ -217,10 +217,12 @@ def test_a_newer_version_is_known(patient, tiny, store_world):
     assert line.startswith(f"{said}it is pinned: `paceline runtime unpin engine-any-cpu@1.0`")
     patient.store.unpin("engine-any-cpu@1.0")
     elsewhere = Requirements(os="macos" if sys.platform != "darwin" else "linux")
-    patient.plugins.engines["engine"].known += (replace(tiny.release("1.20"), engine="engine", requires=elsewhere),)
+    patient.plugins.engines["engine"].known += (
+        replace(tiny.release("1.20"), engine="engine", formats=("gguf",), requires=elsewhere),
+    )
     assert told(patient, "updates", NOTE) == [f"{said}paceline runtime update engine-any-cpu"]
 
-    beta = replace(tiny.release("1.11"), engine="engine", channel="beta")
+    beta = replace(tiny.release("1.11"), engine="engine", formats=("gguf",), channel="beta")
     patient.plugins.engines["engine"].known += (beta,)
     patient.store.hold("engine-any-cpu@1.10", "it crashes")
     assert told(patient, "updates", NOTE) == []  # what an update would not take

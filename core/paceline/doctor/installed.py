@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from paceline.plugins import Plugin
-    from paceline.types import Runtime
+    from paceline.types import Release, Runtime
 
 _CLOCKS_DIFFER = timedelta(days=1)
 
@@ -94,17 +94,23 @@ def updates(patient: Patient) -> Iterator[Finding]:
         yield Finding("updates", Status.NOTE, remark.message, remark.help)
     facts, chosen = take_survey(patient.environ, cache=patient.cache), store.selection()
     policy = Policy(patient.environ.get(CHANNEL) or "stable", _days(patient.environ.get(MINIMUM_AGE)))
-    selected = {r.id: r for r in map(store.selected, chosen.formats) if r is not None}
-    planned, kept = plan_updates(
-        selected | _newest_of_others(store.runtimes(), selected.values()),
-        [(release, judge(release, facts)) for release in registry.releases],
-        channel=policy.channel,
-        pinned=chosen.pins,
-        held=chosen.holds,
-        published_until=policy.published_until(datetime.now(UTC)),
-    )
-    pinned = [(k.runtime, k.newer) for k in kept if k.newer is not None and k.pinned]
-    for runtime, newer in [*((u.runtime, u.release) for u in planned), *pinned]:
+    ranked = [(release, judge(release, facts)) for release in registry.releases]
+    by_format = {name: r for name in chosen.formats if (r := store.selected(name)) is not None}
+    selected = {r.id for r in by_format.values()}
+    others = _newest_of_others(store.runtimes(), by_format.values())
+    known: list[tuple[Runtime, Release]] = []
+    for each in (by_format, *(dict.fromkeys(r.formats, r) for r in others)):
+        planned, kept = plan_updates(
+            each,
+            ranked,
+            channel=policy.channel,
+            pinned=chosen.pins,
+            held=chosen.holds,
+            published_until=policy.published_until(datetime.now(UTC)),
+        )
+        known += [(u.runtime, u.release) for u in planned]
+        known += [(k.runtime, k.newer) for k in kept if k.newer is not None and k.pinned]
+    for runtime, newer in known:
         text = f"{runtime.name} is installed as {runtime.version}, and {newer.version} is known"
         if runtime.id not in selected:
             way_out = f"paceline runtime get {newer.id}"
@@ -190,13 +196,13 @@ def _of_plugin(plugin: Plugin) -> str:
             return "update or uninstall its package; `paceline plugins` tells more"
 
 
-def _newest_of_others(runtimes: Iterable[Runtime], selected: Iterable[Runtime]) -> dict[str, Runtime]:
-    """By id, the newest runtime of each name that none of the `selected` has."""
-    names, found = {runtime.name for runtime in selected}, {}
+def _newest_of_others(runtimes: Iterable[Runtime], selected: Iterable[Runtime]) -> list[Runtime]:
+    """The newest runtime of each name that none of the `selected` has."""
+    names, found = {runtime.name for runtime in selected}, []
     for runtime in runtimes:  # the newest of a name first
         if runtime.name not in names:
             names.add(runtime.name)
-            found[runtime.id] = runtime
+            found.append(runtime)
     return found
 
 

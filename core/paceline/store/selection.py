@@ -26,7 +26,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from paceline.versions import order
+from paceline.versions import is_newer
 
 V = TypeVar("V")
 
@@ -129,7 +129,7 @@ class Selection:
         if left is None or left in self.holds:
             return None
         (name, _, version), (other, _, returned_to) = left.rpartition("@"), runtime_id.rpartition("@")
-        return left if name == other and order(version) > order(returned_to) else None
+        return left if name == other and is_newer(version, returned_to) else None
 
     def with_format(self, model_format: str, runtime_id: str) -> Selection:
         """Let a runtime serve a format; what served it becomes the newest of the earlier ones."""
