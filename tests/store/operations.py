@@ -353,7 +353,7 @@ class InstallPlugin(Install):
         super().prepare(store)
         plugin_packages.overlay._uv = play_uv
         plugin_packages.overlay.host_packages = lambda without: {}
-        plugin_packages.try_plugins = lambda target, held: Trial({}, {}, 0.0)
+        plugin_packages.try_plugins = lambda target, held, added=(): Trial({}, {}, 0.0)
         self.wheels = {name: self._wheel(store.home / "wheels", name) for name in ("owl", "parrot")}
         self._install(store, "owl")
 

@@ -228,7 +228,7 @@ def test_a_prompt_beside_a_very_long_one_does_not_wait_for_it(llama, fresh_llama
     """Both too long to be read where they are decoded, and read to the bits that each has alone."""
     load = {"role": "main", "path": MAIN, "context_length": 6144, "options": {"parallel": 4}}
     sampling = {"temperature": 0.8, "seed": 3}
-    long = {"prompt": "word " * 5000, "max_tokens": 8, "sampling": sampling, "ignore_eos": True}
+    long = {"prompt": [300 + i % 50 for i in range(5000)], "max_tokens": 8, "sampling": sampling, "ignore_eos": True}
     short = {"prompt": "".join(LONG.splitlines(keepends=True)[:60]) + prompt("close"), "max_tokens": 40}
     short |= {"sampling": sampling, "ignore_eos": True}
     tiny = {"prompt": prompt("merge"), "max_tokens": 1}

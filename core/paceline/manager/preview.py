@@ -39,7 +39,7 @@ def preview(release: Release, store: Store) -> Preview:
     Of packages whose lock says no size, their index is asked, in a hurry.
     """
     cache, told = paths.cache(), {}
-    if not health.quick(store.folder / release.id).ok:
+    if not health.sizes(store.folder / release.id).ok:
         with closing(Indexes(cache, patience=_HURRY)) as indexes:
             told = asked(release.recipe, indexes)
     return Preview(plan_here(release, store, told), space_for(release, store, cache, told))
@@ -55,7 +55,7 @@ def plan_here(release: Release, store: Store, told: Mapping[str, int] = MappingP
         store.home,
         [r.id for r in store.runtimes()],
         store.selection(),
-        broken=not health.quick(store.folder / release.id).ok,
+        broken=not health.sizes(store.folder / release.id).ok,
         build_s=store.build_time(release.name),
         cores=psutil.cpu_count(),
         told=told,
