@@ -4,8 +4,7 @@ A generation is advanced step by step; between two steps the engine's thread loo
 arrived. Loading and unloading wait until the running generations are done, and nothing that came after them starts
 before, so requests take effect in the order they came. A generation whose grammar is still being compiled, or whose
 long prompt is being tokenized, on a thread of its own, has its slot already, and what came later may begin before it in
-another. Texts to embed are computed batch
-by batch, those of several requests together where there is room.
+another. Texts to embed are computed batch by batch, those of several requests together where there is room.
 """
 
 from __future__ import annotations
